@@ -1,0 +1,116 @@
+"""The command line."""
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mpi4py import MPI
+
+from hpc_maml import __version__
+from hpc_maml.errors import InputError
+from hpc_maml.mpi.runtime import check_world, launcher_rank
+
+BAD_INPUT = 2
+
+SUMMARY = """\
+usage: python -m hpc_maml [train] [--config FILE] [--run-dir DIR] [key=value ...]
+       python -m hpc_maml evaluate RUN [--tasks N] [--updates K] [--json FILE]
+       python -m hpc_maml COMMAND --help
+
+Meta-trains a policy on all ranks of an MPI job: mpirun -np N python -m hpc_maml ...
+
+exit codes: 0 done; 2 bad input; 75 stopped early by a signal, with a checkpoint: give the same
+--run-dir again to go on; anything else: failed."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line on this rank and return the exit code."""
+    world = MPI.COMM_WORLD
+    speaks = world.rank == 0 and launcher_rank() == 0
+    try:
+        with contextlib.ExitStack() as stack:
+            if not speaks:  # argparse prints help and complaints: once is enough
+                silence = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+                stack.enter_context(contextlib.redirect_stdout(silence))
+                stack.enter_context(contextlib.redirect_stderr(silence))
+            command = parse(arguments)
+        check_world(world.size)
+        comm = world.Dup()
+        code = command(comm)
+        comm.Free()
+        return code
+    except InputError as error:
+        if world.size > 1 and not error.on_every_rank:
+            raise
+        if speaks:
+            print(f"hpc_maml: {error}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def parse(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
+    """Return what the command line asks for, as a function of the communicator.
+
+    Prints and raises SystemExit for ``--help`` and for a wrong command line.
+    """
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(SUMMARY)
+        raise SystemExit(0)
+    if arguments and arguments[0] == "--version":
+        print(__version__)
+        raise SystemExit(0)
+    if arguments and arguments[0] in COMMANDS:
+        return COMMANDS[arguments[0]](arguments[1:])
+    return _train(arguments)
+
+
+def _train(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
+    parser = argparse.ArgumentParser(
+        "hpc_maml train", description="Meta-train a policy, or go on with a run."
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file; see configs/")
+    parser.add_argument(
+        "--run-dir", type=Path, metavar="DIR", help="run folder; if it exists, the run goes on"
+    )
+    parser.add_argument(
+        "settings", nargs="*", metavar="key=value", help="for example trpo.max_kl=0.02"
+    )
+    options = parser.parse_intermixed_args(arguments)
+
+    def run(comm: MPI.Intracomm) -> int:
+        from hpc_maml.config import load_config
+        from hpc_maml.training import train
+
+        return train(comm, lambda: load_config(options.config, options.settings), options.run_dir)
+
+    return run
+
+
+def _evaluate(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
+    parser = argparse.ArgumentParser(
+        "hpc_maml evaluate", description="Meta-test the last checkpoint of a run on unseen tasks."
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument("--tasks", type=_count, default=40, metavar="N", help="tasks (40)")
+    parser.add_argument("--updates", type=_count, default=3, metavar="K", help="inner steps (3)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table to FILE")
+    options = parser.parse_args(arguments)
+
+    def run(comm: MPI.Intracomm) -> int:
+        from hpc_maml.training import evaluate
+
+        return evaluate(comm, options.run, options.tasks, options.updates, options.json)
+
+    return run
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+COMMANDS = {"train": _train, "evaluate": _evaluate}

@@ -1,0 +1,164 @@
+"""The base of all environments: the episodes of one or several tasks, stepped side by side."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from gymnasium import Space
+from gymnasium.error import ResetNeeded
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+
+def lineage_row(lineages: Mapping[str, Any], lineage: str) -> Any:
+    """Return the row of a lineage table; ValueError lists the lineages there are."""
+    if lineage not in lineages:
+        raise ValueError(f"there is no lineage {lineage!r}; there is {', '.join(lineages)}")
+    return lineages[lineage]
+
+
+class TaskVectorEnv(VectorEnv):
+    """B episodes of each of G tasks; the episodes of task g are rows g*B to (g+1)*B.
+
+    An episode that ended rests until it is reset: its observations and rewards are 0, its flags
+    False. Arrays handed out belong to the caller.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.DISABLED}
+    task_dim: int
+
+    def __init__(
+        self,
+        *,
+        num_tasks: int,
+        episodes_per_task: int,
+        horizon: int,
+        num_threads: int,
+        single_observation_space: Space,
+        single_action_space: Space,
+    ) -> None:
+        """Set the sizes; physics, where there is any, runs on ``num_threads`` threads."""
+        self.num_tasks = num_tasks
+        self.episodes_per_task = episodes_per_task
+        self.num_envs = num_tasks * episodes_per_task
+        self.horizon = horizon
+        self.num_threads = num_threads
+        self.single_observation_space = single_observation_space
+        self.single_action_space = single_action_space
+        self.observation_space = batch_space(single_observation_space, self.num_envs)
+        self.action_space = batch_space(single_action_space, self.num_envs)
+        self._tasks: np.ndarray | None = None  # [num_envs, task_dim]
+        self._tasks_were_set = False
+        self._was_reset = False
+        self._steps = np.zeros(self.num_envs, np.int64)
+        self._active = np.zeros(self.num_envs, np.bool_)
+        self._all_active = False
+
+    def sample_tasks(self, rng: np.random.Generator, n: int) -> np.ndarray:
+        """Draw n tasks, float64 ``[n, task_dim]``."""
+        raise NotImplementedError
+
+    def _draw_starts(self, rng: np.random.Generator) -> np.ndarray:
+        """Draw the initial states of one task's episodes, ``[B, state_dim]``."""
+        raise NotImplementedError
+
+    def _start(self, chosen: np.ndarray, starts: np.ndarray) -> None:
+        """Put the chosen episodes, bool ``[num_envs]``, into their initial states."""
+        raise NotImplementedError
+
+    def _observations(self) -> np.ndarray:
+        """Return new observations of all episodes, float32 ``[num_envs, obs_dim]``."""
+        raise NotImplementedError
+
+    def _advance(
+        self, actions: np.ndarray, active: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Advance the active episodes (None: all); return observations, rewards, terminated, infos.
+
+        What is returned for a resting episode is overwritten.
+        """
+        raise NotImplementedError
+
+    def set_tasks(self, tasks: np.ndarray) -> None:
+        """Set the tasks, ``[num_tasks, task_dim]``; ValueError for any other shape."""
+        tasks = np.asarray(tasks, np.float64)
+        if tasks.shape != (self.num_tasks, self.task_dim):
+            raise ValueError(
+                f"tasks must have the shape {(self.num_tasks, self.task_dim)}, not {tasks.shape}"
+            )
+        self._tasks = np.repeat(tasks, self.episodes_per_task, axis=0)
+        self._tasks_were_set = True
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start new episodes; all draws for task g come from ``options["generators"][g]``.
+
+        Without generators they are spawned from the seed. ``options["reset_mask"]``, bool
+        [num_envs], resets only some episodes. Tasks that nobody set are drawn anew with every
+        whole reset. Raises ValueError for generators or a mask of the wrong shape.
+        """
+        super().reset(seed=seed)
+        options = options or {}
+        generators = options.get("generators")
+        if generators is None:
+            generators = self.np_random.spawn(self.num_tasks)
+        if len(generators) != self.num_tasks:
+            raise ValueError(
+                f"generators must be one for each of {self.num_tasks} tasks, not {len(generators)}"
+            )
+        chosen = np.ones(self.num_envs, np.bool_)
+        if "reset_mask" in options:
+            chosen = np.asarray(options["reset_mask"])
+            if chosen.shape != (self.num_envs,) or chosen.dtype != np.bool_:
+                raise ValueError(
+                    f"reset_mask must be {self.num_envs} booleans, not {chosen.dtype} "
+                    f"of shape {chosen.shape}"
+                )
+        if self._tasks is None or (chosen.all() and not self._tasks_were_set):
+            self.set_tasks(np.concatenate([self.sample_tasks(rng, 1) for rng in generators]))
+            self._tasks_were_set = False
+        # Every task draws for all its episodes, so that a mask leaves the others' draws alone.
+        starts = np.concatenate([self._draw_starts(rng) for rng in generators])
+        self._start(chosen, starts[chosen])
+        self._was_reset = True
+        self._steps[chosen] = 0
+        self._active = self._active | chosen
+        self._all_active = bool(self._active.all())
+        observations = self._observations()
+        observations[~self._active] = 0
+        return observations, {}
+
+    def step(
+        self, actions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Step all running episodes with actions ``[num_envs, ...]``.
+
+        Returns observations float32 ``[num_envs, obs_dim]``, rewards float64 and terminated and
+        truncated bool ``[num_envs]``, and infos. Raises ValueError for actions of another shape or
+        with NaN or infinity, ResetNeeded before the first reset.
+        """
+        if not self._was_reset:
+            raise ResetNeeded("reset the environments before the first step")
+        actions = np.asarray(actions)
+        if actions.shape != self.action_space.shape:
+            raise ValueError(
+                f"actions must have the shape {self.action_space.shape}, not {actions.shape}"
+            )
+        if not np.isfinite(actions).all():
+            raise ValueError("actions hold NaN or infinity")
+        active = self._active
+        observations, rewards, terminated, infos = self._advance(
+            actions, None if self._all_active else active
+        )
+        self._steps += 1
+        ended = terminated | (self._steps >= self.horizon)
+        truncated = ended & ~terminated
+        if not self._all_active:
+            observations[~active] = 0
+            rewards[~active] = 0
+            terminated &= active
+            truncated &= active
+        self._active = active & ~ended
+        self._all_active = bool(self._active.all())
+        return observations, rewards, terminated, truncated, infos

@@ -1,0 +1,76 @@
+"""A point in the plane that looks for a goal it does not see."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from gymnasium.spaces import Box
+
+from hpc_maml.envs.batched import TaskVectorEnv, lineage_row
+
+GOAL_RANGE = 0.5
+GOAL_TOLERANCE = 0.01  # in each coordinate
+
+
+class Lineage(NamedTuple):
+    """What differs between published versions of this environment."""
+
+    horizon: int
+    action_limit: float  # actions are clipped to this, either way
+    distance_per_action: float
+
+
+LINEAGES = {"gymnasium": Lineage(horizon=100, action_limit=0.1, distance_per_action=1.0)}
+
+
+class Navigation(TaskVectorEnv):
+    """Walk from the origin to the goal, a task in [-0.5, 0.5]^2, in steps of at most 0.1."""
+
+    task_dim = 2
+
+    def __init__(
+        self,
+        *,
+        num_tasks: int,
+        episodes_per_task: int,
+        horizon: int | None = None,
+        num_threads: int = 1,
+        lineage: str = "gymnasium",
+    ) -> None:
+        """Make the batch; ValueError for an unknown lineage."""
+        self._lineage = lineage_row(LINEAGES, lineage)
+        horizon = horizon or self._lineage.horizon
+        limit = self._lineage.action_limit
+        farthest = limit * self._lineage.distance_per_action * horizon
+        super().__init__(
+            num_tasks=num_tasks,
+            episodes_per_task=episodes_per_task,
+            horizon=horizon,
+            num_threads=num_threads,
+            single_observation_space=Box(-farthest, farthest, (2,), np.float32),
+            single_action_space=Box(-limit, limit, (2,), np.float32),
+        )
+        self._positions = np.zeros((self.num_envs, 2))
+
+    def sample_tasks(self, rng: np.random.Generator, n: int) -> np.ndarray:
+        """Draw n goals, float64 ``[n, 2]``."""
+        return rng.uniform(-GOAL_RANGE, GOAL_RANGE, (n, 2))
+
+    def _draw_starts(self, rng: np.random.Generator) -> np.ndarray:
+        return np.zeros((self.episodes_per_task, 2))
+
+    def _start(self, chosen: np.ndarray, starts: np.ndarray) -> None:
+        self._positions[chosen] = starts
+
+    def _observations(self) -> np.ndarray:
+        return self._positions.astype(np.float32)
+
+    def _advance(
+        self, actions: np.ndarray, active: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        # Resting points move too: cheaper than to leave them out, and nobody sees it.
+        limit = self._lineage.action_limit
+        self._positions += actions.clip(-limit, limit) * self._lineage.distance_per_action
+        offsets = self._positions - self._tasks
+        rewards = -((offsets * offsets).sum(-1) ** 0.5)
+        terminated = (abs(offsets) < GOAL_TOLERANCE).all(-1)
+        return self._observations(), rewards, terminated, {}

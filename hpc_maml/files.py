@@ -1,0 +1,47 @@
+"""Files that appear whole or not at all, whenever the process is killed."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+
+TEMPORARY = ".partial"
+
+
+def write_whole(path: Path, write: Callable[[Path], None], *, durable: bool = True) -> None:
+    """Have ``write`` make a file under a temporary name, then rename it to ``path``.
+
+    A reader sees the old file or the new one. ``durable`` also waits for the disk, so that the file
+    survives the loss of power; without it, it survives the death of the process.
+    """
+    temporary = path.with_name(path.name + TEMPORARY)
+    write(temporary)
+    if durable:
+        _sync(temporary)
+    os.replace(temporary, path)
+    if durable:
+        _sync(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole."""
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_hdf5(path: Path, fill: Callable[[h5py.File], None], *, durable: bool = True) -> None:
+    """Write an HDF5 file whole; ``fill`` puts the content into the open file."""
+
+    def write(temporary: Path) -> None:
+        with h5py.File(temporary, "w") as file:
+            fill(file)
+
+    write_whole(path, write, durable=durable)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,230 @@
+"""The outer step: TRPO on the losses after adaptation, in the order of the paper.
+
+Terms of each task are computed here, in torch; their sums over tasks come from a ``reduce`` handed
+in, so that one agent alone and many together run the same lines. What follows from a sum, every
+decision included, is the same on all agents.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from hpc_maml.config import TrpoConfig
+from hpc_maml.maml import adapt, inner_loss, log_ratio, surrogate_loss
+from hpc_maml.policy import Gaussian, Layers, Policy
+from hpc_maml.trajectory import Samples
+from hpc_maml.trust_region import conjugate_gradient, line_search
+
+Reduce = Callable[[np.ndarray], np.ndarray]  # terms [G, n] of this agent's tasks -> float64 [n]
+Adaptation = tuple[torch.Tensor, torch.Tensor]  # parameters [G, P] before, and after with a graph
+
+
+@dataclass(frozen=True)
+class TaskGroup:
+    """G tasks, linearised at theta."""
+
+    inner: Sequence[Samples]  # inner[k] was collected with the parameters after k inner steps
+    inner_step_sizes: Sequence[float]
+    adaptations: Sequence[Adaptation]
+    inner_loss_before: torch.Tensor  # [G], of theta on inner[0]
+    inner_loss_after: torch.Tensor  # [G], of the adapted parameters on inner[-1]
+    post: Samples  # collected with the adapted parameters
+    layers: Layers  # the adapted parameters
+    activations: list[torch.Tensor]  # of the adapted policy, on the observations of ``post``
+    distribution: Gaussian | torch.Tensor  # the same
+    surrogate: torch.Tensor  # [G]
+    behaviour_kl: torch.Tensor  # [G], estimated KL of the adapted from the behaviour policy
+    gradient: torch.Tensor  # [G, P], of the surrogate loss by theta
+
+
+@dataclass(frozen=True)
+class MetaStep:
+    """The outcome of an outer step; a rejected one leaves theta bitwise as it was."""
+
+    theta: np.ndarray  # [P]
+    accepted: bool
+    reason: str  # why it was rejected, or empty
+    gradient_norm: float
+    surrogate_before: float
+    kl_before: float  # from the behaviour policy: rounding only, unless adaptation disagrees
+    inner_loss_before: float
+    inner_loss_after: float
+    # of the last candidate of the line search
+    surrogate_after: float = np.nan
+    kl_after: float = np.nan
+    cg_residual: float = np.nan  # norm
+    cg_iterations: int = 0
+    line_search_steps: int = 0
+
+
+def linearise(
+    policy: Policy,
+    theta: torch.Tensor,
+    inner: Sequence[Samples],
+    post: Samples,
+    inner_step_sizes: Sequence[float],
+    first_order: bool,
+) -> TaskGroup:
+    """Adapt theta ``[P]`` to G tasks, and keep what the outer step needs of them.
+
+    Samples are tensors with leading dimension G. On the CPU a task gets the same bits for any
+    number of threads if it has 12 samples or more, and for any G if their number is even.
+    """
+    start = adapted = theta.expand(len(post.weights), -1).contiguous()
+    adaptations = []
+    for samples, step_size in zip(inner, inner_step_sizes, strict=True):
+        before = adapted.detach().requires_grad_()
+        adapted = adapt(policy, before, samples, step_size, first_order)
+        adaptations.append((before, adapted))
+
+    adapted = adapted.detach().requires_grad_()
+    surrogate = surrogate_loss(policy, adapted, post)
+    (gradient,) = torch.autograd.grad(surrogate.sum(), adapted)
+    adapted = adapted.detach()
+    layers = policy.unflatten(adapted)
+    activations = policy.activations(layers, post.observations)
+    change = log_ratio(policy, adapted, post)
+    return TaskGroup(
+        inner=inner,
+        inner_step_sizes=inner_step_sizes,
+        adaptations=adaptations,
+        inner_loss_before=inner_loss(policy, start, inner[0]),
+        inner_loss_after=inner_loss(policy, adapted, inner[-1]),
+        post=post,
+        layers=layers,
+        activations=activations,
+        distribution=policy.distribution(layers, activations[-1]),
+        surrogate=surrogate.detach(),
+        behaviour_kl=(post.weights * (torch.expm1(change) - change)).sum(-1),
+        gradient=_through(reversed(adaptations), gradient),
+    )
+
+
+def fisher_vector_product(policy: Policy, group: TaskGroup, vector: torch.Tensor) -> torch.Tensor:
+    """Return F vector ``[G, P]``, F the Hessian at theta of each task's mean KL after adaptation.
+
+    The KL has no slope at theta, so its Hessian is exactly J^T M J: J the derivative of the adapted
+    policy's outputs, M the Hessian of the KL by these (Gauss-Newton).
+    """
+    tangent = vector.expand(len(group.gradient), -1).contiguous()
+    tangent = policy.unflatten(_through(group.adaptations, tangent))
+    change = policy.push_forward(group.layers, group.activations, tangent)
+    cotangent = policy.fisher_metric(group.distribution, change, group.post.weights)
+    product = policy.pull_back(group.layers, group.activations, cotangent)
+    return _through(reversed(group.adaptations), product)
+
+
+@torch.no_grad()
+def surrogate_and_kl(policy: Policy, group: TaskGroup, theta: torch.Tensor) -> torch.Tensor:
+    """Return each task's surrogate loss at theta ``[P]`` and KL from the old policy, ``[G, 2]``."""
+    adapted = theta.expand(len(group.gradient), -1).contiguous()
+    for samples, step_size in zip(group.inner, group.inner_step_sizes, strict=True):
+        adapted = adapt(policy, adapted, samples, step_size)
+    distribution = policy.forward(policy.unflatten(adapted), group.post.observations)
+    kl = policy.kl_divergence(group.distribution, distribution)
+    surrogate = surrogate_loss(policy, adapted, group.post)
+    return torch.stack([surrogate, (group.post.weights * kl).sum(-1)], dim=-1)
+
+
+def meta_step(
+    policy: Policy,
+    theta: np.ndarray,
+    groups: Sequence[TaskGroup],
+    num_tasks: int,
+    reduce: Reduce,
+    trpo: TrpoConfig,
+) -> MetaStep:
+    """Return theta ``[P]`` after one step of TRPO (Schulman et al. 2015, appendix C).
+
+    ``groups`` are this agent's share, possibly none, of the ``num_tasks`` tasks, linearised at
+    theta. ``reduce`` sums terms ``[G, n]`` over the tasks of all agents, exactly; all agents call
+    it equally often.
+    """
+
+    def mean(per_task: Callable[[TaskGroup], torch.Tensor], width: int) -> np.ndarray:
+        terms = [per_task(group).cpu().numpy() for group in groups]
+        return reduce(np.concatenate([np.zeros((0, width), theta.dtype), *terms])) / num_tasks
+
+    def like(group: TaskGroup, vector: np.ndarray) -> torch.Tensor:
+        return torch.as_tensor(vector, dtype=group.gradient.dtype, device=group.gradient.device)
+
+    def damped_product(vector: np.ndarray) -> np.ndarray:
+        product = mean(
+            lambda group: fisher_vector_product(policy, group, like(group, vector)), theta.size
+        )
+        return product + trpo.cg_damping * vector
+
+    def evaluate(candidate: np.ndarray) -> tuple[float, float]:
+        return tuple(
+            mean(lambda group: surrogate_and_kl(policy, group, like(group, candidate)), 2).tolist()
+        )
+
+    # surrogate loss and its gradient
+    *losses, gradient = np.split(mean(_losses_and_gradient, 4 + theta.size), [1, 2, 3, 4])
+    surrogate, behaviour_kl, inner_loss_before, inner_loss_after = (loss.item() for loss in losses)
+    found = {
+        "gradient_norm": _norm(gradient),
+        "surrogate_before": surrogate,
+        "kl_before": behaviour_kl,
+        "inner_loss_before": inner_loss_before,
+        "inner_loss_after": inner_loss_after,
+    }
+    if not np.isfinite(gradient).all():
+        return MetaStep(theta, False, "non-finite gradient", **found)
+
+    # step direction x = F^-1 g
+    direction = conjugate_gradient(damped_product, gradient, trpo.cg_iters)
+    found |= {"cg_residual": _norm(direction.residual), "cg_iterations": direction.iterations}
+
+    # Lagrange multiplier; x . F x needs no further product, as F x = g - residual
+    curvature = (direction.solution * (gradient - direction.residual)).sum()
+    if not 0 < curvature < np.inf:
+        return MetaStep(theta, False, "no finite step", **found)
+    full_step = -direction.solution / np.sqrt(curvature / (2 * trpo.max_kl))
+
+    # line search
+    search = line_search(
+        evaluate,
+        theta,
+        full_step,
+        trpo.max_kl,
+        trpo.ls_max_steps,
+        trpo.ls_backtrack_ratio,
+        surrogate,
+    )
+    found |= {
+        "surrogate_after": search.surrogate,
+        "kl_after": search.kl,
+        "line_search_steps": search.steps,
+    }
+    if search.theta is None:
+        return MetaStep(theta, False, "line search failed", **found)
+    return MetaStep(search.theta, True, "", **found)
+
+
+def _through(adaptations: Sequence[Adaptation], vectors: torch.Tensor) -> torch.Tensor:
+    """Multiply ``vectors`` ``[G, P]`` by the Jacobian of each inner step in turn.
+
+    A Jacobian 1 - step_size H, H the Hessian of the inner loss, is symmetric: the same product
+    pushes a tangent forward through the adaptation and, in reversed order, pulls a gradient back.
+    """
+    for before, after in adaptations:
+        (vectors,) = torch.autograd.grad(after, before, vectors, retain_graph=True)
+    return vectors
+
+
+def _losses_and_gradient(group: TaskGroup) -> torch.Tensor:
+    losses = [
+        group.surrogate,
+        group.behaviour_kl,
+        group.inner_loss_before,
+        group.inner_loss_after,
+    ]
+    return torch.cat([torch.stack(losses, dim=-1), group.gradient], dim=-1)
+
+
+def _norm(vector: np.ndarray) -> float:
+    # not BLAS: the bits must not depend on the number of threads
+    return float(np.sqrt((vector * vector).sum()))

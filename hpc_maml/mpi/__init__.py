@@ -1,0 +1,1 @@
+"""Everything that talks MPI: start and end, communicators, messages, reductions."""

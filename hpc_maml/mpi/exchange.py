@@ -1,0 +1,112 @@
+"""Messages between roles: small pickled ones, and trajectory batches straight from their buffer."""
+
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+from hpc_maml.mpi.waiting import Until
+
+BATCH_TAG = 1
+
+
+class Messenger:
+    """Small pickled messages on one communicator; a pending request owns its buffer."""
+
+    def __init__(self, comm: MPI.Comm) -> None:
+        self.comm = comm
+        self.in_flight: list[MPI.Request] = []
+
+    def send(self, message: Any, dest: int, tag: int) -> None:
+        """Send a message without waiting."""
+        self.poll()
+        self.in_flight.append(self.comm.isend(message, dest, tag))
+
+    async def receive(self, tag: int, what: str, source: int = MPI.ANY_SOURCE) -> tuple[Any, int]:
+        """Return the next message with ``tag`` and the rank it came from."""
+        status = MPI.Status()
+        matched: list[MPI.Message] = []
+
+        def arrived() -> bool:
+            message = self.comm.improbe(source, tag, status)
+            if message is not None:
+                matched.append(message)
+            return message is not None
+
+        await Until(arrived, what)
+        request = matched[0].irecv()
+        received: list[Any] = []
+
+        def complete() -> bool:
+            done, message = request.test()
+            received.append(message)
+            return done
+
+        await Until(complete, what)
+        return received[-1], status.Get_source()
+
+    def take(self, tag: int) -> list[int]:
+        """Receive all messages with ``tag`` that have arrived; return the ranks they came from."""
+        status = MPI.Status()
+        sources = []
+        while (message := self.comm.improbe(MPI.ANY_SOURCE, tag, status)) is not None:
+            message.recv()
+            sources.append(status.Get_source())
+        return sources
+
+    def waiting(self, tag: int) -> bool:
+        """Tell whether a message with ``tag`` has arrived."""
+        return self.comm.iprobe(MPI.ANY_SOURCE, tag)
+
+    def poll(self) -> bool:
+        """Let go of completed sends; tell whether none is left."""
+        self.in_flight = [request for request in self.in_flight if not request.Test()]
+        return not self.in_flight
+
+
+class BatchSender:
+    """Nonblocking sends of trajectory batches to rank 0 of a team."""
+
+    def __init__(self, comm: MPI.Comm) -> None:
+        self.comm = comm
+        self.in_flight: list[tuple[MPI.Request, np.ndarray]] = []
+
+    def send(self, batch: np.ndarray) -> None:
+        """Send a batch ``[1]`` of records; it must not change afterwards, and is kept until sent."""
+        self.poll()
+        buffer = batch.view(np.uint8)
+        self.in_flight.append((self.comm.Isend([buffer, MPI.BYTE], 0, BATCH_TAG), buffer))
+
+    def poll(self) -> bool:
+        """Let go of completed sends; tell whether none is left."""
+        self.in_flight = [pair for pair in self.in_flight if not pair[0].Test()]
+        return not self.in_flight
+
+
+class BatchReceiver:
+    """Posted receives for trajectory batches, ``depth`` of them at any time."""
+
+    def __init__(self, comm: MPI.Comm, dtype: np.dtype, depth: int) -> None:
+        self.comm = comm
+        self.dtype = dtype
+        self.posted = [self._post() for _ in range(depth)]
+
+    def _post(self) -> tuple[MPI.Request, np.ndarray]:
+        batch = np.empty(1, self.dtype)
+        request = self.comm.Irecv([batch.view(np.uint8), MPI.BYTE], MPI.ANY_SOURCE, BATCH_TAG)
+        return request, batch
+
+    def take(self) -> list[np.ndarray]:
+        """Return the batches ``[1]`` that have arrived, and post a receive for each."""
+        done = MPI.Request.Testsome([request for request, _ in self.posted]) or []
+        batches = [self.posted[index][1] for index in done]
+        for index in done:
+            self.posted[index] = self._post()
+        return batches
+
+    def close(self) -> None:
+        """Cancel the receives that nothing will arrive for."""
+        for request, _ in self.posted:
+            request.Cancel()
+            request.Wait()
+        self.posted = []

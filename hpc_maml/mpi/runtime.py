@@ -1,0 +1,97 @@
+"""Start and end of the MPI program: is this the world the launcher meant, and who ends the job."""
+
+import os
+import pickle
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, TypeVar
+
+import numpy as np
+from mpi4py import MPI
+
+from hpc_maml.errors import InputError
+from hpc_maml.mpi.waiting import wait
+
+T = TypeVar("T")
+
+START_LIMIT = 600.0  # seconds rank 0 may take to prepare the job
+
+# What a launcher tells each process it starts: (number of processes, index of this one).
+LAUNCHER_VARIABLES = (
+    ("PMI_SIZE", "PMI_RANK"),
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+)
+
+
+def launcher_rank(environment: Mapping[str, str] = os.environ) -> int:
+    """Return the index that the launcher gave this process, 0 without a launcher."""
+    for _, rank in LAUNCHER_VARIABLES:
+        if rank in environment:
+            return int(environment[rank])
+    return 0
+
+
+def check_world(size: int, environment: Mapping[str, str] = os.environ) -> None:
+    """Raise InputError if the launcher started more processes than the MPI world holds.
+
+    That is what happens when ``mpirun`` or ``srun --mpi`` belongs to another MPI than the library
+    that mpi4py loads: N worlds of size 1, each doing all of the work.
+    """
+    for variable, _ in LAUNCHER_VARIABLES:
+        started = int(environment.get(variable, 1))
+        if started > size:
+            library = MPI.Get_library_version().split("\n")[0].strip(" \0")
+            raise InputError(
+                f"The launcher started {started} processes ({variable}) but the MPI world has "
+                f"{size}: the launcher does not belong to the MPI library in use ({library}); "
+                "start with the mpirun of that library, or with the srun --mpi=... type it "
+                "supports (srun --mpi=list)."
+            )
+
+
+def from_rank_0(world: MPI.Comm, prepare: Callable[[], T]) -> T:
+    """Return on every rank what ``prepare`` returns on rank 0, or raise its InputError on all."""
+    outcome: T | InputError | None = None
+    if world.rank == 0:
+        try:
+            outcome = prepare()
+        except InputError as error:
+            outcome = error
+    outcome = _broadcast(world, outcome)
+    if isinstance(outcome, InputError):
+        outcome.on_every_rank = True
+        raise outcome
+    return outcome
+
+
+def _broadcast(world: MPI.Comm, value: Any) -> Any:
+    """Return the object that rank 0 passes, on every rank; waits passively."""
+    payload = np.frombuffer(pickle.dumps(value), np.uint8)
+    size = np.array([payload.size])
+    wait(world.Ibcast(size), "rank 0 to prepare the job", START_LIMIT)
+    if world.rank:
+        payload = np.empty(size[0], np.uint8)
+    wait(world.Ibcast(payload), "rank 0 to prepare the job", START_LIMIT)
+    return pickle.loads(payload)
+
+
+def abort(error: BaseException) -> NoReturn:
+    """End the job on every rank, with one traceback that names this rank and its role.
+
+    An InputError that only this rank met is one sentence and exit code 2.
+    """
+    rank = MPI.COMM_WORLD.rank
+    where = f"rank {rank} ({getattr(error, 'role', 'start-up')}) on {socket.gethostname()}"
+    if isinstance(error, InputError):
+        text, code = f"hpc_maml: {where}: {error}\n", 2
+    else:
+        body = "".join(traceback.format_exception(error))
+        text, code = f"hpc_maml: {where} failed and ends the job.\n{body}", 1
+    sys.stdout.flush()
+    sys.stderr.write(text)  # in one piece: lines of several ranks must not mix
+    sys.stderr.flush()
+    MPI.COMM_WORLD.Abort(code)
+    os._exit(code)  # an MPI whose Abort returns

@@ -1,0 +1,225 @@
+"""Which rank holds which roles, and the communicators of the roles."""
+
+import os
+import socket
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from mpi4py import MPI
+
+from hpc_maml.errors import InputError
+from hpc_maml.mpi.waiting import wait
+
+HOST = np.dtype([("name", "S64"), ("cores", np.int64), ("affinity", np.uint64)])
+
+
+@dataclass(frozen=True)
+class Place:
+    """The roles of one rank; ``team`` is the index of the agent it works with."""
+
+    principal: bool
+    agent: bool
+    observer: bool
+    team: int | None  # None for a principal that is neither agent nor observer
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Names of the roles this rank holds."""
+        return tuple(r for r in ("principal", "agent", "observer") if getattr(self, r))
+
+
+def assign_roles(
+    nodes: Sequence[int], agents: int | Literal["auto"], layout: Literal["split", "colocated"]
+) -> list[Place]:
+    """Return the place of every rank; ``nodes[rank]`` is any number that names its node.
+
+    Teams are formed node by node: agents are dealt to nodes in proportion to their free ranks,
+    observers join an agent of their own node, and only those of nodes without an agent go to the
+    smallest teams elsewhere. Roles are composed where ranks are few: without 1 + 2 agents ranks the
+    principal shares rank 0 with an agent, and an agent without an observer observes for itself.
+
+    Raises InputError for more agents than ranks.
+    """
+    size = len(nodes)
+    if layout == "colocated":
+        if agents not in ("auto", size):
+            raise InputError(
+                f"The colocated layout makes every rank an agent, {size} here: "
+                f"topology.agents must be auto, not {agents}."
+            )
+        return [Place(rank == 0, True, True, rank) for rank in range(size)]
+    if agents == "auto":
+        agents = max(1, size // 4)
+    if agents > size:
+        raise InputError(f"topology.agents is {agents}, but there are only {size} MPI ranks.")
+
+    principal_alone = size >= 1 + 2 * agents
+    free = {node: [] for node in sorted(set(nodes), key=list(nodes).index)}
+    for rank in range(1 if principal_alone else 0, size):
+        free[nodes[rank]].append(rank)
+
+    # An agent goes to the node with the most free ranks per agent that it would then have.
+    dealt = Counter()
+    for _ in range(agents):
+        roomy = [node for node in free if len(free[node]) > dealt[node]]
+        dealt[max(roomy, key=lambda node: len(free[node]) / (dealt[node] + 1))] += 1
+    agent_ranks = [rank for node in free for rank in free[node][: dealt[node]]]
+
+    teams = {rank: index for index, rank in enumerate(sorted(agent_ranks))}
+    observers_of = Counter()
+    here_first = sorted(free, key=lambda node: dealt[node] == 0)
+    for node in here_first:
+        near = [teams[rank] for rank in free[node][: dealt[node]]] or list(teams.values())
+        for rank in free[node][dealt[node] :]:
+            team = min(near, key=lambda index: (observers_of[index], index))
+            teams[rank] = team
+            observers_of[team] += 1
+    return [
+        Place(
+            principal=rank == 0,
+            agent=rank in agent_ranks,
+            observer=rank in teams and (rank not in agent_ranks or not observers_of[teams[rank]]),
+            team=teams.get(rank),
+        )
+        for rank in range(size)
+    ]
+
+
+@dataclass(frozen=True)
+class Topology:
+    """The places of all ranks and this rank's communicators, MPI.COMM_NULL where it has no part.
+
+    Ranks of ``agent_comm`` are team indices; of ``learner_comm``, in the order of the world; rank 0
+    of ``team_comm`` is the agent.
+    """
+
+    world: MPI.Intracomm
+    places: tuple[Place, ...]
+    hosts: tuple[str, ...]  # by rank
+    threads: int  # this rank's share of the cores it may run on
+    local_agent: int  # index of this agent among the agents of its node
+    principal_comm: MPI.Comm
+    agent_comm: MPI.Comm
+    observer_comm: MPI.Comm
+    learner_comm: MPI.Comm
+    team_comm: MPI.Comm
+
+    @property
+    def place(self) -> Place:
+        """The roles of this rank."""
+        return self.places[self.world.rank]
+
+    @property
+    def agent_ranks(self) -> list[int]:
+        """World ranks of the agents, by team index."""
+        return [rank for rank, place in enumerate(self.places) if place.agent]
+
+    @property
+    def learner_ranks_of_agents(self) -> tuple[int, ...]:
+        """Ranks of the agents in ``learner_comm``, by team index."""
+        learners = [rank for rank, place in enumerate(self.places) if place.principal or place.agent]
+        return tuple(learners.index(rank) for rank in self.agent_ranks)
+
+    def team_observers(self, team: int) -> int:
+        """Return the number of observers of a team."""
+        return sum(place.observer and place.team == team for place in self.places)
+
+    def free(self) -> None:
+        """Free the communicators."""
+        for comm in (
+            self.principal_comm,
+            self.agent_comm,
+            self.observer_comm,
+            self.learner_comm,
+            self.team_comm,
+        ):
+            if comm != MPI.COMM_NULL:
+                comm.Free()
+
+
+def build_topology(
+    world: MPI.Intracomm,
+    agents: int | Literal["auto"],
+    layout: Literal["split", "colocated"],
+    limit: float,
+) -> Topology:
+    """Assign the roles on ``world`` and split it; collective. Raises InputError on every rank."""
+    hosts = _gather_hosts(world, limit)
+    node_comm = world.Split_type(MPI.COMM_TYPE_SHARED)
+    nodes = np.zeros(world.size, np.int64)
+    node = np.array([wait_min(node_comm, world.rank, limit)], np.int64)
+    node_comm.Free()
+    wait(world.Iallgather(node, nodes), "the nodes of all ranks", limit)
+    places = assign_roles(nodes.tolist(), agents, layout)
+    place = places[world.rank]
+
+    def split(member: bool, colour: int = 0, key: int = 0) -> MPI.Comm:
+        return world.Split(colour if member else MPI.UNDEFINED, key)
+
+    same_node_agents = [
+        rank for rank in range(world.size) if places[rank].agent and nodes[rank] == node[0]
+    ]
+    return Topology(
+        world=world,
+        places=tuple(places),
+        hosts=tuple(host["name"].decode() for host in hosts),
+        threads=_threads(world.rank, hosts, nodes, places),
+        local_agent=same_node_agents.index(world.rank) if place.agent else 0,
+        principal_comm=split(place.principal),
+        agent_comm=split(place.agent),
+        observer_comm=split(place.observer),
+        learner_comm=split(place.principal or place.agent),
+        team_comm=split(place.team is not None, place.team or 0, 0 if place.agent else 1),
+    )
+
+
+def wait_min(comm: MPI.Comm, value: int, limit: float) -> int:
+    """Return the smallest ``value`` on ``comm``; waits passively."""
+    smallest = np.array([value], np.int64)
+    wait(comm.Iallreduce(MPI.IN_PLACE, smallest, MPI.MIN), "the ranks of this node", limit)
+    return int(smallest[0])
+
+
+def _gather_hosts(world: MPI.Comm, limit: float) -> np.ndarray:
+    """Return a HOST record for every rank."""
+    affinity = sorted(os.sched_getaffinity(0))
+    mine = np.zeros(1, HOST)
+    # NumPy cuts names at 64 bytes; the mask is only compared, so 64 bits of it are enough.
+    mine[0] = (socket.gethostname(), len(affinity), sum(1 << core % 64 for core in affinity))
+    everyone = np.zeros(world.size, HOST)
+    wait(
+        world.Iallgather(
+            [mine.view(np.uint8), MPI.BYTE], [everyone.view(np.uint8), HOST.itemsize, MPI.BYTE]
+        ),
+        "the hosts of all ranks",
+        limit,
+    )
+    return everyone
+
+
+def _threads(
+    rank: int, hosts: np.ndarray, nodes: np.ndarray, places: Sequence[Place]
+) -> int:
+    """Return the cores a rank may use, shared with the working ranks bound to the same cores."""
+    sharing = [
+        other
+        for other in range(len(places))
+        if nodes[other] == nodes[rank]
+        and hosts[other]["affinity"] == hosts[rank]["affinity"]
+        and (places[other].agent or places[other].observer)
+    ]
+    return max(1, int(hosts[rank]["cores"]) // max(1, len(sharing)))
+
+
+def rank_ranges(numbers: Sequence[int]) -> str:
+    """Return sorted numbers as text, ``0-2,5``."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1] = [parts[-1][0], number]
+        else:
+            parts.append([number])
+    return ",".join("-".join(map(str, part)) for part in parts)

@@ -1,0 +1,76 @@
+"""Waiting without burning a core, for one request or for all roles of a rank.
+
+MPI libraries spin while they wait. Many ranks on few cores then take the cores from the ranks that
+have work, so every wait here polls, and sleeps between polls for a twentieth of the time it has
+waited so far (0.1 to 10 ms): short waits stay short, long ones cost nothing.
+"""
+
+import time
+from collections.abc import Callable, Coroutine, Generator
+from dataclasses import dataclass
+
+from mpi4py import MPI
+
+SHORTEST_SLEEP, LONGEST_SLEEP = 1e-4, 1e-2  # seconds
+
+
+@dataclass(frozen=True)
+class Until:
+    """Suspend the role that awaits this until ``ready()`` is true; ``what`` names what it awaits."""
+
+    ready: Callable[[], bool]
+    what: str
+
+    def __await__(self) -> Generator["Until", None, None]:
+        if not self.ready():
+            yield self
+
+
+class Idle:
+    """The time since something last happened: sleeps accordingly, and has a limit."""
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+        self.since = time.monotonic()
+
+    def sleep(self, what: str) -> None:
+        """Sleep once; raise TimeoutError that names ``what`` if the limit (seconds) has passed."""
+        waited = time.monotonic() - self.since
+        if waited > self.limit:
+            raise TimeoutError(f"waited {waited:.0f} s for {what}")
+        time.sleep(min(max(waited / 20, SHORTEST_SLEEP), LONGEST_SLEEP))
+
+
+def wait(request: MPI.Request, what: str, limit: float) -> None:
+    """Return when an MPI request is complete; raise TimeoutError after ``limit`` seconds."""
+    idle = Idle(limit)
+    while not request.Test():
+        idle.sleep(what)
+
+
+def run_roles(roles: dict[str, Coroutine[Until, None, None]], limit: float) -> None:
+    """Run the roles of this rank, each until it awaits something, until all have returned.
+
+    An exception is given the attribute ``role``, the name of the role that raised it. Raises
+    TimeoutError when no role could go on for ``limit`` seconds.
+    """
+    waiting: dict[str, Until | None] = dict.fromkeys(roles)
+    idle = Idle(limit)
+    while waiting:
+        for name, awaited in list(waiting.items()):
+            if awaited is not None and not awaited.ready():
+                continue
+            try:
+                waiting[name] = roles[name].send(None)
+            except StopIteration:
+                del waiting[name]
+            except BaseException as error:
+                error.role = name  # type: ignore[attr-defined]
+                raise
+            idle = Idle(limit)
+        if waiting and time.monotonic() > idle.since:
+            try:
+                idle.sleep(" and ".join(each.what for each in waiting.values() if each))
+            except TimeoutError as error:
+                error.role = " and ".join(waiting)  # type: ignore[attr-defined]
+                raise

@@ -1,0 +1,1 @@
+"""The three roles, one loop each, and the messages between them."""

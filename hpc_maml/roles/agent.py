@@ -1,0 +1,153 @@
+"""The agent: gives its tasks to observers on demand, and takes the outer step with the others."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from hpc_maml.config import Config
+from hpc_maml.errors import InputError
+from hpc_maml.meta_step import TaskGroup, linearise, meta_step
+from hpc_maml.mpi.exchange import BatchReceiver, Messenger
+from hpc_maml.mpi.waiting import Until
+from hpc_maml.policy import Policy
+from hpc_maml.roles.messages import Order, Outcome, Tag
+from hpc_maml.roles.observer import REQUESTS_AHEAD
+from hpc_maml.stopping import StopSignal
+from hpc_maml.trajectory import Samples, samples
+
+PRINCIPAL = 0  # rank of the principal among the learners
+
+
+def choose_device(setting: str, local_agent: int, threads: int) -> torch.device:
+    """Return the device of this agent, and keep torch to its share of the cores.
+
+    Agents of a node take its GPUs in turn. Raises InputError for ``cuda`` without a GPU.
+    """
+    torch.set_num_threads(threads)
+    if setting == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda", local_agent % torch.cuda.device_count())
+    if setting == "cuda":
+        raise InputError("device is cuda, but torch finds no GPU here.")
+    return torch.device("cpu")
+
+
+class Team:
+    """The agent's side of its team: who asked for a task, and which batches have arrived."""
+
+    def __init__(self, messenger: Messenger, receiver: BatchReceiver, num_observers: int) -> None:
+        self.messenger = messenger
+        self.receiver = receiver
+        self.num_observers = num_observers
+        self.requests: deque[int] = deque()  # observers, in the order they asked
+        self.arrived: deque[np.ndarray] = deque()  # batches [1] nobody has looked at yet
+
+    def poll(self) -> bool:
+        """Take what has arrived; tell whether there is a batch or an observer without a task."""
+        self.requests.extend(self.messenger.take(Tag.REQUEST))
+        self.arrived.extend(self.receiver.take())
+        return bool(self.requests or self.arrived)
+
+    async def dismiss(self) -> None:
+        """Answer every request that is still to come with the end."""
+        for _ in range(REQUESTS_AHEAD * self.num_observers):
+            await Until(self.poll, "the last requests of the observers")
+            self.messenger.send(None, self.requests.popleft(), Tag.ASSIGNMENT)
+        await Until(self.messenger.poll, "the observers to end")
+        self.receiver.close()
+
+
+async def act(
+    config: Config,
+    policy: Policy,
+    device: torch.device,
+    learner: Messenger,
+    team: Team,
+    reduce: Callable[[np.ndarray], np.ndarray],
+    stop: StopSignal,
+) -> None:
+    """Carry out the principal's orders until it says that there are no more."""
+    while True:
+        order, _ = await learner.receive(Tag.ORDER, "the next iteration", PRINCIPAL)
+        if order is None:
+            break
+        outcome = await carry_out(order, config, policy, device, team, reduce, stop)
+        learner.send(outcome, PRINCIPAL, Tag.OUTCOME)
+    await team.dismiss()
+    await Until(learner.poll, "the principal to receive the last outcome")
+
+
+async def carry_out(
+    order: Order,
+    config: Config,
+    policy: Policy,
+    device: torch.device,
+    team: Team,
+    reduce: Callable[[np.ndarray], np.ndarray],
+    stop: StopSignal,
+) -> Outcome:
+    """Have this agent's tasks collected, work on each as soon as it is complete, then step."""
+    started = time.perf_counter()
+    working = observer_seconds = 0.0
+    stop_requested = False
+    theta = torch.from_numpy(order.theta).to(device)
+    to_give = deque(order.assignments)
+    phases: dict[int, list[np.ndarray]] = {each.index: [] for each in order.assignments}
+    per_task: dict[int, dict[str, float]] = {}
+    groups: list[TaskGroup] = []
+
+    while len(per_task) < len(order.assignments):
+        while to_give and team.requests:
+            team.messenger.send(to_give.popleft(), team.requests.popleft(), Tag.ASSIGNMENT)
+        await Until(team.poll, "trajectory batches from the observers")
+        if not team.arrived:
+            continue
+        batch = team.arrived.popleft()[0]
+        stop_requested |= bool(batch["stop_requested"])
+        observer_seconds += float(batch["observer_seconds"])
+        index = int(batch["task"])
+        phases[index].append(batch)  # messages of one observer arrive in the order they were sent
+        if len(phases[index]) <= len(order.step_sizes):
+            continue
+        per_task[index] = _returns(phases[index])
+        if not order.evaluation:
+            began = time.perf_counter()
+            *inner, post = (_on_device(each, device) for each in phases[index])
+            groups.append(
+                linearise(policy, theta, inner, post, order.step_sizes, config.first_order)
+            )
+            working += time.perf_counter() - began
+
+    sampled = time.perf_counter()
+    step = None
+    if not order.evaluation:
+        step = meta_step(policy, order.theta, groups, order.num_tasks, reduce, config.trpo)
+    ended = time.perf_counter()
+    return Outcome(
+        per_task=per_task,
+        step=step,
+        stop_requested=stop_requested or stop.requested,
+        sampling_seconds=sampled - started,
+        update_seconds=ended - sampled,
+        agent_seconds=working + ended - sampled,
+        observer_seconds=observer_seconds,
+    )
+
+
+def _returns(phases: Sequence[np.ndarray]) -> dict[str, float]:
+    """Return the mean return, episode length and steps of each phase of a task, by name."""
+    values: dict[str, float] = {}
+    for number, batch in enumerate(phases):
+        values[f"return_{number}"] = float(batch["rewards"].sum(0, np.float64).mean())
+        values[f"episode_length_{number}"] = float(batch["lengths"].mean())
+        values[f"steps_{number}"] = int(batch["lengths"].sum())
+    return values
+
+
+def _on_device(batch: np.ndarray, device: torch.device) -> Samples:
+    """Return the samples of one task as tensors ``[1, N, ...]``."""
+    return Samples(*(torch.from_numpy(field)[None].to(device) for field in samples(batch)))

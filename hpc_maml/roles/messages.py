@@ -1,0 +1,61 @@
+"""The control messages between roles; trajectory batches travel by themselves."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+
+
+class Tag(IntEnum):
+    """Message tags; 1 is that of trajectory batches."""
+
+    ORDER = 2  # principal to agent: Order, or None to end
+    OUTCOME = 3  # agent to principal: Outcome
+    REQUEST = 4  # observer to agent: ready for a task
+    ASSIGNMENT = 5  # agent to observer: Assignment, or None to end
+    HELLO = 6  # every rank to the principal: Hello
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One task for one observer."""
+
+    iteration: int
+    index: int  # of the task within the iteration
+    task: np.ndarray  # [task_dim]
+    theta: np.ndarray  # [P]
+    step_sizes: tuple[float, ...]  # one for each inner step
+    evaluation: bool  # a meta-test: draws of its own, no outer step
+
+
+@dataclass(frozen=True)
+class Order:
+    """An agent's share of the tasks of an iteration."""
+
+    assignments: tuple[Assignment, ...]
+    theta: np.ndarray  # [P]
+    step_sizes: tuple[float, ...]
+    evaluation: bool
+    num_tasks: int  # of the whole iteration
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an agent reports of an iteration."""
+
+    per_task: dict[int, dict[str, float]]  # index of the task -> name -> value
+    step: Any  # meta_step.MetaStep, the same from every agent; None after a meta-test
+    stop_requested: bool  # this rank or an observer of its team has received a stop signal
+    sampling_seconds: float  # from the order to the last batch
+    update_seconds: float  # from the last batch to the new parameters
+    agent_seconds: float  # spent working
+    observer_seconds: float  # spent working, summed over the observers of the team
+
+
+@dataclass(frozen=True)
+class Hello:
+    """What a rank says of itself when it is ready to work."""
+
+    device: str
+    threads: int

@@ -1,0 +1,182 @@
+"""The principal: draws tasks, hands out shares, keeps the meta-policy, the record and the clock."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+from hpc_maml.config import Config
+from hpc_maml.envs.batched import TaskVectorEnv
+from hpc_maml.mpi.exchange import Messenger
+from hpc_maml.mpi.waiting import Until
+from hpc_maml.random_streams import Purpose, stream
+from hpc_maml.roles.messages import Assignment, Hello, Order, Outcome, Tag
+from hpc_maml.stopping import StopSignal
+
+
+@dataclass(frozen=True)
+class Agents:
+    """The principal's side of the learners."""
+
+    messenger: Messenger
+    ranks: tuple[int, ...]  # of the agents among the learners
+    observers: tuple[int, ...]  # number of observers of each agent
+
+    def share(self, num_tasks: int) -> list[range]:
+        """Return each agent's tasks: consecutive, and in proportion to its observers."""
+        ends = np.cumsum(self.observers) * num_tasks / sum(self.observers)
+        edges = [0, *np.rint(ends).astype(int).tolist()]
+        return [range(*pair) for pair in zip(edges, edges[1:], strict=False)]
+
+    def send(
+        self,
+        iteration: int,
+        tasks: np.ndarray,
+        theta: np.ndarray,
+        step_sizes: Sequence[float],
+        *,
+        evaluation: bool,
+    ) -> None:
+        """Hand every agent its share of ``tasks`` ``[n, task_dim]``."""
+        for rank, share in zip(self.ranks, self.share(len(tasks)), strict=True):
+            assignments = tuple(
+                Assignment(iteration, i, tasks[i], theta, tuple(step_sizes), evaluation)
+                for i in share
+            )
+            order = Order(assignments, theta, tuple(step_sizes), evaluation, len(tasks))
+            self.messenger.send(order, rank, Tag.ORDER)
+
+    async def outcomes(self) -> list[Outcome]:
+        """Return what every agent reports, in the order of the agents."""
+        return [
+            (await self.messenger.receive(Tag.OUTCOME, "the outcome of an agent", rank))[0]
+            for rank in self.ranks
+        ]
+
+    async def dismiss(self) -> None:
+        """Tell every agent that there is nothing left to do."""
+        for rank in self.ranks:
+            self.messenger.send(None, rank, Tag.ORDER)
+        await Until(self.messenger.poll, "the agents to end")
+
+
+def gather_tasks(outcomes: Sequence[Outcome]) -> dict[str, np.ndarray]:
+    """Return the per-task values of all agents by name, ``[n]`` in the order of the tasks."""
+    per_task = dict(pair for outcome in outcomes for pair in outcome.per_task.items())
+    ordered = [per_task[index] for index in sorted(per_task)]
+    return {name: np.array([each[name] for each in ordered]) for name in ordered[0]}
+
+
+async def greet(world: MPI.Comm) -> list[Hello]:
+    """Wait until every rank is ready; return what they say of themselves, by rank."""
+    messenger = Messenger(world)
+    return [
+        (await messenger.receive(Tag.HELLO, f"rank {rank} to start", rank))[0]
+        for rank in range(world.size)
+    ]
+
+
+async def lead(
+    config: Config,
+    env: TaskVectorEnv,
+    agents: Agents,
+    theta: np.ndarray,
+    first_iteration: int,
+    record: Callable[[int, np.ndarray, dict[str, Any]], None],
+    stop: StopSignal,
+) -> int:
+    """Run the iterations that are left, or until a stop signal; return how many are done then.
+
+    ``record(iterations_done, theta, row)`` keeps what an iteration gave. It is called while the
+    observers already work on the next iteration.
+    """
+    step_sizes = (config.fast_lr,) * config.num_inner_steps
+    done, unrecorded, stopped = first_iteration, None, False
+    while done < config.num_iterations and not (stopped or stop.requested):
+        started = time.perf_counter()
+        tasks = env.sample_tasks(stream(config.seed, Purpose.TASKS, done), config.meta_batch_size)
+        agents.send(done, tasks, theta, step_sizes, evaluation=False)
+        if unrecorded:
+            record(*unrecorded)
+        working = time.perf_counter() - started
+        outcomes = await agents.outcomes()
+        done += 1
+        theta = outcomes[0].step.theta
+        row = summarise(outcomes, config.num_inner_steps)
+        row |= _clock(outcomes, agents, time.perf_counter() - started, working)
+        unrecorded = (done, theta, row)
+        stopped = any(outcome.stop_requested for outcome in outcomes)
+    if unrecorded:
+        record(*unrecorded)
+    await agents.dismiss()
+    return done
+
+
+async def meta_test(
+    config: Config,
+    env: TaskVectorEnv,
+    agents: Agents,
+    theta: np.ndarray,
+    num_tasks: int,
+    num_updates: int,
+) -> list[np.ndarray]:
+    """Return the returns ``[num_tasks]`` of unseen tasks after 0 to ``num_updates`` inner steps.
+
+    The first inner step has the full size, later ones half of it (Finn et al. 2017, appendix A.2).
+    """
+    tasks = env.sample_tasks(stream(config.seed, Purpose.EVALUATION_TASKS), num_tasks)
+    step_sizes = [config.fast_lr / (1 if step == 0 else 2) for step in range(num_updates)]
+    agents.send(0, tasks, theta, step_sizes, evaluation=True)
+    values = gather_tasks(await agents.outcomes())
+    await agents.dismiss()
+    return [values[f"return_{updates}"] for updates in range(num_updates + 1)]
+
+
+def summarise(outcomes: Sequence[Outcome], num_inner_steps: int) -> dict[str, Any]:
+    """Return the values of metrics.METRICS and metrics.PER_TASK that do not depend on time."""
+    tasks = gather_tasks(outcomes)
+    step = outcomes[0].step
+    row: dict[str, Any] = {}
+    for name, phase in (("pre_update", 0), ("post_update", num_inner_steps)):
+        returns = tasks[f"return_{phase}"]
+        row[f"{name}_return"] = returns
+        for statistic in ("mean", "std", "min", "max"):
+            row[f"{name}_return_{statistic}"] = getattr(returns, statistic)()
+        row[f"{name}_episode_length"] = tasks[f"episode_length_{phase}"].mean()
+    for name in (
+        "inner_loss_before",
+        "inner_loss_after",
+        "surrogate_before",
+        "surrogate_after",
+        "kl_before",
+        "kl_after",
+        "gradient_norm",
+        "cg_residual",
+        "cg_iterations",
+        "line_search_steps",
+        "accepted",
+        "reason",
+    ):
+        row[name] = getattr(step, name)
+    row["environment_steps"] = sum(
+        int(tasks[f"steps_{phase}"].sum()) for phase in range(num_inner_steps + 1)
+    )
+    return row
+
+
+def _clock(
+    outcomes: Sequence[Outcome], agents: Agents, seconds: float, working: float
+) -> dict[str, float]:
+    """Return the wall-clock metrics of an iteration."""
+    observers = sum(agents.observers)
+    return {
+        "sampling_seconds": max(outcome.sampling_seconds for outcome in outcomes),
+        "update_seconds": max(outcome.update_seconds for outcome in outcomes),
+        "iteration_seconds": seconds,
+        "principal_busy": working / seconds,
+        "agents_busy": sum(each.agent_seconds for each in outcomes) / len(outcomes) / seconds,
+        "observers_busy": sum(each.observer_seconds for each in outcomes) / observers / seconds,
+    }

@@ -1,0 +1,101 @@
+"""The record of a meta-training run: where it stands, and what is kept of each iteration."""
+
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+from hpc_maml.checkpoint import Checkpoint, load, newest, prune, save
+from hpc_maml.config import Config, fingerprint, to_yaml
+from hpc_maml.metrics import Metrics
+from hpc_maml.policy import Policy
+from hpc_maml.random_streams import Purpose, stream
+from hpc_maml.run_folder import CHECKPOINTS, METRICS, open_folder
+
+
+class Run:
+    """An open run folder, held by the principal."""
+
+    def __init__(self, path: Path, config: Config, policy: Policy) -> None:
+        """Open the folder and read where the run stands; raises InputError."""
+        self.config = config
+        self.policy = policy
+        self.path = path
+        self.checkpoints = path / CHECKPOINTS
+        self.metrics = Metrics(path / METRICS, versions())
+        self.fingerprint = fingerprint(config)
+        self._lock = open_folder(path, config)
+        self.checkpoint = latest_checkpoint(path, config, policy) or Checkpoint(
+            iteration=0,
+            parameters=policy.unflatten(
+                policy.initial_parameters(stream(config.seed, Purpose.PARAMETERS))
+            ),
+            environment_steps=0,
+            rejected_updates=0,
+        )
+        self.metrics.read(self.checkpoint.iteration)
+
+    def record(self, done: int, theta: np.ndarray, row: dict[str, Any]) -> None:
+        """Keep the metrics ``row`` and the parameters ``[P]`` after ``done`` iterations."""
+        self.checkpoint = Checkpoint(
+            iteration=done,
+            parameters=self.policy.unflatten(theta),
+            environment_steps=self.checkpoint.environment_steps + row["environment_steps"],
+            rejected_updates=self.checkpoint.rejected_updates + (not row["accepted"]),
+        )
+        self.metrics.rows.append(
+            row
+            | {
+                "environment_steps_total": self.checkpoint.environment_steps,
+                "rejected_updates": self.checkpoint.rejected_updates,
+            }
+        )
+        due = done % self.config.checkpoint.every == 0 or done == self.config.num_iterations
+        self.metrics.write(durable=due)  # before the checkpoint, which relies on it
+        if due:
+            self.write_checkpoint()
+
+    def write_checkpoint(self) -> None:
+        """Write the present state, and remove what is older than the last ``checkpoint.keep``."""
+        text = to_yaml(self.config, neutral=False)
+        save(self.checkpoints, self.checkpoint, self.fingerprint, text)
+        prune(self.checkpoints, self.config.checkpoint.keep)
+
+
+def latest_checkpoint(path: Path, config: Config, policy: Policy) -> Checkpoint | None:
+    """Return the last checkpoint of the run in a folder, None without one; raises InputError."""
+    last = newest(path / CHECKPOINTS)
+    return load(last, fingerprint(config), policy.shapes) if last else None
+
+
+def flatten(checkpoint: Checkpoint) -> np.ndarray:
+    """Return the parameters of a checkpoint as one vector, float32 ``[P]``."""
+    return np.concatenate([value.ravel() for value in checkpoint.parameters.values()])
+
+
+def versions() -> dict[str, str]:
+    """Return what the numbers of a run came from: versions of the program and its libraries."""
+    names = ("hpc_maml", "mujoco", "gymnasium", "torch", "numpy", "mpi4py", "h5py")
+    found = {name: importlib.metadata.version(name) for name in names}
+    found["python"] = platform.python_version()
+    found["mpi"] = MPI.Get_library_version().split("\n")[0].strip(" \0")
+    found["git_commit"] = _git_commit()
+    return found
+
+
+def _git_commit() -> str:
+    """Return the commit of the checkout the package lies in, empty for an installed package."""
+    try:
+        answer = subprocess.run(
+            ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:
+        return ""
+    return answer.stdout.strip()

@@ -1,0 +1,71 @@
+"""The folder of a run: made once, continued by the same configuration, used by one job at a time."""
+
+import fcntl
+from datetime import datetime
+from pathlib import Path
+from typing import IO
+
+from hpc_maml.checkpoint import iteration_of, newest
+from hpc_maml.config import Config, differing_keys, load_config, to_yaml
+from hpc_maml.errors import InputError
+from hpc_maml.files import TEMPORARY, write_text
+
+CONFIG, METRICS, CHECKPOINTS, LOCK = "config.yaml", "metrics.h5", "checkpoints", ".lock"
+
+
+def default_path(config: Config) -> Path:
+    """Return ``runs/<environment>-<date>-<time>``."""
+    return Path("runs") / f"{config.env.name}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def open_folder(path: Path, config: Config) -> IO[str]:
+    """Make the run folder or continue it, and return its lock, held while it is open.
+
+    Continuing needs the same configuration but for the keys that do not affect results. Raises
+    InputError, and then nothing has been changed.
+    """
+    if (path / CONFIG).exists():
+        _check_continues(path, config)
+    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"{path} exists and is not a run folder; give another --run-dir.")
+    try:
+        (path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        lock = _take_lock(path)
+        for leftover in path.rglob(f"*{TEMPORARY}"):
+            leftover.unlink()
+        write_text(path / CONFIG, to_yaml(config))
+    except OSError as error:
+        raise InputError(f"The run folder {path} cannot be used: {error.strerror}.") from None
+    return lock
+
+
+def read_config(path: Path) -> Config:
+    """Return the configuration of the run in a folder; raises InputError if there is none."""
+    if not (path / CONFIG).is_file():
+        raise InputError(f"{path} is not a run folder: it has no {CONFIG}.")
+    return load_config(str(path / CONFIG), [])
+
+
+def _check_continues(path: Path, config: Config) -> None:
+    if keys := differing_keys(config, read_config(path)):
+        raise InputError(
+            f"The run in {path} was started with another configuration ({', '.join(keys)}); "
+            "give another --run-dir, or the same settings."
+        )
+    last = newest(path / CHECKPOINTS)
+    if last and config.num_iterations < iteration_of(last):
+        raise InputError(
+            f"The run in {path} has done {iteration_of(last)} iterations already, "
+            f"more than num_iterations = {config.num_iterations}."
+        )
+
+
+def _take_lock(path: Path) -> IO[str]:
+    lock = (path / LOCK).open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"The run folder {path} is in use by another job.") from None
+    except OSError:
+        pass  # a file system without locks: there is nothing to check with
+    return lock

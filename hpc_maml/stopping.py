@@ -1,0 +1,19 @@
+"""Stopping early: a signal on any rank becomes a decision at the next iteration boundary."""
+
+import signal
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class StopSignal:
+    """Remembers that this process was asked to stop; a second SIGINT ends it at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        for number in SIGNALS:
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: object) -> None:
+        self.requested = True
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)

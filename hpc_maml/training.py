@@ -1,0 +1,206 @@
+"""A job from start to end: what rank 0 prepares, what each rank builds, and who then runs what."""
+
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+from hpc_maml import console
+from hpc_maml.config import Config
+from hpc_maml.envs import make
+from hpc_maml.envs.batched import TaskVectorEnv
+from hpc_maml.errors import InputError
+from hpc_maml.mpi.exchange import BatchReceiver, BatchSender, Messenger
+from hpc_maml.mpi.reduce import ExactSum
+from hpc_maml.mpi.runtime import from_rank_0
+from hpc_maml.mpi.topology import Topology, assign_roles, build_topology
+from hpc_maml.mpi.waiting import Until, run_roles
+from hpc_maml.policy import Policy, make_policy
+from hpc_maml.roles.messages import Hello, Tag
+from hpc_maml.roles.observer import REQUESTS_AHEAD, observe
+from hpc_maml.roles.principal import Agents, greet, lead, meta_test
+from hpc_maml.run import Run, flatten, latest_checkpoint
+from hpc_maml.run_folder import default_path, read_config
+from hpc_maml.stopping import StopSignal
+from hpc_maml.trajectory import batch_dtype
+
+DONE, BAD_INPUT, STOPPED_EARLY = 0, 2, 75  # exit codes; anything else: failed
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every rank needs to know before it can take up its roles."""
+
+    config: Config
+    policy: Policy
+    dtype: np.dtype  # of a trajectory batch
+
+
+def train(world: MPI.Intracomm, load_settings: Callable[[], Config], run_dir: Path | None) -> int:
+    """Meta-train on every rank of ``world``; return the exit code.
+
+    ``load_settings`` is called on rank 0 only. Raises InputError on every rank.
+    """
+    run: Run | None = None
+    env: TaskVectorEnv | None = None
+
+    def prepare_run() -> Job:
+        nonlocal run, env
+        config = load_settings()
+        assign_roles([0] * world.size, config.topology.agents, config.topology.layout)
+        env = make_env(config, episodes=1)
+        job = prepare(config, env)
+        run = Run(run_dir or default_path(config), config, job.policy)
+        return job
+
+    job = from_rank_0(world, prepare_run)
+
+    async def principal(agents: Agents, topology: Topology, stop: StopSignal) -> None:
+        first = run.checkpoint.iteration
+        console.say(f"run folder {run.path}" + (f", continued at {first}" if first else ""))
+        console.print_topology(topology, await greet(topology.world))
+        reporter = console.Reporter(first, job.config.num_iterations)
+
+        def record(done: int, theta: np.ndarray, row: dict[str, Any]) -> None:
+            run.record(done, theta, row)
+            reporter.iteration(done, row)
+
+        try:
+            await lead(job.config, env, agents, flatten(run.checkpoint), first, record, stop)
+        finally:
+            reporter.close()
+        if run.checkpoint.iteration < job.config.num_iterations:
+            run.write_checkpoint()
+
+    run_job(world, job, principal)
+
+    def conclude() -> int:
+        done = run.checkpoint.iteration
+        if done < job.config.num_iterations:
+            console.say(
+                f"stopped early after {done} iterations, with a checkpoint; "
+                f"go on with --run-dir {run.path}"
+            )
+            return STOPPED_EARLY
+        console.say(f"done: {done} iterations in {run.path}")
+        return DONE
+
+    return from_rank_0(world, conclude)
+
+
+def evaluate(
+    world: MPI.Intracomm, run_dir: Path, num_tasks: int, num_updates: int, json: Path | None
+) -> int:
+    """Meta-test the last checkpoint of a run on unseen tasks; return the exit code.
+
+    Raises InputError on every rank.
+    """
+    theta = env = None
+
+    def prepare_test() -> Job:
+        nonlocal theta, env
+        config = read_config(run_dir)
+        env = make_env(config, episodes=1)
+        job = prepare(config, env)
+        checkpoint = latest_checkpoint(run_dir, config, job.policy)
+        if checkpoint is None:
+            raise InputError(f"The run in {run_dir} has no checkpoint yet.")
+        theta = flatten(checkpoint)
+        return job
+
+    job = from_rank_0(world, prepare_test)
+
+    async def principal(agents: Agents, topology: Topology, stop: StopSignal) -> None:
+        await greet(topology.world)
+        returns = await meta_test(job.config, env, agents, theta, num_tasks, num_updates)
+        console.print_meta_test(returns, json)
+
+    run_job(world, job, principal)
+    return DONE
+
+
+def make_env(config: Config, episodes: int, threads: int = 1) -> TaskVectorEnv:
+    """Make the environment of a configuration, for one task; raises InputError."""
+    try:
+        return make(
+            config.env.name,
+            num_tasks=1,
+            episodes_per_task=episodes,
+            horizon=config.horizon,
+            num_threads=threads,
+            **config.env.kwargs,
+        )
+    except (ValueError, TypeError) as error:
+        raise InputError(f"The environment cannot be made: {error}.") from None
+
+
+def prepare(config: Config, env: TaskVectorEnv) -> Job:
+    """Return the job of a configuration and its environment."""
+    observations, actions = env.single_observation_space.shape, env.single_action_space.shape
+    discrete = hasattr(env.single_action_space, "n")
+    policy = make_policy(
+        observation_size=int(np.prod(observations)),
+        action_size=int(env.single_action_space.n) if discrete else int(np.prod(actions)),
+        discrete=discrete,
+        hidden_sizes=tuple(config.policy.hidden_sizes),
+        activation=config.policy.activation,
+    )
+    action_dtype = np.int64 if discrete else np.float32
+    dtype = batch_dtype(
+        config.horizon, config.fast_batch_size, observations, actions, action_dtype
+    )
+    return Job(config, policy, dtype)
+
+
+Principal = Callable[[Agents, Topology, StopSignal], Coroutine[Until, None, None]]
+
+
+def run_job(world: MPI.Intracomm, job: Job, principal: Principal) -> None:
+    """Take up the roles of this rank and run them to their end; ``principal`` runs on rank 0."""
+    config = job.config
+    limit = config.mpi.wait_limit
+    stop = StopSignal()
+    topology = build_topology(world, config.topology.agents, config.topology.layout, limit)
+    place = topology.place
+    device = "cpu"
+    roles: dict[str, Coroutine[Until, None, None]] = {}
+    if place.agent:
+        from hpc_maml.roles.agent import Team, act, choose_device  # torch: agents only
+
+        chosen = choose_device(config.device, topology.local_agent, topology.threads)
+        device = str(chosen)
+        observers = topology.team_observers(place.team)
+        depth = REQUESTS_AHEAD * observers
+        team = Team(
+            Messenger(topology.team_comm),
+            BatchReceiver(topology.team_comm, job.dtype, depth),
+            observers,
+        )
+        reduce = ExactSum(topology.agent_comm, limit)
+        learner = Messenger(topology.learner_comm)
+        roles["agent"] = act(config, job.policy, chosen, learner, team, reduce, stop)
+    if place.observer:
+        roles["observer"] = observe(
+            config,
+            job.policy,
+            make_env(config, config.fast_batch_size, topology.threads),
+            job.dtype,
+            Messenger(topology.team_comm),
+            BatchSender(topology.team_comm),
+            stop,
+        )
+    greeting = Messenger(topology.world)
+    greeting.send(Hello(device, topology.threads), 0, Tag.HELLO)
+    if place.principal:
+        agents = Agents(
+            Messenger(topology.learner_comm),
+            topology.learner_ranks_of_agents,
+            tuple(topology.team_observers(team) for team in range(len(topology.agent_ranks))),
+        )
+        roles["principal"] = principal(agents, topology, stop)
+    run_roles(roles, limit)
+    greeting.poll()
+    topology.free()

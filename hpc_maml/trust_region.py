@@ -1,0 +1,78 @@
+"""Conjugate gradient and backtracking line search (Schulman et al. 2015, appendix C), in float64.
+
+All agents run these lines on the same numbers and must come to the same bits, whatever their
+number of threads: inner products are elementwise products and sums, never BLAS.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+
+class ConjugateGradient(NamedTuple):
+    """An approximate solution of F x = g."""
+
+    solution: np.ndarray  # [P]
+    residual: np.ndarray  # [P], g - F x
+    iterations: int
+
+
+def conjugate_gradient(
+    fisher_vector_product: Callable[[np.ndarray], np.ndarray],
+    gradient: np.ndarray,
+    iterations: int,
+    residual_tolerance: float = 1e-10,
+) -> ConjugateGradient:
+    """Solve F x = gradient ``[P]`` in at most ``iterations`` products, from x = 0.
+
+    Ends early when the squared norm of the residual is below ``residual_tolerance``, and, with what
+    it has, at a direction along which F is not positive (rounding) or not finite.
+    """
+    solution, residual, direction = np.zeros_like(gradient), gradient, gradient
+    squared_norm = (residual * residual).sum()
+    done = 0
+    while done < iterations and squared_norm >= residual_tolerance:
+        product = fisher_vector_product(direction)
+        curvature = (direction * product).sum()
+        if not 0 < curvature < np.inf:
+            break
+        length = squared_norm / curvature
+        solution = solution + length * direction
+        residual = residual - length * product
+        previous, squared_norm = squared_norm, (residual * residual).sum()
+        direction = residual + squared_norm / previous * direction
+        done += 1
+    return ConjugateGradient(solution, residual, done)
+
+
+class LineSearch(NamedTuple):
+    """The outcome of a line search; losses and KL are those of the last candidate."""
+
+    theta: np.ndarray | None  # [P], None if no candidate was accepted
+    steps: int  # candidates judged
+    surrogate: float
+    kl: float
+
+
+def line_search(
+    evaluate: Callable[[np.ndarray], tuple[float, float]],
+    theta: np.ndarray,
+    full_step: np.ndarray,
+    max_kl: float,
+    max_steps: int,
+    backtrack_ratio: float,
+    surrogate_before: float,
+) -> LineSearch:
+    """Return the first of theta + backtrack_ratio^j full_step, j = 0 ... max_steps - 1, that
+    ``evaluate`` finds to have a lower surrogate loss and a KL divergence of at most ``max_kl``.
+
+    ``evaluate`` returns (surrogate loss, KL) of a candidate ``[P]``, which has theta's dtype.
+    """
+    for step in range(max_steps):
+        candidate = (theta + backtrack_ratio**step * full_step).astype(theta.dtype)
+        surrogate, kl = evaluate(candidate)
+        # written so that NaN is refused
+        if surrogate < surrogate_before and kl <= max_kl:
+            return LineSearch(candidate, step + 1, surrogate, kl)
+    return LineSearch(None, max_steps, surrogate, kl)

@@ -1,0 +1,411 @@
+"""Environments against Gymnasium's own physics, numbers worked out by hand, and themselves."""
+
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import gymnasium
+import mujoco
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+from mujoco.batch import SimulationError
+
+from hpc_maml import envs
+
+LOCOMOTION = [name for name in envs.ENVIRONMENTS if name != "navigation"]
+GYMNASIUM_IDS = {"half_cheetah": "HalfCheetah-v5", "ant": "Ant-v5"}
+
+
+def registered_id(name):
+    return "hpc_maml/" + "".join(word.capitalize() for word in name.split("_")) + "-v0"
+
+
+def generators(*seeds):
+    return [np.random.Generator(np.random.Philox(key=seed)) for seed in seeds]
+
+
+def started(name, *seeds, episodes_per_task=3, **kwargs):
+    """Return a batch with one task a seed, each task drawn from its own seed, and reset."""
+    env = envs.make(name, num_tasks=len(seeds), episodes_per_task=episodes_per_task, **kwargs)
+    env.set_tasks(np.concatenate([env.sample_tasks(rng, 1) for rng in generators(*seeds)]))
+    env.reset(options={"generators": generators(*seeds)})
+    return env
+
+
+def random_actions(env, steps, reach=1.0):
+    """Draw actions [steps, num_envs, action_dim], up to ``reach`` times the limit."""
+    limit = reach * env.single_action_space.high[0]
+    shape = (steps, *env.action_space.shape)
+    return np.random.default_rng(0).uniform(-limit, limit, shape).astype(np.float32)
+
+
+def gymnasium_env(name, qpos, qvel):
+    """Return Gymnasium's own environment of that robot, in the given state."""
+    robot = next(robot for robot in GYMNASIUM_IDS if name.startswith(robot))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        env = gymnasium.make(GYMNASIUM_IDS[robot]).unwrapped
+    mujoco.mj_resetData(env.model, env.data)
+    env.set_state(qpos, qvel)
+    return env
+
+
+@pytest.mark.parametrize("name", ["half_cheetah_vel", "ant_dir"])
+def test_physics_is_bitwise_that_of_gymnasium(name):
+    env = started(name, 1, 2, episodes_per_task=2)
+    qpos, qvel = env.simulations.qpos, env.simulations.qvel
+    references = [gymnasium_env(name, *state) for state in zip(qpos, qvel, strict=True)]
+    running = np.ones(4, bool)
+    for actions in random_actions(env, 100):
+        _, _, terminated, _, _ = env.step(actions)
+        for row in np.flatnonzero(running):
+            references[row].step(actions[row])
+            assert (qpos[row] == references[row].data.qpos).all()
+            assert (qvel[row] == references[row].data.qvel).all()
+        running &= ~terminated
+    assert running.any()  # else fewer than 100 steps were compared
+
+
+def reward_by_hand(name, task, action, velocity, torso_xy, contact_forces):
+    """Work out one reward, number by number."""
+    squares = sum(min(max(float(a), -1.0), 1.0) ** 2 for a in action)
+    contact = sum(min(max(float(f), -1.0), 1.0) ** 2 for f in contact_forces.ravel())
+    ant_cost = 0.005 * squares + 0.0005 * contact
+    if name == "half_cheetah_vel":
+        return -abs(velocity - task[0]) - 0.05 * squares
+    if name == "half_cheetah_dir":
+        return task[0] * velocity - 0.05 * squares
+    if name == "ant_vel":
+        return 1 - abs(velocity - task[0]) - ant_cost + 0.05
+    if name == "ant_dir":
+        return task[0] * velocity - ant_cost + 0.05
+    distance = abs(torso_xy[0] - task[0]) + abs(torso_xy[1] - task[1])
+    return 4 - distance - ant_cost + 0.05
+
+
+@pytest.mark.parametrize("name", LOCOMOTION)
+def test_observations_and_rewards_follow_from_the_simulated_states(name):
+    env = started(name, 3, 4, episodes_per_task=1)
+    tasks = np.array([[0.7], [-1.0]]) if env.task_dim == 1 else np.array([[0.3, -2.0], [1.0, 0.1]])
+    env.set_tasks(tasks)
+    qpos, qvel = env.simulations.qpos, env.simulations.qvel
+    references = [gymnasium_env(name, *state) for state in zip(qpos, qvel, strict=True)]
+    largest_contact, compared, running = 0.0, 0, np.ones(2, bool)
+    for actions in random_actions(env, 40, reach=1.5):
+        observations, rewards, terminated, _, infos = env.step(actions)
+        assert not infos
+        assert observations.dtype == np.float32
+        assert rewards.dtype == np.float64
+        for row in np.flatnonzero(running):
+            model, data = references[row].model, references[row].data
+            before = data.qpos[0]
+            data.ctrl[:] = actions[row].clip(-1, 1)
+            mujoco.mj_step(model, data, 4)
+            mujoco.mj_forward(model, data)
+            mujoco.mj_rnePostConstraint(model, data)
+            contact_forces = data.cfrc_ext.copy()  # as the last physics step begins
+            mujoco.mj_step(model, data)
+            largest_contact = max(largest_contact, abs(contact_forces).max())
+            expected = reward_by_hand(
+                name,
+                tasks[row],
+                actions[row],
+                (data.qpos[0] - before) / 0.05,
+                data.qpos[:2],
+                contact_forces,
+            )
+            assert rewards[row] == pytest.approx(expected, rel=1e-12, abs=1e-12)
+            hidden = 1 if name.startswith("half_cheetah") else 2
+            shown = [*data.qpos[hidden:], *data.qvel]
+            if name == "ant_goal":
+                shown += [*data.qpos[:2]]
+            assert observations[row].tolist() == np.float32(shown).tolist()
+            compared += 1
+        running &= ~terminated
+    assert observations.shape == (2, {"half": 17, "ant_": 27}[name[:4]] + 2 * (name == "ant_goal"))
+    assert compared >= 40
+    assert largest_contact > 1  # so that the contact cost and its clipping took part
+
+
+@pytest.mark.parametrize("name", LOCOMOTION)
+def test_reset_shows_the_state_it_set(name):
+    env = started(name, 5)
+    observations, _ = env.reset(options={"generators": generators(5)})
+    rng = generators(5)[0]
+    qpos, qvel = env.simulations.qpos, env.simulations.qvel
+    noise = rng.uniform(-0.1, 0.1, qpos.shape)
+    assert (qpos == env.simulations.model.qpos0 + noise).all()
+    assert (qvel == 0.1 * rng.standard_normal(qvel.shape)).all()
+    hidden = 1 if name.startswith("half_cheetah") else 2
+    assert (observations[:, : qpos.shape[1] - hidden] == qpos[:, hidden:].astype(np.float32)).all()
+
+
+def test_navigation_by_hand():
+    env = envs.make("navigation", num_tasks=2, episodes_per_task=1, horizon=4)
+    env.set_tasks([[0.1, 0.05], [-0.3, -0.4]])
+    observations, _ = env.reset()
+    assert observations.tolist() == [[0, 0], [0, 0]]
+    actions = np.array([[7.0, 0.03], [0.0, 0.0]])  # 7 is clipped to 0.1
+    observations, rewards, terminated, truncated, infos = env.step(actions)
+    assert observations.tolist() == np.float32([[0.1, 0.03], [0, 0]]).tolist()
+    assert rewards == pytest.approx([-0.02, -0.5])
+    assert not terminated.any()
+    assert not truncated.any()
+    assert not infos
+    # 0.045 and 0.095 are within 0.01 of the goal in both coordinates: the end of the first.
+    first = env.step(np.array([[-0.005, 0.015], [-0.1, -0.2]]))
+    kept = [array.copy() for array in first[:4]]
+    assert first[1] == pytest.approx([-np.hypot(0.005, 0.005), -np.hypot(0.2, 0.3)])
+    assert first[2].tolist() == [True, False]
+    # The first rests, the other has its last step at the horizon.
+    env.step(np.full((2, 2), 0.02))
+    observations, rewards, terminated, truncated, _ = env.step(np.full((2, 2), 0.02))
+    assert observations[0].tolist() == [0, 0]
+    assert rewards[0] == 0
+    assert observations[1].tolist() == np.float32([-0.06, -0.06]).tolist()
+    assert terminated.tolist() == [False, False]
+    assert truncated.tolist() == [False, True]
+    assert not any(part.any() for part in env.step(np.full((2, 2), 0.02))[:4])
+    assert all((was == is_now).all() for was, is_now in zip(kept, first, strict=False))
+
+
+def test_navigation_needs_both_coordinates_near_and_prefers_the_goal_to_the_horizon():
+    env = envs.make("navigation", num_tasks=2, episodes_per_task=1, horizon=1)
+    env.set_tasks([[0.05, 0.05], [0.05, 0.05]])
+    env.reset()
+    _, _, terminated, truncated, _ = env.step(np.array([[0.05, 0.045], [0.05, 0.035]]))
+    assert terminated.tolist() == [True, False]
+    assert truncated.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("name", LOCOMOTION)
+def test_horizon_truncates_every_episode(name):
+    env = started(name, 1, horizon=2)
+    actions = np.zeros(env.action_space.shape)
+    assert not env.step(actions)[3].any()
+    _, _, terminated, truncated, _ = env.step(actions)
+    assert truncated.all()
+    assert not terminated.any()
+    assert not any(part.any() for part in env.step(actions)[:4])
+    assert env.simulations.bind("time") == pytest.approx(0.1)  # s: two steps, none while at rest
+
+
+def test_ended_ants_rest_and_the_others_go_on_as_if_alone():
+    env, undisturbed = started("ant_vel", 6), started("ant_vel", 6)
+    env.simulations.qvel[1, 2] = -20.0  # m/s: squashed below 0.2 m by the end of the step
+    env.simulations.qpos[2, 2] = 1.3  # m
+    first = True
+    for actions in random_actions(env, 20, reach=0.3):
+        result, expected = env.step(actions), undisturbed.step(actions)
+        for part, other in zip(result[:4], expected[:4], strict=True):
+            assert (part[0] == other[0]).all()
+        assert result[2].tolist() == [False, first, first]
+        assert not result[3].any()
+        if first:
+            assert result[1].all()
+            assert result[0].any(-1).all()
+            resting = env.simulations.qpos[1:].copy()
+            assert resting[0, 2] < 0.2
+            assert resting[1, 2] > 1.0
+        else:
+            assert not result[0][1:].any()
+            assert not result[1][1:].any()
+        first = False
+    assert (env.simulations.qpos[0] == undisturbed.simulations.qpos[0]).all()
+    assert (env.simulations.bind("time")[1:] == 0.05).all()
+    assert (env.simulations.qpos[1:] == resting).all()
+
+
+def test_reset_mask_restarts_only_the_chosen():
+    env, undisturbed = started("ant_vel", 6), started("ant_vel", 6)
+    env.simulations.qpos[1:, 2] = 1.3  # m: too high
+    for actions in random_actions(env, 3, reach=0.3):
+        env.step(actions), undisturbed.step(actions)
+    mask = np.array([False, True, False])
+    options = {"generators": generators(8), "reset_mask": mask}
+    observations, _ = env.reset(options=options)
+    assert observations.any(-1).tolist() == [True, True, False]
+    expected, _ = undisturbed.reset(options={"generators": generators(8)})
+    assert (observations[1] == expected[1]).all()
+    for number, actions in enumerate(random_actions(env, 100, reach=0.1), start=1):
+        _, rewards, terminated, truncated, _ = env.step(actions)
+        assert not terminated.any()
+        assert truncated.tolist() == [number == 97, number == 100, False]
+        assert (rewards != 0).tolist() == [number <= 97, True, False]
+
+
+@pytest.mark.parametrize("name", envs.ENVIRONMENTS)
+def test_a_task_does_not_depend_on_its_neighbours_or_the_threads(name):
+    together = started(name, 1, 2, num_threads=2)
+    alone = [started(name, 1), started(name, 2)]
+    for actions in random_actions(together, 25):
+        result = together.step(actions)
+        parts = [env.step(half) for env, half in zip(alone, np.split(actions, 2), strict=True)]
+        for index in range(4):
+            expected = np.concatenate([part[index] for part in parts])
+            assert result[index].tobytes() == expected.tobytes()
+    assert not (result[1][:3] == result[1][3:]).any()
+
+
+@pytest.mark.parametrize("name", envs.ENVIRONMENTS)
+def test_an_episode_does_not_depend_on_those_before_it(name):
+    used, fresh = started(name, 9), started(name, 9)
+    actions = random_actions(used, 10)
+    for step_actions in actions:
+        used.step(step_actions)
+    used.reset(options={"generators": generators(9)})
+    for step_actions in actions:
+        for part, other in zip(used.step(step_actions), fresh.step(step_actions), strict=True):
+            assert not isinstance(part, np.ndarray) or part.tobytes() == other.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "lowest", "highest"),
+    [
+        ("navigation", -0.5, 0.5),
+        ("half_cheetah_vel", 0, 2),
+        ("half_cheetah_dir", -1, 1),
+        ("ant_vel", 0, 3),
+        ("ant_dir", -1, 1),
+        ("ant_goal", -3, 3),
+    ],
+)
+def test_task_distributions(name, lowest, highest):
+    env = envs.make(name, num_tasks=1, episodes_per_task=1)
+    tasks = env.sample_tasks(np.random.default_rng(0), 2000)
+    dimension = 2 if name in ("navigation", "ant_goal") else 1
+    assert tasks.shape == (2000, dimension)
+    assert tasks.dtype == np.float64
+    assert tasks.min() >= lowest
+    assert tasks.max() <= highest
+    width = highest - lowest
+    assert tasks.mean(0) == pytest.approx((lowest + highest) / 2, abs=0.05 * width)
+    if name.endswith("_dir"):
+        assert set(tasks.ravel()) == {-1.0, 1.0}
+    else:  # a uniform distribution's standard deviation
+        assert tasks.std(0) == pytest.approx(width / 12**0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["half_cheetah_dir", "ant_goal"])
+def test_a_diverged_simulation_ends_with_finite_numbers(name):
+    env, undisturbed = started(name, 6), started(name, 6)
+    env.simulations.qvel[1] = 1e9
+    first = True
+    for actions in random_actions(env, 3):
+        result, expected = env.step(actions), undisturbed.step(actions)
+        assert all(np.isfinite(part).all() for part in result[:4])
+        assert result[2].tolist() == [False, first, False]
+        assert result[1][1] == 0
+        assert not result[0][1].any()
+        assert (result[1][[0, 2]] == expected[1][[0, 2]]).all()
+        assert (result[0][[0, 2]] == expected[0][[0, 2]]).all()
+        assert {key: value.tolist() for key, value in result[4].items()} == (
+            {"diverged": [False, True, False]} if first else {}
+        )
+        first = False
+    env.reset(options={"generators": generators(6)})
+    undisturbed.reset(options={"generators": generators(6)})
+    assert (env.step(actions)[1] == undisturbed.step(actions)[1]).all()
+
+
+def test_a_simulation_mujoco_gives_up_on_ends(monkeypatch):
+    env = started("half_cheetah_vel", 6)
+
+    def step(ids, nstep):
+        raise SimulationError(np.array([2]), "arena full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(env.simulations, "step", step)
+        with pytest.warns(RuntimeWarning, match="arena full"):
+            _, rewards, terminated, _, infos = env.step(np.zeros(env.action_space.shape))
+    assert terminated.tolist() == infos["diverged"].tolist() == [False, False, True]
+    assert rewards[2] == 0
+    _, rewards, terminated, _, infos = env.step(np.zeros(env.action_space.shape))
+    assert rewards[:2].all()
+    assert rewards[2] == 0
+    assert not terminated.any()
+    assert not infos
+
+
+@pytest.mark.parametrize("name", envs.ENVIRONMENTS)
+def test_gymnasium_accepts_the_single_environment(name):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        env = gymnasium.make(registered_id(name))
+        check_env(env.unwrapped)
+    messages = [str(warning.message) for warning in caught]
+    if name != "navigation":  # positions and velocities have no bounds, in Gymnasium's own either
+        messages = [message for message in messages if "infinity" not in message]
+    assert messages == []
+
+
+def test_single_environment_takes_its_task_or_draws_one():
+    env = gymnasium.make("hpc_maml/Navigation-v0", horizon=3)
+    env.reset(options={"task": [0.3, 0.4]})
+    _, reward, terminated, truncated, infos = env.step(np.zeros(2, np.float32))
+    assert (reward, terminated, truncated, infos) == (pytest.approx(-0.5), False, False, {})
+    env.reset()  # the task stays
+    assert env.step(np.zeros(2, np.float32))[1] == pytest.approx(-0.5)
+    env.unwrapped.set_task([0.0, 0.2])
+    assert env.step(np.zeros(2, np.float32))[1] == pytest.approx(-0.2)
+    assert env.step(np.zeros(2, np.float32))[3] is True
+    drawing = gymnasium.make("hpc_maml/Navigation-v0")
+    rewards = []
+    for seed in (1, 1, 2, None):
+        drawing.reset(seed=seed)
+        rewards.append(drawing.step(np.zeros(2, np.float32))[1])
+    assert rewards[0] == rewards[1]
+    assert len(set(rewards)) == 3
+    drawing.unwrapped.np_random = generators(3)[0]
+    drawing.reset()
+    goal = drawing.unwrapped.sample_tasks(generators(3)[0], 1)
+    assert drawing.step(np.zeros(2, np.float32))[1] == pytest.approx(-((goal**2).sum() ** 0.5))
+    assert drawing.unwrapped.sample_tasks(np.random.default_rng(0), 4).shape == (4, 2)
+
+
+def test_gymnasium_makes_the_batch_with_a_task_each():
+    env = gymnasium.make_vec("hpc_maml/HalfCheetahVel-v0", num_envs=3, horizon=5)
+    assert (env.num_tasks, env.episodes_per_task, env.horizon) == (3, 1, 5)
+    first, again = env.reset(seed=4)[0], env.reset(seed=4)[0]
+    assert (first == again).all()
+    assert not (first[0] == first[1]).any()
+    rewards = env.step(np.zeros((3, 6)))[1]
+    env.reset(seed=4)
+    assert (env.step(np.zeros((3, 6)))[1] == rewards).all()
+    assert not (env.reset(seed=5)[0] == first).any()
+
+
+def test_unknown_names_are_answered_with_those_there_are():
+    sizes = {"num_tasks": 1, "episodes_per_task": 1}
+    with pytest.raises(ValueError, match=r"'ant_velocity'; did you mean .*ant_vel.*navigation"):
+        envs.make("ant_velocity", **sizes)
+    with pytest.raises(ValueError, match=r"ant_goal takes the keyword lineage, not frame_skip"):
+        envs.make("ant_goal", **sizes, frame_skip=2)
+    for name in envs.ENVIRONMENTS:
+        with pytest.raises(ValueError, match=r"no lineage 'gym'; there is gymnasium"):
+            envs.make(name, **sizes, lineage="gym")
+
+
+def test_wrong_arrays_are_refused():
+    env = envs.make("navigation", num_tasks=2, episodes_per_task=3)
+    with pytest.raises(ValueError, match=r"tasks must have the shape \(2, 2\), not \(6, 2\)"):
+        env.set_tasks(np.zeros((6, 2)))
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step(np.zeros((6, 2)))
+    with pytest.raises(ValueError, match=r"one for each of 2 tasks, not 1"):
+        env.reset(options={"generators": generators(1)})
+    with pytest.raises(ValueError, match=r"reset_mask must be 6 booleans"):
+        env.reset(options={"reset_mask": np.ones(6)})
+    env.reset()
+    with pytest.raises(ValueError, match=r"actions must have the shape \(6, 2\), not \(2,\)"):
+        env.step(np.zeros(2))
+    with pytest.raises(ValueError, match="NaN"):
+        env.step(np.full((6, 2), np.nan))
+
+
+def test_the_names_alone_do_not_import_mujoco():
+    program = "import sys, hpc_maml.envs; sys.exit('mujoco' in sys.modules)"
+    root = Path(envs.__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", program], cwd=root, check=False).returncode == 0
