@@ -5,6 +5,7 @@ in, so that one agent alone and many together run the same lines. What follows f
 decision included, is the same on all agents.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,9 @@ from hpc_maml.maml import adapt, inner_loss, log_ratio, surrogate_loss
 from hpc_maml.policy import Gaussian, Layers, Policy
 from hpc_maml.trajectory import Samples
 from hpc_maml.trust_region import conjugate_gradient, line_search
+
+# Read by MKL at its first product: a task has the same bits beside any others, on any threads.
+os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")
 
 Reduce = Callable[[np.ndarray], np.ndarray]  # terms [G, n] of this agent's tasks -> float64 [n]
 Adaptation = tuple[torch.Tensor, torch.Tensor]  # parameters [G, P] before, and after with a graph
@@ -48,7 +52,7 @@ class MetaStep:
     reason: str  # why it was rejected, or empty
     gradient_norm: float
     surrogate_before: float
-    kl_before: float  # from the behaviour policy: rounding only, unless adaptation disagrees
+    kl_before: float  # from the behaviour policy: rounding, if observers and agents adapt alike
     inner_loss_before: float
     inner_loss_after: float
     # of the last candidate of the line search
@@ -69,8 +73,8 @@ def linearise(
 ) -> TaskGroup:
     """Adapt theta ``[P]`` to G tasks, and keep what the outer step needs of them.
 
-    Samples are tensors with leading dimension G. On the CPU a task gets the same bits for any
-    number of threads if it has 12 samples or more, and for any G if their number is even.
+    Samples are tensors with leading dimension G. On the CPU a task gets the same bits for any G and
+    any number of threads (with MKL in its reproducible mode, and below 32,768 samples a task).
     """
     start = adapted = theta.expand(len(post.weights), -1).contiguous()
     adaptations = []

@@ -66,8 +66,12 @@ METRICS: dict[str, Metric] = {
 
 # Recorded for every task of an iteration, in the order of the tasks.
 PER_TASK: dict[str, Metric] = {
-    "pre_update_return": Metric("reward", "undiscounted return before adaptation, mean of episodes"),
-    "post_update_return": Metric("reward", "undiscounted return after adaptation, mean of episodes"),
+    "pre_update_return": Metric(
+        "reward", "undiscounted return before adaptation, mean of episodes"
+    ),
+    "post_update_return": Metric(
+        "reward", "undiscounted return after adaptation, mean of episodes"
+    ),
 }
 
 
@@ -116,7 +120,9 @@ class Metrics:
                     dataset = folder.create_dataset(name, data=column)
                     dataset.attrs["unit"] = metric.unit
                     dataset.attrs["description"] = metric.description
-                    dataset.attrs["shape"] = "[iteration, task]" if column.ndim > 1 else "[iteration]"
+                    dataset.attrs["shape"] = (
+                        "[iteration, task]" if column.ndim > 1 else "[iteration]"
+                    )
                     dataset.attrs["wall_clock"] = metric.wall_clock
             file.attrs["committed_iterations"] = len(self.rows)
 

@@ -9,6 +9,7 @@ that autograd needs.
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -33,7 +34,7 @@ class MLP:
         """The shape of each parameter matrix, in the order of theta."""
         sizes = (self.observation_size, *self.hidden_sizes, self.action_size)
         shapes = {}
-        for layer, (rows, columns) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        for layer, (rows, columns) in enumerate(pairwise(sizes)):
             shapes[f"weight_{layer}"] = (rows, columns)
             shapes[f"bias_{layer}"] = (1, columns)
         return shapes

@@ -14,7 +14,7 @@ from hpc_maml.config import Config, fingerprint, to_yaml
 from hpc_maml.metrics import Metrics
 from hpc_maml.policy import Policy
 from hpc_maml.random_streams import Purpose, stream
-from hpc_maml.run_folder import CHECKPOINTS, METRICS, open_folder
+from hpc_maml.run_folder import CHECKPOINTS, METRICS, begin, open_folder
 
 
 class Run:
@@ -38,6 +38,7 @@ class Run:
             rejected_updates=0,
         )
         self.metrics.read(self.checkpoint.iteration)
+        begin(path, config)
 
     def record(self, done: int, theta: np.ndarray, row: dict[str, Any]) -> None:
         """Keep the metrics ``row`` and the parameters ``[P]`` after ``done`` iterations."""

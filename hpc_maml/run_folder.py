@@ -31,12 +31,16 @@ def open_folder(path: Path, config: Config) -> IO[str]:
     try:
         (path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         lock = _take_lock(path)
-        for leftover in path.rglob(f"*{TEMPORARY}"):
-            leftover.unlink()
-        write_text(path / CONFIG, to_yaml(config))
     except OSError as error:
         raise InputError(f"The run folder {path} cannot be used: {error.strerror}.") from None
     return lock
+
+
+def begin(path: Path, config: Config) -> None:
+    """Note the configuration and remove what a killed job left unfinished; the first changes."""
+    for leftover in path.rglob(f"*{TEMPORARY}"):
+        leftover.unlink()
+    write_text(path / CONFIG, to_yaml(config))
 
 
 def read_config(path: Path) -> Config:

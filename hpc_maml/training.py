@@ -149,9 +149,7 @@ def prepare(config: Config, env: TaskVectorEnv) -> Job:
         activation=config.policy.activation,
     )
     action_dtype = np.int64 if discrete else np.float32
-    dtype = batch_dtype(
-        config.horizon, config.fast_batch_size, observations, actions, action_dtype
-    )
+    dtype = batch_dtype(config.horizon, config.fast_batch_size, observations, actions, action_dtype)
     return Job(config, policy, dtype)
 
 

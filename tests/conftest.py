@@ -11,7 +11,9 @@ import pytest
 from mpi4py import MPI
 
 ROOT = Path(__file__).parent.parent
-MPIRUN = shutil.which("mpirun", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+MPIRUN = shutil.which(
+    "mpirun", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+)
 # A job small enough for any rank count on two cores.
 SMALL = (
     "meta_batch_size=6",

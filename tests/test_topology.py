@@ -7,7 +7,9 @@ from hpc_maml.mpi.topology import assign_roles, rank_ranges
 
 
 def names(nodes, agents="auto", layout="split"):
-    return ["+".join(role[0] for role in place.roles) for place in assign_roles(nodes, agents, layout)]
+    return [
+        "+".join(role[0] for role in place.roles) for place in assign_roles(nodes, agents, layout)
+    ]
 
 
 @pytest.mark.parametrize(

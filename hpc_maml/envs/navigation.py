@@ -67,6 +67,8 @@ class Navigation(TaskVectorEnv):
     def _advance(
         self, actions: np.ndarray, active: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        if np.isnan(actions).any():
+            raise ValueError("actions hold NaN")
         # Resting points move too: cheaper than to leave them out, and nobody sees it.
         limit = self._lineage.action_limit
         self._positions += actions.clip(-limit, limit) * self._lineage.distance_per_action

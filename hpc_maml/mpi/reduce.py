@@ -40,9 +40,7 @@ def to_integers(terms: np.ndarray) -> np.ndarray:
     scaled[unusable] = 0.0
     high = np.floor(scaled)
     low = (scaled - high) * LOW_SCALE
-    return np.stack(
-        [high.astype(np.int64).sum(0), low.astype(np.int64).sum(0), unusable.sum(0)]
-    )
+    return np.stack([high.astype(np.int64).sum(0), low.astype(np.int64).sum(0), unusable.sum(0)])
 
 
 def from_integers(total: np.ndarray) -> np.ndarray:

@@ -120,7 +120,9 @@ class Topology:
     @property
     def learner_ranks_of_agents(self) -> tuple[int, ...]:
         """Ranks of the agents in ``learner_comm``, by team index."""
-        learners = [rank for rank, place in enumerate(self.places) if place.principal or place.agent]
+        learners = [
+            rank for rank, place in enumerate(self.places) if place.principal or place.agent
+        ]
         return tuple(learners.index(rank) for rank in self.agent_ranks)
 
     def team_observers(self, team: int) -> int:
@@ -200,9 +202,7 @@ def _gather_hosts(world: MPI.Comm, limit: float) -> np.ndarray:
     return everyone
 
 
-def _threads(
-    rank: int, hosts: np.ndarray, nodes: np.ndarray, places: Sequence[Place]
-) -> int:
+def _threads(rank: int, hosts: np.ndarray, nodes: np.ndarray, places: Sequence[Place]) -> int:
     """Return the cores a rank may use, shared with the working ranks bound to the same cores."""
     sharing = [
         other

@@ -46,16 +46,20 @@ class Team:
         self.requests: deque[int] = deque()  # observers, in the order they asked
         self.arrived: deque[np.ndarray] = deque()  # batches [1] nobody has looked at yet
 
-    def poll(self) -> bool:
-        """Take what has arrived; tell whether there is a batch or an observer without a task."""
+    def has_request(self) -> bool:
+        """Take the requests that have arrived; tell whether an observer waits for a task."""
         self.requests.extend(self.messenger.take(Tag.REQUEST))
+        return bool(self.requests)
+
+    def has_batch(self) -> bool:
+        """Take the batches that have arrived; tell whether there is one."""
         self.arrived.extend(self.receiver.take())
-        return bool(self.requests or self.arrived)
+        return bool(self.arrived)
 
     async def dismiss(self) -> None:
         """Answer every request that is still to come with the end."""
         for _ in range(REQUESTS_AHEAD * self.num_observers):
-            await Until(self.poll, "the last requests of the observers")
+            await Until(self.has_request, "the last requests of the observers")
             self.messenger.send(None, self.requests.popleft(), Tag.ASSIGNMENT)
         await Until(self.messenger.poll, "the observers to end")
         self.receiver.close()
@@ -100,12 +104,13 @@ async def carry_out(
     per_task: dict[int, dict[str, float]] = {}
     groups: list[TaskGroup] = []
 
-    while len(per_task) < len(order.assignments):
-        while to_give and team.requests:
+    def next_batch() -> bool:
+        while to_give and team.has_request():
             team.messenger.send(to_give.popleft(), team.requests.popleft(), Tag.ASSIGNMENT)
-        await Until(team.poll, "trajectory batches from the observers")
-        if not team.arrived:
-            continue
+        return team.has_batch()
+
+    while len(per_task) < len(order.assignments):
+        await Until(next_batch, "trajectory batches from the observers")
         batch = team.arrived.popleft()[0]
         stop_requested |= bool(batch["stop_requested"])
         observer_seconds += float(batch["observer_seconds"])

@@ -1,0 +1,217 @@
+"""The command line as a person uses it: help, mistakes, exit codes, and what is printed."""
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import pytest
+from conftest import ROOT, SMALL, command, environment, run
+
+BAD_INPUT = 2
+LINE = re.compile(
+    r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  iteration \d/5 +return +-?[\d.]+ -> +-?[\d.]+ +kl .* eta "
+)
+
+
+@pytest.mark.parametrize("ranks", [None, 3])
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["evaluate", "-h"]])
+def test_help_is_printed_once(ranks, words):
+    result = run(ranks, *words)
+    assert result.stdout.count("usage:") == 1
+    assert not result.stderr
+
+
+def test_plain_lines_in_a_log():
+    result = run(4, *SMALL, "--run-dir", "run")
+    lines = result.stdout.splitlines()
+    assert sum(bool(LINE.match(line)) for line in lines) == 5, result.stdout
+    assert re.search(r"^2-3 +observer ", result.stdout, re.MULTILINE)
+    assert lines[-1].endswith("done: 5 iterations in run")
+    assert not result.stderr
+
+
+def test_a_live_line_on_a_terminal():
+    terminal, other_end = pty.openpty()
+    job = subprocess.Popen(
+        command(None, [*SMALL, "--run-dir", "run"]),
+        env=environment(TERM="xterm"),
+        stdout=other_end,
+        stderr=other_end,
+        stdin=subprocess.DEVNULL,
+    )
+    os.close(other_end)
+    shown = b""
+    while True:
+        try:
+            part = os.read(terminal, 4096)
+        except OSError:  # the job has closed its end
+            break
+        if not part:
+            break
+        shown += part
+    assert job.wait(30) == 0
+    assert b"5/5" in shown
+    assert b"\x1b[" in shown
+
+
+def test_default_run_folder():
+    run(None, *SMALL)
+    (folder,) = Path("runs").iterdir()
+    assert folder.name.startswith("navigation-")
+    assert {path.name for path in folder.iterdir()} >= {"config.yaml", "metrics.h5", "checkpoints"}
+
+
+def test_config_file_and_words_in_any_order():
+    configuration = str(ROOT / "configs" / "ant_vel.yaml")
+    run(
+        4,
+        *("--config", configuration, "trpo.max_kl=0.02", "num_iterations=1"),
+        *("--run-dir", "runs/x", "meta_batch_size=2", "fast_batch_size=2", "horizon=5"),
+    )
+    assert "max_kl: 0.02" in Path("runs/x/config.yaml").read_text()
+
+
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_evaluate(ranks):
+    run(2, *SMALL, "--run-dir", "run")
+    words = ("evaluate", "run", "--tasks", "5", "--updates", "2", "--json")
+    table = run(ranks, *words, "t.json").stdout
+    rows = json.loads(Path("t.json").read_text())
+    assert [row["name"] for row in rows] == [f"return_after_{k}_updates" for k in range(3)]
+    assert all(f"{row['value']:.2f}" in table for row in rows)
+    run(None, *words, "serial.json")
+    assert rows == json.loads(Path("serial.json").read_text())
+
+
+@pytest.mark.parametrize("ranks", [None, 3])
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["trpo.maxkl=1"], "Unknown config key 'trpo.maxkl' (did you mean 'trpo.max_kl'?)"),
+        (["seed=x"], "Config key 'seed' must be a valid integer (got 'x')"),
+        (["--config", "nowhere.yaml"], "The config file nowhere.yaml cannot be read"),
+        (["env.name=half_cheeta_vel"], "half_cheetah_vel"),
+        (["env.kwargs.colour=red"], "colour"),
+        (["env.kwargs.lineage=mine"], "lineage"),
+        (["topology.agents=4"], "topology.agents is 4, but there "),
+        (["evaluate", "nowhere"], "nowhere is not a run folder"),
+        (["trian"], "settings are written key=value"),
+        (["device=cuda"], "no GPU"),
+    ],
+)
+def test_bad_input_is_one_sentence(ranks, words, sentence):
+    result = run(ranks, *words, code=BAD_INPUT)
+    said = [line for line in result.stderr.splitlines() if line.startswith("hpc_maml:")]
+    assert len(said) == 1, result.stderr
+    assert sentence in said[0]
+    assert "Traceback" not in result.stderr
+    if words != ["device=cuda"]:  # only agents know, and they start after the run folder is made
+        assert not Path("runs").exists()
+
+
+def test_a_wrong_flag_is_said_once():
+    result = run(3, "--confg", "x", code=BAD_INPUT)
+    assert result.stderr.count("error:") == 1
+
+
+class TestRunFolder:
+    """What must not be overwritten."""
+
+    @pytest.fixture
+    def folder(self) -> Path:
+        run(None, *SMALL, "num_iterations=2", "--run-dir", "run")
+        return Path("run")
+
+    def refused(self, *words: str) -> str:
+        def content():
+            return {path: path.read_bytes() for path in Path.cwd().rglob("*") if path.is_file()}
+
+        before = content()
+        result = run(2, *SMALL, "--run-dir", "run", *words, code=BAD_INPUT)
+        assert content() == before
+        (line,) = [line for line in result.stderr.splitlines() if line.startswith("hpc_maml:")]
+        return line
+
+    def test_another_configuration(self, folder):
+        assert "(seed, trpo.max_kl)" in self.refused("seed=3", "trpo.max_kl=0.5")
+
+    def test_fewer_iterations_than_done(self, folder):
+        assert "has done 2 iterations already" in self.refused("num_iterations=1")
+
+    def test_a_folder_of_something_else(self):
+        Path("run").mkdir()
+        Path("run/thesis.tex").write_text("years of work")
+        assert "is not a run folder" in self.refused()
+
+    def test_a_file(self):
+        Path("run").write_text("x")
+        assert "is not a run folder" in self.refused()
+
+    def test_a_damaged_checkpoint(self, folder):
+        last = max(folder.glob("checkpoints/*"))
+        last.write_bytes(last.read_bytes()[:500])
+        assert "iteration_000002.h5 is damaged" in self.refused()
+
+    def test_a_checkpoint_of_another_configuration(self, folder):
+        run(None, *SMALL, "seed=9", "num_iterations=3", "--run-dir", "other")
+        last = max(Path("other/checkpoints").iterdir())
+        (folder / "checkpoints" / last.name).write_bytes(last.read_bytes())
+        assert "belongs to a run with another configuration" in self.refused()
+
+    def test_damaged_metrics(self, folder):
+        (folder / "metrics.h5").write_bytes(b"nonsense")
+        assert "metrics.h5 is damaged" in self.refused()
+
+    def test_a_folder_in_use(self, folder):
+        code = "import fcntl,time; f=open('run/.lock','w'); fcntl.flock(f,2); print(1,flush=True); time.sleep(60)"
+        holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+        holder.stdout.readline()
+        try:
+            assert "is in use by another job" in self.refused()
+        finally:
+            holder.kill()
+
+    def test_leftovers_of_a_kill_are_removed(self, folder):
+        (folder / "checkpoints" / "iteration_000003.h5.partial").write_bytes(b"torn")
+        run(None, *SMALL, "--run-dir", "run")
+        assert not list(folder.rglob("*.partial"))
+        with h5py.File(folder / "metrics.h5") as file:
+            assert file.attrs["committed_iterations"] == 5
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"PMI_SIZE": "4", "PMI_RANK": "0"},
+        {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "0"},
+        {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0"},
+    ],
+)
+def test_a_launcher_of_another_mpi_is_refused(variables):
+    rank = next(name for name in variables if name.endswith(("RANK", "PROCID")))
+    # mpi4py must not mistake the variables for a real launcher's
+    code = (
+        "import os, sys, runpy; from mpi4py import MPI; MPI.COMM_WORLD.size;"
+        f"os.environ.update({variables!r}); os.environ[{rank!r}] = sys.argv.pop(1);"
+        "runpy.run_module('hpc_maml', run_name='__main__', alter_sys=True)"
+    )
+    said = []
+    for number in ("0", "1", "2", "3"):
+        result = subprocess.run(
+            [sys.executable, "-c", code, number, *SMALL],
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == BAD_INPUT
+        said += result.stderr.splitlines()
+    assert len(said) == 1
+    assert "The launcher started 4 processes" in said[0]
+    assert "srun --mpi=list" in said[0]
+    assert not Path("runs").exists()

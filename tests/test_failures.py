@@ -1,0 +1,80 @@
+"""Promise 3: nothing hangs; a failure anywhere ends the job at once, and says where it was."""
+
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from conftest import SMALL, start
+
+FAULT = str(Path(__file__).parent / "fault.py")
+
+
+def run_with_fault(ranks, rank, module, function, count, action, *settings, limit=10.0):
+    """Start a job with a planted fault; return its output when it has ended by itself."""
+    folder = Path.cwd() / "run"
+    job = start(
+        ranks,
+        *map(str, (rank, module, function, count, action)),
+        *SMALL,
+        "num_iterations=1000",
+        "--run-dir",
+        str(folder),
+        *settings,
+        python=(FAULT,),
+    )
+    # 10 s from the failure; starting takes a while on a busy machine
+    out, err = job.communicate(timeout=60 + limit)
+    time.sleep(0.2)
+    orphans = subprocess.run(["pgrep", "-f", str(folder)], capture_output=True, check=False).stdout
+    assert not orphans
+    assert job.returncode not in (0, 2, 75), out + err
+    return out, err
+
+
+@pytest.mark.parametrize(
+    ("rank", "role", "module", "function", "count"),
+    [
+        (0, "principal", "hpc_maml.roles.principal", "gather_tasks", 1),
+        (0, "principal", "hpc_maml.run", "Run.record", 2),
+        (0, "principal", "hpc_maml.checkpoint", "write_hdf5", 3),
+        (1, "agent", "hpc_maml.roles.agent", "linearise", 1),
+        (1, "agent", "hpc_maml.roles.agent", "meta_step", 2),
+        (2, "agent", "hpc_maml.mpi.reduce", "ExactSum.__call__", 9),
+        (2, "agent", "hpc_maml.roles.agent", "_returns", 4),
+        (3, "observer", "hpc_maml.rollout", "roll_out", 1),
+        (4, "observer", "hpc_maml.rollout", "adapt", 2),
+        (3, "observer", "hpc_maml.mpi.exchange", "BatchSender.send", 3),
+        (4, "start-up", "hpc_maml.training", "make_env", 1),
+        (1, "start-up", "hpc_maml.training", "build_topology", 1),
+        (0, "start-up", "hpc_maml.training", "prepare", 1),
+    ],
+)
+def test_an_exception_ends_the_job_with_one_traceback(rank, role, module, function, count):
+    out, err = run_with_fault(5, rank, module, function, count, "raise", "topology.agents=2")
+    assert err.count("Traceback (most recent call last)") == 1, err
+    assert f"hpc_maml: rank {rank} ({role}) on " in err
+    assert "RuntimeError: planted fault" in err
+
+
+def test_an_exception_in_a_serial_run_names_the_role():
+    _, err = run_with_fault(None, 0, "hpc_maml.rollout", "roll_out", 3, "raise")
+    assert "hpc_maml: rank 0 (observer) on " in err
+
+
+@pytest.mark.parametrize("rank", [0, 1, 3])
+def test_a_killed_rank_ends_the_job(rank):
+    module, function = {
+        0: ("hpc_maml.roles.principal", "gather_tasks"),
+        1: ("hpc_maml.roles.agent", "meta_step"),
+        3: ("hpc_maml.rollout", "adapt"),
+    }[rank]
+    run_with_fault(4, rank, module, function, 2, "kill")
+
+
+def test_a_wait_has_a_limit_and_says_for_what():
+    _, err = run_with_fault(
+        3, 2, "hpc_maml.rollout", "adapt", 2, "hang", "mpi.wait_limit=3", limit=20
+    )
+    assert "TimeoutError: waited 3 s for " in err
+    assert "trajectory batches from the observers" in err or "the outcome of an agent" in err

@@ -1,0 +1,83 @@
+"""Inner adaptation and surrogate loss against autograd and a loop over samples."""
+
+import numpy as np
+import pytest
+import reference
+import torch
+
+from hpc_maml.maml import adapt, inner_loss, log_prob, surrogate_loss
+from hpc_maml.policy import make_policy
+
+SIZES = (3, 4, 2)
+POLICIES = pytest.mark.parametrize("discrete", [False, True])
+
+
+def case(discrete, num_tasks=3):
+    rng = np.random.default_rng(5)
+    policy = make_policy(SIZES[0], SIZES[-1], discrete, SIZES[1:-1], "tanh")
+    problem = reference.Problem(SIZES, "tanh", discrete, (0.3,))
+    batches = [reference.random_samples(rng, problem, 6, 3) for _ in range(num_tasks)]
+    theta = 0.5 * rng.standard_normal((num_tasks, policy.size))
+    tensors = reference.stacked([reference.tensors(batch) for batch in batches])
+    return policy, problem, batches, theta, tensors
+
+
+@POLICIES
+def test_adapt_takes_a_step_down_the_inner_loss(discrete):
+    policy, problem, batches, theta, tensors = case(discrete)
+    together = adapt(policy, torch.tensor(theta), tensors, 0.3)
+    for task, batch in enumerate(batches):
+        leaf = torch.tensor(theta[task], requires_grad=True)
+        expected = problem.adapt(leaf, [reference.tensors(batch)]).detach()
+        np.testing.assert_allclose(adapt(policy, theta[task], batch, 0.3), expected, rtol=1e-11)
+        np.testing.assert_allclose(together[task], expected, rtol=1e-11)
+
+    leaf = torch.tensor(theta, requires_grad=True)
+    (slope,) = torch.autograd.grad(inner_loss(policy, leaf, tensors).sum(), leaf)
+    np.testing.assert_allclose(together, theta - 0.3 * slope.numpy(), rtol=1e-11)
+
+
+@POLICIES
+def test_losses_agree_with_a_loop_over_samples(discrete):
+    policy, problem, batches, theta, tensors = case(discrete)
+    inner = inner_loss(policy, torch.tensor(theta), tensors)
+    surrogate = surrogate_loss(policy, torch.tensor(theta), tensors)
+    for task, batch in enumerate(batches):
+        expected_inner = expected_surrogate = 0.0
+        for observation, action, behaviour, advantage, weight in zip(*batch, strict=True):
+            distribution = problem.distribution(
+                torch.tensor(theta[task]), torch.tensor(observation)
+            )
+            log_probability = distribution.log_prob(torch.tensor(action)).item()
+            expected_inner -= weight * log_probability * advantage
+            expected_surrogate -= weight * np.exp(log_probability - behaviour) * advantage
+        np.testing.assert_allclose(inner[task], expected_inner, rtol=1e-11)
+        np.testing.assert_allclose(surrogate[task], expected_surrogate, rtol=1e-11)
+        np.testing.assert_allclose(inner_loss(policy, theta[task], batch), inner[task], rtol=1e-11)
+        np.testing.assert_allclose(
+            surrogate_loss(policy, theta[task], batch), surrogate[task], rtol=1e-11
+        )
+
+
+def test_first_order_has_the_same_value_and_the_identity_as_derivative():
+    policy, _, batches, theta, tensors = case(False)
+    leaf = torch.tensor(theta, requires_grad=True)
+    second, first = (adapt(policy, leaf, tensors, 0.3, each) for each in (False, True))
+    assert torch.equal(first, second)
+    assert np.array_equal(
+        adapt(policy, theta[0], batches[0], 0.3, True), adapt(policy, theta[0], batches[0], 0.3)
+    )
+    vector = torch.randn_like(leaf)
+    assert torch.equal(torch.autograd.grad(first, leaf, vector)[0], vector)
+    assert not torch.allclose(torch.autograd.grad(second, leaf, vector)[0], vector)
+
+
+def test_padding_cannot_overflow_the_surrogate_loss():
+    policy, _, batches, theta, _ = case(False)
+    batch = batches[0]
+    padding = batch.weights == 0
+    assert padding.any()
+    before = surrogate_loss(policy, theta[0], batch)
+    extreme = batch._replace(log_probs=np.where(padding, -1e4, batch.log_probs))
+    assert surrogate_loss(policy, theta[0], extreme) == before
+    assert np.isfinite(log_prob(policy, theta[0], batch)).all()

@@ -1,0 +1,292 @@
+"""The outer step against plain loops over tasks, finite differences and double backward."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import reference
+import torch
+
+from hpc_maml.config import TrpoConfig
+from hpc_maml.maml import adapt
+from hpc_maml.meta_step import fisher_vector_product, linearise, meta_step, surrogate_and_kl
+from hpc_maml.policy import make_policy
+
+SIZES = (3, 4, 2)
+CASES = pytest.mark.parametrize(
+    ("discrete", "activation", "step_sizes", "first_order"),
+    [
+        (False, "tanh", (0.3,), False),
+        (False, "tanh", (0.3, 0.2), False),
+        (False, "relu", (0.3,), False),
+        (False, "tanh", (0.3, 0.2), True),
+        (True, "tanh", (0.3,), False),
+        (True, "relu", (0.3, 0.2), False),
+        (True, "tanh", (0.3,), True),
+    ],
+)
+
+
+def case(discrete, activation, step_sizes, first_order=False, num_tasks=4, sizes=SIZES):
+    rng = np.random.default_rng(11)
+    problem = reference.Problem(sizes, activation, discrete, step_sizes, first_order)
+    policy = make_policy(sizes[0], sizes[-1], discrete, sizes[1:-1], activation)
+    theta = 0.4 * rng.standard_normal(policy.size)
+    return policy, problem, theta, [reference.random_task(rng, problem) for _ in range(num_tasks)]
+
+
+def grouped(policy, problem, theta, tasks, group_sizes):
+    groups, start = [], 0
+    for size in group_sizes:
+        inners, posts = zip(*tasks[start : start + size], strict=True)
+        inner = [reference.stacked(batches) for batches in zip(*inners, strict=True)]
+        post = reference.stacked(posts)
+        tensor = torch.as_tensor(theta)
+        groups.append(
+            linearise(policy, tensor, inner, post, problem.step_sizes, problem.first_order)
+        )
+        start += size
+    assert start == len(tasks)
+    return groups
+
+
+def single(tasks):
+    """Return the tasks in single precision, as agents have them."""
+    return [
+        (
+            [reference.tensors(each, torch.float32) for each in inner],
+            reference.tensors(post, torch.float32),
+        )
+        for inner, post in tasks
+    ]
+
+
+def add(terms):
+    return terms.astype(np.float64).sum(0)
+
+
+@CASES
+def test_meta_gradient_agrees_with_autograd_and_finite_differences(
+    discrete, activation, step_sizes, first_order
+):
+    policy, problem, theta, tasks = case(discrete, activation, step_sizes, first_order)
+    (group,) = grouped(policy, problem, theta, tasks, [len(tasks)])
+    for task, found in zip(tasks, group.gradient, strict=True):
+        if first_order:  # its own definition: the gradient at the adapted parameters
+            at = torch.tensor(theta, requires_grad=True)
+            adapted = problem.adapt(at, task[0]).detach().requires_grad_()
+            plain = replace(problem, step_sizes=())
+            (expected,) = torch.autograd.grad(plain.surrogate(adapted, ([], task[1])), adapted)
+            np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+            continue
+        expected = reference.mean_gradient(problem, torch.tensor(theta), [task])
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+        for index in range(policy.size):
+            step = np.zeros(policy.size)
+            step[index] = 1e-5
+            ends = [torch.tensor(at, requires_grad=True) for at in (theta + step, theta - step)]
+            after, before = (problem.surrogate(end, task).item() for end in ends)
+            np.testing.assert_allclose(found[index], (after - before) / 2e-5, rtol=1e-5, atol=1e-8)
+
+
+def check_fisher_vector_product(policy, problem, theta, tasks):
+    (group,) = grouped(policy, problem, theta, tasks, [len(tasks)])
+    vectors = torch.tensor(np.random.default_rng(1).standard_normal((3, policy.size)))
+    for vector in vectors:
+        products = fisher_vector_product(policy, group, vector)
+        for task, found in zip(tasks, products, strict=True):
+            expected = reference.mean_fisher_vector_product(
+                problem, torch.tensor(theta), [task], vector
+            )
+            np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-11)
+
+
+@CASES
+def test_fisher_vector_product_is_the_hessian_of_the_kl(
+    discrete, activation, step_sizes, first_order
+):
+    check_fisher_vector_product(*case(discrete, activation, step_sizes, first_order))
+
+
+def test_fisher_vector_product_where_one_sigma_is_held_by_the_floor():
+    policy, problem, theta, tasks = case(False, "tanh", (0.3, 0.2))
+    # a mild floor: sigmas of 1e-6 give gradients of 1e12, which leave nothing to compare
+    policy, problem = replace(policy, min_log_std=0.0), replace(problem, min_log_std=0.0)
+    theta[-2:] = [-2.0, 1.0]
+    check_fisher_vector_product(policy, problem, theta, tasks)
+
+
+@CASES
+def test_losses_of_a_candidate_agree_with_torch_distributions(
+    discrete, activation, step_sizes, first_order
+):
+    policy, problem, theta, tasks = case(discrete, activation, step_sizes, first_order)
+    (group,) = grouped(policy, problem, theta, tasks, [len(tasks)])
+    candidate = theta + 0.05
+    found = surrogate_and_kl(policy, group, torch.tensor(candidate))
+    old, new = (torch.tensor(each, requires_grad=True) for each in (theta, candidate))
+    for index, task in enumerate(tasks):
+        kl = problem.kl(problem.adapted(old, task), new, task).item()
+        np.testing.assert_allclose(
+            found[index], [problem.surrogate(new, task).item(), kl], rtol=1e-10
+        )
+        inner, post = task
+        adapted = problem.adapt(old, inner)
+        np.testing.assert_allclose(
+            group.inner_loss_before[index], problem.inner_loss(old, inner[0]).item(), rtol=1e-10
+        )
+        np.testing.assert_allclose(
+            group.inner_loss_after[index], problem.inner_loss(adapted, inner[-1]).item(), rtol=1e-10
+        )
+        ratio = torch.exp(problem.adapted(old, task).log_prob(post.actions) - post.log_probs)
+        estimate = (post.weights * (ratio - 1 - ratio.log())).sum().item()
+        np.testing.assert_allclose(group.behaviour_kl[index], estimate, rtol=1e-10)
+
+
+@CASES
+def test_meta_step_agrees_with_the_plain_loop_over_tasks(
+    discrete, activation, step_sizes, first_order
+):
+    policy, problem, theta, tasks = case(discrete, activation, step_sizes, first_order)
+    trpo = TrpoConfig(cg_iters=6, cg_damping=1e-3, max_kl=0.05)
+    before = theta.copy()
+    groups = grouped(policy, problem, theta, tasks, [1, 3])
+    found = meta_step(policy, theta, groups, len(tasks), add, trpo)
+    expected, measured = reference.meta_step(problem, torch.tensor(theta), tasks, trpo)
+    assert found.accepted
+    assert found.reason == ""
+    np.testing.assert_allclose(found.theta, expected, rtol=1e-8)
+    for name, value in measured.items():
+        np.testing.assert_allclose(getattr(found, name), value, rtol=1e-6, err_msg=name)
+    assert abs(found.theta - theta).max() > 1e-3
+    assert np.array_equal(theta, before)
+    assert found.cg_iterations == 6
+
+
+def test_an_agent_without_tasks_takes_part_in_every_reduction_and_has_the_same_result():
+    policy, problem, theta, tasks = case(False, "tanh", (0.3,))
+    sums = []
+
+    def recording(terms):
+        sums.append(add(terms))
+        return sums[-1]
+
+    groups = grouped(policy, problem, theta, tasks, [2, 2])
+    busy = meta_step(policy, theta, groups, 4, recording, TrpoConfig())
+    replay = iter(sums)
+
+    def replaying(terms):
+        total = next(replay)
+        assert terms.shape == (0, *total.shape)
+        return total
+
+    idle = meta_step(policy, theta, [], 4, replaying, TrpoConfig())
+    assert next(replay, None) is None
+    assert busy.accepted
+    assert np.array_equal(idle.theta, busy.theta)
+    assert replace(idle, theta=None) == replace(busy, theta=None)
+
+
+@pytest.mark.parametrize(
+    ("discrete", "sizes", "shape"),
+    [
+        (False, (17, 64, 64, 6), (50, 20)),
+        (False, (2, 64, 64, 2), (20, 20)),
+        (False, (17, 64, 64, 6), (7, 3)),  # so few samples, and so odd, that MKL needs its mode
+        (True, (10, 64, 64, 5), (10, 20)),
+    ],
+)
+def test_a_task_has_the_same_bits_in_any_group_and_for_any_number_of_threads(
+    discrete, sizes, shape
+):
+    policy, problem, _, _ = case(discrete, "tanh", (0.1,), num_tasks=0, sizes=sizes)
+    rng = np.random.default_rng(4)
+    tasks = single(reference.random_task(rng, problem, *shape) for _ in range(4))
+    theta = policy.initial_parameters(rng)
+    vector = torch.as_tensor(rng.standard_normal(policy.size).astype(np.float32))
+
+    def per_task(threads, group_sizes):
+        torch.set_num_threads(threads)
+        groups = grouped(policy, problem, theta, tasks, group_sizes)
+        candidate = torch.as_tensor(theta) + 0.01
+        columns = [
+            torch.cat([group.gradient for group in groups]),
+            torch.cat([fisher_vector_product(policy, group, vector) for group in groups]),
+            torch.cat([surrogate_and_kl(policy, group, candidate) for group in groups]),
+            torch.cat([group.behaviour_kl for group in groups])[:, None],
+        ]
+        return torch.cat(columns, dim=1)
+
+    threads = torch.get_num_threads()
+    try:
+        alone = per_task(1, [1, 1, 1, 1])
+        for number, group_sizes in ((1, [2, 2]), (1, [4]), (2, [1, 1, 1, 1]), (2, [4])):
+            assert torch.equal(per_task(number, group_sizes), alone), (number, group_sizes)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def rejected(found, theta, reason):
+    assert not found.accepted
+    assert found.reason == reason
+    assert found.theta.tobytes() == theta.tobytes()
+    return found
+
+
+def test_advantages_that_are_not_finite_reject_the_update():
+    policy, problem, theta, tasks = case(False, "tanh", (0.3,))
+    inner, post = tasks[2]
+    post.advantages[0] = np.nan
+    tasks[2] = inner, post
+    theta, tasks = theta.astype(np.float32), single(tasks)
+    groups = grouped(policy, problem, theta, tasks, [4])
+    found = meta_step(policy, theta, groups, 4, add, TrpoConfig())
+    found = rejected(found, theta, "non-finite gradient")
+    assert np.isnan(found.surrogate_before)
+    assert np.isnan(found.gradient_norm)
+    assert found.line_search_steps == 0
+
+
+def test_a_line_search_that_cannot_succeed_rejects_the_update():
+    policy, problem, theta, tasks = case(False, "tanh", (0.3,))
+    groups = grouped(policy, problem, theta, tasks, [4])
+
+    def inflating(terms):  # what a line search candidate is told: a KL that is too large
+        return add(terms) + (np.array([0.0, 1e3]) if terms.shape[1] == 2 else 0)
+
+    found = meta_step(policy, theta, groups, 4, inflating, TrpoConfig(ls_max_steps=3))
+    found = rejected(found, theta, "line search failed")
+    assert found.line_search_steps == 3
+    assert found.kl_after > 1e2
+
+
+def test_a_zero_gradient_or_a_curvature_that_is_not_finite_rejects_the_update():
+    policy, problem, theta, tasks = case(False, "tanh", (0.3,))
+    groups = grouped(policy, problem, theta, tasks, [4])
+
+    def diverging(terms):  # Fisher-vector products only
+        return add(terms) * (np.nan if terms.shape[1] == policy.size else 1)
+
+    found = meta_step(policy, theta, groups, 4, diverging, TrpoConfig())
+    assert rejected(found, theta, "no finite step").cg_iterations == 0
+
+    for inner, post in tasks:
+        for batch in (*inner, post):
+            batch.advantages.zero_()
+    groups = grouped(policy, problem, theta, tasks, [4])
+    found = meta_step(policy, theta, groups, 4, add, TrpoConfig())
+    assert rejected(found, theta, "no finite step").gradient_norm == 0
+
+
+def test_observers_and_agents_adapt_alike_in_float32():
+    policy, problem, theta, tasks = case(False, "tanh", (0.3, 0.2))
+    theta = theta.astype(np.float32)
+    (task,) = single(tasks[:1])
+    (group,) = grouped(policy, problem, theta, [task], [1])
+    observed = theta
+    for batch, step_size in zip(task[0], problem.step_sizes, strict=True):
+        arrays = type(batch)(*(field.numpy() for field in batch))
+        observed = adapt(policy, observed, arrays, step_size)
+    assert observed.dtype == np.float32
+    agents = group.adaptations[-1][1].detach()[0]
+    np.testing.assert_allclose(observed, agents, rtol=1e-4, atol=1e-6)

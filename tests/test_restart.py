@@ -1,0 +1,143 @@
+"""Promises 2 and 5: a run that was killed or stopped ends as if it had not been."""
+
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from conftest import SMALL, run, start
+
+from hpc_maml.metrics import METRICS, PER_TASK
+
+SETTINGS = (*SMALL, "num_iterations=12", "checkpoint.keep=99", "horizon=40")
+STOPPED_EARLY = 75
+
+
+def state(folder: Path) -> dict[str, bytes]:
+    """Return everything a run leaves that must not depend on its history, by name."""
+    found = {path.name: path.read_bytes() for path in folder.glob("checkpoints/*")}
+    with h5py.File(folder / "metrics.h5") as file:
+        assert file.attrs["committed_iterations"] == len(file["iterations/accepted"])
+        for group, metrics in (("iterations", METRICS), ("tasks", PER_TASK)):
+            assert set(file[group]) == set(metrics)
+            for name, metric in metrics.items():
+                if not metric.wall_clock:
+                    found[f"{group}/{name}"] = file[group][name][...].tobytes()
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    run(3, *SETTINGS, "--run-dir", str(folder))
+    return state(folder)
+
+
+def processes_of(folder: Path) -> list[int]:
+    found = subprocess.run(
+        ["pgrep", "-f", str(folder)], capture_output=True, text=True, check=False
+    )
+    return [int(word) for word in found.stdout.split()]
+
+
+def wait_for_checkpoint(folder: Path, iteration: int, job: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 60
+    while not list(folder.glob(f"checkpoints/*{iteration:03d}.h5")):
+        assert time.monotonic() < deadline, "no checkpoint came"
+        assert job.poll() is None, job.communicate()
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_sigkill_at_random_moments(number, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    chance = random.Random(number)
+    for _ in range(2):
+        job = start(3, *SETTINGS, "--run-dir", str(folder))
+        done = len(list(folder.glob("checkpoints/*.h5")))
+        wait_for_checkpoint(folder, done + 1, job)
+        time.sleep(chance.uniform(0, 0.5))
+        victims = processes_of(folder)
+        for victim in chance.sample(victims, len(victims)):
+            subprocess.run(["kill", "-9", str(victim)], check=False, capture_output=True)
+        job.communicate(timeout=20)
+    run(chance.choice([None, 2, 4]), *SETTINGS, "--run-dir", str(folder))
+    assert state(folder) == undisturbed
+
+
+@pytest.mark.parametrize("every", [1, 5])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_signals_stop_at_an_iteration_with_a_checkpoint(number, every, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    settings = (*SETTINGS, f"checkpoint.every={every}", "--run-dir", str(folder))
+    job = start(4, *settings)
+    while not (folder / "metrics.h5").exists():
+        assert job.poll() is None
+        time.sleep(0.005)
+    job.send_signal(number)  # to mpirun, which passes it on to every rank
+    out, err = job.communicate(timeout=30)
+    assert job.returncode == STOPPED_EARLY, out + err
+    assert "stopped early after" in out
+    assert "Traceback" not in err
+    with h5py.File(folder / "metrics.h5") as file:
+        done = int(file.attrs["committed_iterations"])
+    assert 0 < done < 12
+    assert max(folder.glob("checkpoints/*")).name == f"iteration_{done:06d}.h5"
+    run(2, *settings)
+    left = state(folder)
+    for name, content in left.items():
+        assert undisturbed[name] == content
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2, 3])
+def test_a_signal_to_any_single_rank_stops_the_run(rank, tmp_path):
+    folder = tmp_path / "run"
+    job = start(4, *SETTINGS, "num_iterations=500", "--run-dir", str(folder))
+    wait_for_checkpoint(folder, 1, job)
+    for process in processes_of(folder):
+        variables = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+        if b"PMI_RANK=%d" % rank in variables:
+            subprocess.run(["kill", "-TERM", str(process)], check=True)
+    job.communicate(timeout=30)
+    assert job.returncode == STOPPED_EARLY
+
+
+def test_a_finished_run_is_left_alone_and_can_be_prolonged(undisturbed):
+    short = (*SETTINGS, "num_iterations=5", "--run-dir", "run")
+    run(None, *short)
+    before = {path: path.stat().st_mtime_ns for path in Path("run").glob("checkpoints/*")}
+    again = run(None, *short)
+    assert "done: 5 iterations" in again.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in Path("run").glob("checkpoints/*")}
+    run(3, *SETTINGS, "--run-dir", "run")
+    assert state(Path("run")) == undisturbed
+
+
+def test_old_checkpoints_are_removed():
+    run(None, *SMALL, "checkpoint.keep=2", "checkpoint.every=2", "--run-dir", "run")
+    names = sorted(path.name for path in Path("run/checkpoints").iterdir())
+    assert names == ["iteration_000004.h5", "iteration_000005.h5"]
+
+
+def test_metrics_mean_what_they_say():
+    run(2, *SMALL, "--run-dir", "run")
+    with h5py.File("run/metrics.h5") as file:
+        table = {name: file["iterations"][name][...] for name in METRICS}
+        returns = file["tasks/post_update_return"][...]
+        assert file["iterations/sampling_seconds"].attrs["unit"] == "s"
+        assert file.attrs["hpc_maml"]
+        assert "MPI" in file.attrs["mpi"] or "MPICH" in file.attrs["mpi"]
+    assert returns.shape == (5, 6)
+    assert np.array_equal(table["post_update_return_mean"], returns.mean(1))
+    assert np.array_equal(table["post_update_return_min"], returns.min(1))
+    assert (table["environment_steps"] <= 6 * 3 * 12 * 2).all()
+    assert np.array_equal(table["environment_steps_total"], table["environment_steps"].cumsum())
+    assert (table["kl_after"][table["accepted"] == 1] <= 1e-2).all()
+    assert (abs(table["kl_before"]) < 1e-5).all()
+    assert (table["surrogate_after"] < table["surrogate_before"])[table["accepted"] == 1].all()
+    for name in ("principal_busy", "agents_busy", "observers_busy"):
+        assert ((table[name] > 0) & (table[name] < 1.05)).all()

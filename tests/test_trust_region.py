@@ -1,0 +1,65 @@
+"""Conjugate gradient against a dense solve, the line search on functions worked out by hand."""
+
+import numpy as np
+
+from hpc_maml.trust_region import conjugate_gradient, line_search
+
+
+def positive_definite(size):
+    rng = np.random.default_rng(0)
+    root = rng.standard_normal((size, size))
+    return root @ root.T + np.eye(size), rng.standard_normal(size)
+
+
+def test_conjugate_gradient_agrees_with_a_dense_solve():
+    matrix, gradient = positive_definite(12)
+    before = gradient.copy()
+    found = conjugate_gradient(lambda vector: matrix @ vector, gradient, 50)
+    np.testing.assert_allclose(found.solution, np.linalg.solve(matrix, gradient), atol=1e-5)
+    np.testing.assert_allclose(found.residual, gradient - matrix @ found.solution, atol=1e-9)
+    assert (found.residual**2).sum() < 1e-10
+    assert found.iterations < 50
+    assert np.array_equal(gradient, before)
+
+
+def test_conjugate_gradient_minimises_over_the_krylov_space_of_its_iterations():
+    matrix, gradient = positive_definite(12)
+    found = conjugate_gradient(lambda vector: matrix @ vector, gradient, 3)
+    assert found.iterations == 3
+    krylov = np.stack([gradient, matrix @ gradient, matrix @ matrix @ gradient], axis=1)
+    best = krylov @ np.linalg.solve(krylov.T @ matrix @ krylov, krylov.T @ gradient)
+    np.testing.assert_allclose(found.solution, best, rtol=1e-8)
+
+
+def test_conjugate_gradient_stops_where_the_curvature_is_not_positive():
+    gradient = np.array([3.0, 4.0])
+    for image in (-gradient, np.full(2, np.nan), np.zeros(2)):
+        found = conjugate_gradient(lambda vector, image=image: image, gradient, 10)
+        assert (found.iterations, found.solution.tolist()) == (0, [0.0, 0.0])
+        assert found.residual.tolist() == [3.0, 4.0]
+    # indefinite, and seen to be so in the second product: x after the first stays
+    found = conjugate_gradient(lambda vector: np.array([1.0, -0.5]) * vector, gradient, 10)
+    assert found.iterations == 1
+    np.testing.assert_allclose(found.solution, gradient * 25 / (9 - 8))
+
+
+def search(evaluate, max_steps=5):
+    theta, full_step = np.array([1.0], np.float32), np.array([-8.0])
+    return line_search(evaluate, theta, full_step, 4.0, max_steps, 0.5, 10.0)
+
+
+def test_line_search_takes_the_first_candidate_that_improves_within_the_trust_region():
+    # candidates 1 - 8, 1 - 4, 1 - 2: KL |x - 1| is 8, 4, 2; the loss improves from -3 on
+    found = search(lambda theta: (9.0 if theta[0] > -4 else 10.0, abs(theta[0] - 1)))
+    assert (found.theta.tolist(), found.steps, found.surrogate, found.kl) == ([-3.0], 2, 9.0, 4.0)
+    assert found.theta.dtype == np.float32
+    found = search(lambda theta: (9.0 if theta[0] > -2 else 10.0, abs(theta[0] - 1)))
+    assert (found.theta.tolist(), found.steps) == ([-1.0], 3)
+
+
+def test_line_search_refuses_what_does_not_improve_leaves_the_region_or_is_not_a_number():
+    for surrogate, kl in ((10.0, 0.0), (9.0, 4.1), (np.nan, 0.0), (9.0, np.nan)):
+        found = search(lambda theta, result=(surrogate, kl): result, max_steps=3)
+        assert found.theta is None
+        assert found.steps == 3
+        np.testing.assert_equal((found.surrogate, found.kl), (surrogate, kl))
