@@ -1,4 +1,4 @@
-"""The state of a run after an iteration: parameters and counters; all random draws follow from them."""
+"""The state of a run after an iteration: parameters and counters; all else follows from them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

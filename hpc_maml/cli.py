@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         with contextlib.ExitStack() as stack:
             if not speaks:  # argparse prints help and complaints: once is enough
-                silence = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+                silence = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
                 stack.enter_context(contextlib.redirect_stdout(silence))
                 stack.enter_context(contextlib.redirect_stderr(silence))
             command = parse(arguments)

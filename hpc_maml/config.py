@@ -107,7 +107,7 @@ def load_config(file: str | None, overrides: Sequence[str]) -> Config:
 
 
 def check_config(data: dict[str, Any]) -> Config:
-    """Return the configuration that the nested dictionary ``data`` describes, or raise InputError."""
+    """Return the configuration that a nested dictionary describes, or raise InputError."""
     try:
         return Config.model_validate(data)
     except ValidationError as error:

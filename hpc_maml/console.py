@@ -67,7 +67,7 @@ def say(text: str) -> None:
 
 
 def print_topology(topology: Topology, hellos: Sequence[Hello]) -> None:
-    """Print which ranks hold which roles, where, and with how many threads; alike ranks together."""
+    """Print which ranks hold which roles, where, with how many threads; like ranks together."""
     groups: dict[tuple[str, ...], list[int]] = {}
     for rank, (place, hello) in enumerate(zip(topology.places, hellos, strict=True)):
         row = (topology.hosts[rank], " + ".join(place.roles), hello.device, str(hello.threads))
@@ -81,7 +81,7 @@ def print_topology(topology: Topology, hellos: Sequence[Hello]) -> None:
 
 
 def print_meta_test(returns: Sequence[np.ndarray], json_file: Path | None) -> None:
-    """Print the returns ``[tasks]`` after 0, 1, ... updates as mean and 95 % confidence interval."""
+    """Print the returns ``[tasks]`` after 0, 1, ... updates: mean, 95 % confidence interval."""
     table = Table(box=None, pad_edge=False, header_style="")
     for name in ("updates", "mean return", "95 % confidence"):
         table.add_column(name, justify="right")

@@ -19,7 +19,7 @@ def write_whole(path: Path, write: Callable[[Path], None], *, durable: bool = Tr
     write(temporary)
     if durable:
         _sync(temporary)
-    os.replace(temporary, path)
+    temporary.replace(path)
     if durable:
         _sync(path.parent)
 

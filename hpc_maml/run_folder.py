@@ -1,4 +1,4 @@
-"""The folder of a run: made once, continued by the same configuration, used by one job at a time."""
+"""The folder of a run: continued by the same configuration only, and by one job at a time."""
 
 import fcntl
 from datetime import datetime

@@ -1,4 +1,4 @@
-"""The one contiguous buffer in which the episodes of a task travel, and the samples an update reads."""
+"""The one buffer in which the episodes of a task travel, and the samples that a loss reads."""
 
 from typing import Any, NamedTuple
 
@@ -57,7 +57,7 @@ def valid_steps(batch: np.ndarray) -> np.ndarray:
 
 
 def samples(batch: np.ndarray) -> Samples:
-    """Return the samples of one batch, as views where possible; a mean is a sum with ``weights``."""
+    """Return the samples of one batch, views where possible; ``weights`` make a sum a mean."""
     valid = valid_steps(batch)
     steps = valid.size
     flat = {

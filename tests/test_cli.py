@@ -168,7 +168,10 @@ class TestRunFolder:
         assert "metrics.h5 is damaged" in self.refused()
 
     def test_a_folder_in_use(self, folder):
-        code = "import fcntl,time; f=open('run/.lock','w'); fcntl.flock(f,2); print(1,flush=True); time.sleep(60)"
+        code = (
+            "import fcntl, time; f = open('run/.lock', 'w'); fcntl.flock(f, fcntl.LOCK_EX);"
+            "print(1, flush=True); time.sleep(60)"
+        )
         holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
         holder.stdout.readline()
         try:

@@ -51,7 +51,7 @@ def run_with_fault(ranks, rank, module, function, count, action, *settings, limi
     ],
 )
 def test_an_exception_ends_the_job_with_one_traceback(rank, role, module, function, count):
-    out, err = run_with_fault(5, rank, module, function, count, "raise", "topology.agents=2")
+    _, err = run_with_fault(5, rank, module, function, count, "raise", "topology.agents=2")
     assert err.count("Traceback (most recent call last)") == 1, err
     assert f"hpc_maml: rank {rank} ({role}) on " in err
     assert "RuntimeError: planted fault" in err

@@ -72,7 +72,7 @@ class BatchSender:
         self.in_flight: list[tuple[MPI.Request, np.ndarray]] = []
 
     def send(self, batch: np.ndarray) -> None:
-        """Send a batch ``[1]`` of records; it must not change afterwards, and is kept until sent."""
+        """Send a batch ``[1]`` of records; it is kept until sent, and must not change any more."""
         self.poll()
         buffer = batch.view(np.uint8)
         self.in_flight.append((self.comm.Isend([buffer, MPI.BYTE], 0, BATCH_TAG), buffer))

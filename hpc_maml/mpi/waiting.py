@@ -16,7 +16,7 @@ SHORTEST_SLEEP, LONGEST_SLEEP = 1e-4, 1e-2  # seconds
 
 @dataclass(frozen=True)
 class Until:
-    """Suspend the role that awaits this until ``ready()`` is true; ``what`` names what it awaits."""
+    """Suspend the role that awaits this until ``ready()``; ``what`` names what it waits for."""
 
     ready: Callable[[], bool]
     what: str

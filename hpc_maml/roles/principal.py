@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ class Agents:
         """Return each agent's tasks: consecutive, and in proportion to its observers."""
         ends = np.cumsum(self.observers) * num_tasks / sum(self.observers)
         edges = [0, *np.rint(ends).astype(int).tolist()]
-        return [range(*pair) for pair in zip(edges, edges[1:], strict=False)]
+        return [range(*pair) for pair in pairwise(edges)]
 
     def send(
         self,
