@@ -1,7 +1,6 @@
 """Run the tests of tests/mpi under mpirun, at several rank counts."""
 
 import pytest
-
 from conftest import ROOT, start
 
 

@@ -34,13 +34,15 @@ def test_batches_arrive_whole_and_in_order(comm):
         assert not sender.in_flight
 
     async def receive():
-        count = 0
-        while count < BATCHES * comm.size:
-            batches = []
-            await Until(lambda: batches.extend(receiver.take()) or batches, "batches")
-            count += len(batches)
-            for batch in batches:
-                arrived[int(batch["task"][0])].append(batch)
+        batches: list[np.ndarray] = []
+
+        def complete() -> bool:
+            batches.extend(receiver.take())
+            return len(batches) == BATCHES * comm.size
+
+        await Until(complete, "batches")
+        for batch in batches:
+            arrived[int(batch["task"][0])].append(batch)
 
     roles = {"observer": send()}
     if comm.rank == 0:
