@@ -73,7 +73,7 @@ class MLP:
         for layer in range(self._depth):
             values = activations[-1] @ layers[f"weight_{layer}"]
             values += layers[f"bias_{layer}"]
-            activations.append(nonlinearity(values) if layer < self._depth - 1 else values)
+            activations.append(values if layer == self._depth - 1 else nonlinearity(values))
         return activations
 
     def score(self, theta: Array, observations: Array, actions: Array, weights: Array) -> Array:
@@ -108,7 +108,7 @@ class MLP:
                 cotangent = (cotangent @ layers[f"weight_{layer}"].mT) * self._slope(inputs)
         return gradients[::-1]
 
-    @property
+    @cached_property
     def _depth(self) -> int:
         return len(self.hidden_sizes) + 1
 
