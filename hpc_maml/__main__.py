@@ -3,14 +3,11 @@
 import os
 import sys
 
-# Before NumPy and torch are loaded. One thread each: the pools would take every core of the node on
-# every rank (agents give torch its share of the cores later). With more threads OpenBLAS, and
-# without its reproducible mode MKL, would give bits that depend on where a task is computed.
-os.environ["OPENBLAS_NUM_THREADS"] = "1"
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Before NumPy and torch are loaded. One thread each: their pools would take every core of the node
+# on every rank. With more threads OpenBLAS, and without its reproducible mode MKL, would also give
+# bits that depend on where a task is computed.
+os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")
-# Idle threads of torch's pool sleep: spinning ones slow a shared machine down tenfold.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 try:
     from hpc_maml.cli import main

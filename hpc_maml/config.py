@@ -71,7 +71,9 @@ class Config(Section):
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(1, description="of every random draw")
     num_iterations: Count = Field(100, description="outer steps")
-    meta_batch_size: Count = Field(20, description="tasks per iteration")
+    meta_batch_size: Annotated[int, Field(ge=1, le=8192)] = Field(
+        20, description="tasks per iteration"
+    )
     fast_batch_size: Annotated[int, Field(ge=2)] = Field(20, description="episodes per task")
     fast_lr: Positive = Field(0.1, description="inner step size")
     num_inner_steps: Count = Field(1, description="inner steps, each on fresh trajectories")

@@ -27,8 +27,7 @@ class Reporter:
         self.live: Progress | None = None
         if sys.stdout.isatty():
             self.live = Progress(
-                TextColumn("meta-training"),
-                BarColumn(),
+                BarColumn(bar_width=12),
                 MofNCompleteColumn(),
                 TextColumn("{task.description}"),
                 TimeRemainingColumn(),

@@ -45,6 +45,9 @@ def roll_out(
         batches["actions"][:, step] = actions
         batches["log_probs"][:, step] = policy.log_prob(distribution, actions)
         batches["lengths"] += alive
+        if not np.isfinite(actions).all():
+            # An inner step has diverged: the NaN in the record makes the agents reject the update.
+            actions = np.nan_to_num(actions)
         observations, rewards, terminated, truncated, _ = env.step(
             actions.reshape(num_tasks * episodes, *actions.shape[2:])
         )

@@ -55,13 +55,14 @@ class Run:
                 "rejected_updates": self.checkpoint.rejected_updates,
             }
         )
-        due = done % self.config.checkpoint.every == 0 or done == self.config.num_iterations
-        self.metrics.write(durable=due)  # before the checkpoint, which relies on it
-        if due:
+        if done % self.config.checkpoint.every == 0 or done == self.config.num_iterations:
             self.write_checkpoint()
+        else:
+            self.metrics.write(durable=False)
 
     def write_checkpoint(self) -> None:
         """Write the present state, and remove what is older than the last ``checkpoint.keep``."""
+        self.metrics.write(durable=True)  # first, as the checkpoint relies on it
         text = to_yaml(self.config, neutral=False)
         save(self.checkpoints, self.checkpoint, self.fingerprint, text)
         prune(self.checkpoints, self.config.checkpoint.keep)

@@ -10,6 +10,9 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.requested = False
+
+    def listen(self) -> None:
+        """Take over the signals of this process."""
         for number in SIGNALS:
             signal.signal(number, self._receive)
 

@@ -57,8 +57,10 @@ def train(world: MPI.Intracomm, load_settings: Callable[[], Config], run_dir: Pa
         return job
 
     job = from_rank_0(world, prepare_run)
+    stop = StopSignal()
+    stop.listen()
 
-    async def principal(agents: Agents, topology: Topology, stop: StopSignal) -> None:
+    async def principal(agents: Agents, topology: Topology) -> None:
         first = run.checkpoint.iteration
         console.say(f"run folder {run.path}" + (f", continued at {first}" if first else ""))
         console.print_topology(topology, await greet(topology.world))
@@ -75,7 +77,7 @@ def train(world: MPI.Intracomm, load_settings: Callable[[], Config], run_dir: Pa
         if run.checkpoint.iteration < job.config.num_iterations:
             run.write_checkpoint()
 
-    run_job(world, job, principal)
+    run_job(world, job, principal, stop)
 
     def conclude() -> int:
         done = run.checkpoint.iteration
@@ -113,12 +115,12 @@ def evaluate(
 
     job = from_rank_0(world, prepare_test)
 
-    async def principal(agents: Agents, topology: Topology, stop: StopSignal) -> None:
+    async def principal(agents: Agents, topology: Topology) -> None:
         await greet(topology.world)
         returns = await meta_test(job.config, env, agents, theta, num_tasks, num_updates)
         console.print_meta_test(returns, json)
 
-    run_job(world, job, principal)
+    run_job(world, job, principal, StopSignal())
     return DONE
 
 
@@ -153,14 +155,13 @@ def prepare(config: Config, env: TaskVectorEnv) -> Job:
     return Job(config, policy, dtype)
 
 
-Principal = Callable[[Agents, Topology, StopSignal], Coroutine[Until, None, None]]
+Principal = Callable[[Agents, Topology], Coroutine[Until, None, None]]
 
 
-def run_job(world: MPI.Intracomm, job: Job, principal: Principal) -> None:
+def run_job(world: MPI.Intracomm, job: Job, principal: Principal, stop: StopSignal) -> None:
     """Take up the roles of this rank and run them to their end; ``principal`` runs on rank 0."""
     config = job.config
     limit = config.mpi.wait_limit
-    stop = StopSignal()
     topology = build_topology(world, config.topology.agents, config.topology.layout, limit)
     place = topology.place
     device = "cpu"
@@ -168,7 +169,7 @@ def run_job(world: MPI.Intracomm, job: Job, principal: Principal) -> None:
     if place.agent:
         from hpc_maml.roles.agent import Team, act, choose_device  # torch: agents only
 
-        chosen = choose_device(config.device, topology.local_agent, topology.threads)
+        chosen = choose_device(config.device, topology, limit)
         device = str(chosen)
         observers = topology.team_observers(place.team)
         depth = REQUESTS_AHEAD * observers
@@ -198,7 +199,7 @@ def run_job(world: MPI.Intracomm, job: Job, principal: Principal) -> None:
             topology.learner_ranks_of_agents,
             tuple(topology.team_observers(team) for team in range(len(topology.agent_ranks))),
         )
-        roles["principal"] = principal(agents, topology, stop)
+        roles["principal"] = principal(agents, topology)
     run_roles(roles, limit)
     greeting.poll()
     topology.free()

@@ -4,8 +4,9 @@ import subprocess
 import time
 from pathlib import Path
 
+import h5py
 import pytest
-from conftest import SMALL, start
+from conftest import SMALL, run, start
 
 FAULT = str(Path(__file__).parent / "fault.py")
 
@@ -78,3 +79,19 @@ def test_a_wait_has_a_limit_and_says_for_what():
     )
     assert "TimeoutError: waited 3 s for " in err
     assert "trajectory batches from the observers" in err or "the outcome of an agent" in err
+
+
+def test_a_diverged_adaptation_is_a_rejected_update():
+    words = (*SMALL, "fast_lr=1e30", "num_iterations=3", "checkpoint.keep=9", "--run-dir", "run")
+    result = run(3, *words)
+    assert result.stdout.count("UPDATE REJECTED: non-finite gradient") == 3
+    with h5py.File("run/metrics.h5") as file:
+        assert file["iterations/rejected_updates"][...].tolist() == [1, 2, 3]
+        assert file["iterations/accepted"][...].tolist() == [0, 0, 0]
+    contents = []
+    for path in sorted(Path("run/checkpoints").iterdir()):
+        with h5py.File(path) as file:
+            parameters = file["parameters"]
+            contents.append({name: parameters[name][...].tobytes() for name in parameters})
+    assert len(contents) == 3
+    assert contents[0] == contents[1] == contents[2]

@@ -3,11 +3,22 @@
 import pytest
 from conftest import ROOT, start
 
+FOLDER = ROOT / "tests" / "mpi"
+ROOMS = ["test_exchange.py", "test_reduce.py", "test_topology.py"]
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
-def test_tests_of_mpi_rooms(ranks):
-    arguments = ("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", str(ROOT / "tests" / "mpi"))
-    job = start(ranks, python=arguments)
-    out, err = job.communicate(timeout=120)
+
+@pytest.mark.parametrize(
+    ("ranks", "files"),
+    [(1, ROOMS), (2, ROOMS), (3, ROOMS), (5, ROOMS), (16, ["test_invariance.py"])],
+)
+def test_under_mpi(ranks, files):
+    paths = [str(FOLDER / file) for file in files]
+    job = start(
+        ranks,
+        python=("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *paths),
+        OPENBLAS_NUM_THREADS="1",
+        OMP_NUM_THREADS="1",
+    )
+    out, err = job.communicate(timeout=400)
     assert job.returncode == 0, out + err
     assert out.count(" passed") == ranks

@@ -5,16 +5,17 @@ from mpi4py import MPI
 
 from hpc_maml.mpi.waiting import wait
 
-# A term x becomes two integers: floor(x * 2^24) and the next 40 bits. Sums of 2^10 terms below 2^29
+# A term x becomes two integers: floor(x * 2^24) and the next 40 bits. Sums of 2^13 terms below 2^26
 # fit 64 bits, and what lies below 2^-64 is cut off, for each term by itself and alike everywhere.
 HIGH_SCALE, LOW_SCALE = 2.0**24, 2.0**40
-LARGEST = 2.0**29
+LARGEST = 2.0**26
+MOST_TERMS = 2**13
 
 
 class ExactSum:
     """Sum of per-task terms over the tasks of all ranks of a communicator.
 
-    The sum of a term that is not finite, or not below 2^29, is NaN, on every rank.
+    The sum of a term that is not finite, or not below 2^26, is NaN, on every rank.
     """
 
     def __init__(self, comm: MPI.Comm, limit: float) -> None:

@@ -152,7 +152,7 @@ def build_topology(
     hosts = _gather_hosts(world, limit)
     node_comm = world.Split_type(MPI.COMM_TYPE_SHARED)
     nodes = np.zeros(world.size, np.int64)
-    node = np.array([wait_min(node_comm, world.rank, limit)], np.int64)
+    node = np.array([smallest(node_comm, world.rank, limit)], np.int64)
     node_comm.Free()
     wait(world.Iallgather(node, nodes), "the nodes of all ranks", limit)
     places = assign_roles(nodes.tolist(), agents, layout)
@@ -178,11 +178,11 @@ def build_topology(
     )
 
 
-def wait_min(comm: MPI.Comm, value: int, limit: float) -> int:
+def smallest(comm: MPI.Comm, value: int, limit: float) -> int:
     """Return the smallest ``value`` on ``comm``; waits passively."""
-    smallest = np.array([value], np.int64)
-    wait(comm.Iallreduce(MPI.IN_PLACE, smallest, MPI.MIN), "the ranks of this node", limit)
-    return int(smallest[0])
+    result = np.array([value], np.int64)
+    wait(comm.Iallreduce(MPI.IN_PLACE, result, MPI.MIN), "all ranks to compare a number", limit)
+    return int(result[0])
 
 
 def _gather_hosts(world: MPI.Comm, limit: float) -> np.ndarray:

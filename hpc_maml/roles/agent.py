@@ -11,6 +11,7 @@ from hpc_maml.config import Config
 from hpc_maml.errors import InputError
 from hpc_maml.meta_step import TaskGroup, linearise, meta_step
 from hpc_maml.mpi.exchange import BatchReceiver, Messenger
+from hpc_maml.mpi.topology import Topology, smallest
 from hpc_maml.mpi.waiting import Until
 from hpc_maml.policy import Policy
 from hpc_maml.roles.messages import Order, Outcome, Tag
@@ -21,18 +22,22 @@ from hpc_maml.trajectory import Samples, samples
 PRINCIPAL = 0  # rank of the principal among the learners
 
 
-def choose_device(setting: str, local_agent: int, threads: int) -> torch.device:
-    """Return the device of this agent, and keep torch to its share of the cores.
+def choose_device(setting: str, topology: Topology, limit: float) -> torch.device:
+    """Return the device of this agent; torch has one thread for the host's part of the work.
 
-    Agents of a node take its GPUs in turn. Raises InputError for ``cuda`` without a GPU.
+    More threads wait for each other more than they work at this size (two of them took 1.7 times as
+    long as one, or a tenth of that speed beside a busy process): more cores are for more ranks.
+    Agents of a node take its GPUs in turn. With ``cuda`` every agent needs one: the first without
+    raises InputError, for all of them.
     """
-    torch.set_num_threads(threads)
-    if setting == "cpu":
-        return torch.device("cpu")
-    if torch.cuda.is_available():
-        return torch.device("cuda", local_agent % torch.cuda.device_count())
+    torch.set_num_threads(1)
+    gpu = setting != "cpu" and torch.cuda.is_available()
     if setting == "cuda":
-        raise InputError("device is cuda, but torch finds no GPU here.")
+        agents = topology.agent_comm
+        if smallest(agents, agents.size if gpu else agents.rank, limit) == agents.rank:
+            raise InputError("device is cuda, but torch finds no GPU here.")
+    if gpu:
+        return torch.device("cuda", topology.local_agent % torch.cuda.device_count())
     return torch.device("cpu")
 
 
@@ -100,7 +105,7 @@ async def carry_out(
     stop_requested = False
     theta = torch.from_numpy(order.theta).to(device)
     to_give = deque(order.assignments)
-    phases: dict[int, list[np.ndarray]] = {each.index: [] for each in order.assignments}
+    phases: dict[int, dict[int, np.ndarray]] = {each.index: {} for each in order.assignments}
     per_task: dict[int, dict[str, float]] = {}
     groups: list[TaskGroup] = []
 
@@ -115,13 +120,14 @@ async def carry_out(
         stop_requested |= bool(batch["stop_requested"])
         observer_seconds += float(batch["observer_seconds"])
         index = int(batch["task"])
-        phases[index].append(batch)  # messages of one observer arrive in the order they were sent
+        phases[index][int(batch["phase"])] = batch
         if len(phases[index]) <= len(order.step_sizes):
             continue
-        per_task[index] = _returns(phases[index])
+        ordered = [phases[index][phase] for phase in range(len(phases[index]))]
+        per_task[index] = _returns(ordered)
         if not order.evaluation:
             began = time.perf_counter()
-            *inner, post = (_on_device(each, device) for each in phases[index])
+            *inner, post = (_on_device(each, device) for each in ordered)
             groups.append(
                 linearise(policy, theta, inner, post, order.step_sizes, config.first_order)
             )
