@@ -10,6 +10,7 @@ import runpy
 import signal
 import sys
 import time
+from pathlib import Path
 
 from mpi4py import MPI
 
@@ -29,6 +30,7 @@ def main() -> None:
             nonlocal calls
             calls += 1
             if calls == int(count):
+                Path("fault_at").write_text(repr(time.time()))
                 if action == "raise":
                     raise RuntimeError("planted fault")
                 if action == "kill":

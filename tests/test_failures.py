@@ -24,8 +24,8 @@ def run_with_fault(ranks, rank, module, function, count, action, *settings, limi
         *settings,
         python=(FAULT,),
     )
-    # 10 s from the failure; starting takes a while on a busy machine
-    out, err = job.communicate(timeout=60 + limit)
+    out, err = job.communicate(timeout=90 + limit)
+    assert time.time() - float(Path("fault_at").read_text()) < limit
     time.sleep(0.2)
     orphans = subprocess.run(["pgrep", "-f", str(folder)], capture_output=True, check=False).stdout
     assert not orphans

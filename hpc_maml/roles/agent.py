@@ -23,13 +23,12 @@ PRINCIPAL = 0  # rank of the principal among the learners
 
 
 def choose_device(setting: str, topology: Topology, limit: float) -> torch.device:
-    """Return the device of this agent; torch has one thread for the host's part of the work.
+    """Return the device of this agent: agents of a node take its GPUs in turn.
 
-    More threads wait for each other more than they work at this size (two of them took 1.7 times as
-    long as one, or a tenth of that speed beside a busy process): more cores are for more ranks.
-    Agents of a node take its GPUs in turn. With ``cuda`` every agent needs one: the first without
-    raises InputError, for all of them.
+    With ``cuda`` every agent needs one: the first without raises InputError, for all of them.
     """
+    # Its threads spin while they wait for each other: beside a busy process two of them took ten
+    # times as long as one, and twice as long if made to sleep. More cores are for more ranks.
     torch.set_num_threads(1)
     gpu = setting != "cpu" and torch.cuda.is_available()
     if setting == "cuda":
