@@ -56,21 +56,22 @@ def run_roles(roles: dict[str, Coroutine[Until, None, None]], limit: float) -> N
     """
     waiting: dict[str, Until | None] = dict.fromkeys(roles)
     idle = Idle(limit)
-    while waiting:
-        for name, awaited in list(waiting.items()):
-            if awaited is not None and not awaited.ready():
-                continue
-            try:
-                waiting[name] = roles[name].send(None)
-            except StopIteration:
-                del waiting[name]
-            except BaseException as error:
-                error.role = name  # type: ignore[attr-defined]
-                raise
-            idle = Idle(limit)
-        if waiting and time.monotonic() > idle.since:
-            try:
-                idle.sleep(" and ".join(each.what for each in waiting.values() if each))
-            except TimeoutError as error:
-                error.role = " and ".join(waiting)  # type: ignore[attr-defined]
-                raise
+    try:
+        while waiting:
+            role = " and ".join(waiting)
+            ready = [name for name, awaited in waiting.items() if not awaited or awaited.ready()]
+            for role in ready:
+                try:
+                    waiting[role] = roles[role].send(None)
+                except StopIteration:
+                    del waiting[role]
+            if ready:
+                idle = Idle(limit)
+            else:
+                idle.sleep(" and ".join(awaited.what for awaited in waiting.values() if awaited))
+    except BaseException as error:
+        error.role = role  # type: ignore[attr-defined]
+        raise
+    finally:
+        for coroutine in roles.values():
+            coroutine.close()
