@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from hpc_maml.mpi.runtime import has_launcher
 from hpc_maml.mpi.topology import Topology, rank_ranges
 from hpc_maml.roles.messages import Hello
 
@@ -25,7 +27,8 @@ class Reporter:
         self.first_iteration = first_iteration
         self.started = time.monotonic()
         self.live: Progress | None = None
-        if sys.stdout.isatty():
+        # Some launchers give their processes a terminal of their own, whatever they write to.
+        if sys.stdout.isatty() and not has_launcher():
             self.live = Progress(
                 BarColumn(bar_width=12),
                 MofNCompleteColumn(),
@@ -97,5 +100,6 @@ def print_meta_test(returns: Sequence[np.ndarray], json_file: Path | None) -> No
 
 
 def _print(table: Table) -> None:
-    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 100).print(table)
-    sys.stdout.flush()
+    with StringIO() as text:
+        Console(file=text, width=120).print(table)
+        print(*(line.rstrip() for line in text.getvalue().splitlines()), sep="\n", flush=True)

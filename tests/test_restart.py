@@ -100,7 +100,7 @@ def test_a_signal_to_any_single_rank_stops_the_run(rank, tmp_path):
     wait_for_checkpoint(folder, 1, job)
     for process in processes_of(folder):
         variables = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
-        if b"PMI_RANK=%d" % rank in variables:
+        if {b"PMI_RANK=%d" % rank, b"OMPI_COMM_WORLD_RANK=%d" % rank} & set(variables):
             subprocess.run(["kill", "-TERM", str(process)], check=True)
     job.communicate(timeout=30)
     assert job.returncode == STOPPED_EARLY

@@ -34,6 +34,11 @@ def launcher_rank(environment: Mapping[str, str] = os.environ) -> int:
     return 0
 
 
+def has_launcher(environment: Mapping[str, str] = os.environ) -> bool:
+    """Tell whether mpirun or srun started this process."""
+    return any(size in environment for size, _ in LAUNCHER_VARIABLES)
+
+
 def check_world(size: int, environment: Mapping[str, str] = os.environ) -> None:
     """Raise InputError if the launcher started more processes than the MPI world holds.
 
