@@ -13,8 +13,18 @@ import numpy as np
 import torch
 
 from hpc_maml.config import TrpoConfig
-from hpc_maml.maml import adapt, inner_loss, log_ratio, surrogate_loss
-from hpc_maml.policy import Gaussian, Layers, Policy
+from hpc_maml.maml import (
+    InnerStep,
+    adapt,
+    inner_loss,
+    inner_step,
+    log_ratio,
+    surrogate_gradient,
+    surrogate_loss,
+    through,
+)
+from hpc_maml.mlp import Evaluation
+from hpc_maml.policy import Policy
 from hpc_maml.trajectory import Samples
 from hpc_maml.trust_region import conjugate_gradient, line_search
 
@@ -22,7 +32,6 @@ from hpc_maml.trust_region import conjugate_gradient, line_search
 os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")
 
 Reduce = Callable[[np.ndarray], np.ndarray]  # terms [G, n] of this agent's tasks -> float64 [n]
-Adaptation = tuple[torch.Tensor, torch.Tensor]  # parameters [G, P] before, and after with a graph
 
 
 @dataclass(frozen=True)
@@ -31,13 +40,11 @@ class TaskGroup:
 
     inner: Sequence[Samples]  # inner[k] was collected with the parameters after k inner steps
     inner_step_sizes: Sequence[float]
-    adaptations: Sequence[Adaptation]
+    inner_steps: Sequence[InnerStep]  # those that derivatives go through: none for first_order
     inner_loss_before: torch.Tensor  # [G], of theta on inner[0]
     inner_loss_after: torch.Tensor  # [G], of the adapted parameters on inner[-1]
     post: Samples  # collected with the adapted parameters
-    layers: Layers  # the adapted parameters
-    activations: list[torch.Tensor]  # of the adapted policy, on the observations of ``post``
-    distribution: Gaussian | torch.Tensor  # the same
+    at: Evaluation  # of the adapted parameters, on ``post``
     surrogate: torch.Tensor  # [G]
     behaviour_kl: torch.Tensor  # [G], estimated KL of the adapted from the behaviour policy
     gradient: torch.Tensor  # [G, P], of the surrogate loss by theta
@@ -76,33 +83,27 @@ def linearise(
     Samples are tensors with leading dimension G. On the CPU a task gets the same bits for any G and
     any number of threads (with MKL in its reproducible mode, and below 32,768 samples a task).
     """
-    start = adapted = theta.expand(len(post.weights), -1).contiguous()
-    adaptations = []
+    adapted = theta.expand(len(post.weights), -1).contiguous()
+    steps = []
     for samples, step_size in zip(inner, inner_step_sizes, strict=True):
-        before = adapted.detach().requires_grad_()
-        adapted = adapt(policy, before, samples, step_size, first_order)
-        adaptations.append((before, adapted))
+        steps.append(inner_step(policy, adapted, samples, step_size))
+        adapted = adapted + step_size * steps[-1].score.gradient
 
-    adapted = adapted.detach().requires_grad_()
-    surrogate = surrogate_loss(policy, adapted, post)
-    (gradient,) = torch.autograd.grad(surrogate.sum(), adapted)
-    adapted = adapted.detach()
-    layers = policy.unflatten(adapted)
-    activations = policy.activations(layers, post.observations)
-    change = log_ratio(policy, adapted, post)
+    after = policy.forward(policy.unflatten(adapted), inner[-1].observations)
+    at = policy.evaluate(adapted, post.observations)
+    change = log_ratio(policy, at.distribution, post)
+    through_steps = [] if first_order else steps
     return TaskGroup(
         inner=inner,
         inner_step_sizes=inner_step_sizes,
-        adaptations=adaptations,
-        inner_loss_before=inner_loss(policy, start, inner[0]),
-        inner_loss_after=inner_loss(policy, adapted, inner[-1]),
+        inner_steps=through_steps,
+        inner_loss_before=inner_loss(policy, steps[0].at.distribution, inner[0]),
+        inner_loss_after=inner_loss(policy, after, inner[-1]),
         post=post,
-        layers=layers,
-        activations=activations,
-        distribution=policy.distribution(layers, activations[-1]),
-        surrogate=surrogate.detach(),
+        at=at,
+        surrogate=surrogate_loss(policy, at.distribution, post),
         behaviour_kl=(post.weights * (torch.expm1(change) - change)).sum(-1),
-        gradient=_through(reversed(adaptations), gradient),
+        gradient=through(policy, reversed(through_steps), surrogate_gradient(policy, at, post)),
     )
 
 
@@ -113,22 +114,19 @@ def fisher_vector_product(policy: Policy, group: TaskGroup, vector: torch.Tensor
     policy's outputs, M the Hessian of the KL by these (Gauss-Newton).
     """
     tangent = vector.expand(len(group.gradient), -1).contiguous()
-    tangent = policy.unflatten(_through(group.adaptations, tangent))
-    change = policy.push_forward(group.layers, group.activations, tangent)
-    cotangent = policy.fisher_metric(group.distribution, change, group.post.weights)
-    product = policy.pull_back(group.layers, group.activations, cotangent)
-    return _through(reversed(group.adaptations), product)
+    change = policy.push_forward(group.at, through(policy, group.inner_steps, tangent))
+    cotangent = policy.fisher_metric(group.at.distribution, change, group.post.weights)
+    return through(policy, reversed(group.inner_steps), policy.pull_back(group.at, cotangent))
 
 
-@torch.no_grad()
 def surrogate_and_kl(policy: Policy, group: TaskGroup, theta: torch.Tensor) -> torch.Tensor:
     """Return each task's surrogate loss at theta ``[P]`` and KL from the old policy, ``[G, 2]``."""
     adapted = theta.expand(len(group.gradient), -1).contiguous()
     for samples, step_size in zip(group.inner, group.inner_step_sizes, strict=True):
         adapted = adapt(policy, adapted, samples, step_size)
     distribution = policy.forward(policy.unflatten(adapted), group.post.observations)
-    kl = policy.kl_divergence(group.distribution, distribution)
-    surrogate = surrogate_loss(policy, adapted, group.post)
+    kl = policy.kl_divergence(group.at.distribution, distribution)
+    surrogate = surrogate_loss(policy, distribution, group.post)
     return torch.stack([surrogate, (group.post.weights * kl).sum(-1)], dim=-1)
 
 
@@ -206,17 +204,6 @@ def meta_step(
     if search.theta is None:
         return MetaStep(theta, False, "line search failed", **found)
     return MetaStep(search.theta, True, "", **found)
-
-
-def _through(adaptations: Sequence[Adaptation], vectors: torch.Tensor) -> torch.Tensor:
-    """Multiply ``vectors`` ``[G, P]`` by the Jacobian of each inner step in turn.
-
-    A Jacobian 1 - step_size H, H the Hessian of the inner loss, is symmetric: the same product
-    pushes a tangent forward through the adaptation and, in reversed order, pulls a gradient back.
-    """
-    for before, after in adaptations:
-        (vectors,) = torch.autograd.grad(after, before, vectors, retain_graph=True)
-    return vectors
 
 
 def _losses_and_gradient(group: TaskGroup) -> torch.Tensor:

@@ -1,124 +1,18 @@
 """Policies: a multilayer perceptron with a Gaussian or a categorical distribution of actions.
 
-The parameters are one vector theta ``[..., P]``; leading dimensions stand for tasks, and every
-product over them is a batched one. The same lines run on NumPy arrays (observers, which never
-import torch) and on torch tensors (agents, differentiable), hence no in-place change of anything
-that autograd needs.
+Like the network, they run on NumPy arrays and on torch tensors.
 """
 
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 from array_api_compat import array_namespace, device
 
+from hpc_maml.mlp import MLP, Layers, Score
 from hpc_maml.trajectory import Array
-
-Layers = dict[str, Array]  # name -> matrix [..., rows, columns], as in MLP.shapes
-
-
-@dataclass(frozen=True)
-class MLP:
-    """A multilayer perceptron; what its outputs mean is the subclass's."""
-
-    observation_size: int
-    action_size: int
-    hidden_sizes: tuple[int, ...]
-    activation: str  # tanh or relu
-
-    @cached_property
-    def shapes(self) -> dict[str, tuple[int, int]]:
-        """The shape of each parameter matrix, in the order of theta."""
-        sizes = (self.observation_size, *self.hidden_sizes, self.action_size)
-        shapes = {}
-        for layer, (rows, columns) in enumerate(pairwise(sizes)):
-            shapes[f"weight_{layer}"] = (rows, columns)
-            shapes[f"bias_{layer}"] = (1, columns)
-        return shapes
-
-    @cached_property
-    def size(self) -> int:
-        """The number of parameters, P."""
-        return sum(rows * columns for rows, columns in self.shapes.values())
-
-    def initial_parameters(self, rng: np.random.Generator) -> np.ndarray:
-        """Draw float32 theta ``[P]``: weights uniform (Glorot and Bengio 2010, eq. 16), rest 0."""
-        theta = np.zeros(self.size, np.float32)
-        for name, matrix in self.unflatten(theta).items():
-            if name.startswith("weight"):
-                limit = math.sqrt(6 / sum(matrix.shape))
-                matrix[:] = rng.uniform(-limit, limit, matrix.shape)
-        return theta
-
-    def unflatten(self, theta: Array) -> Layers:
-        """Return the parameter matrices ``[..., rows, columns]`` as views into theta."""
-        matrices, start = {}, 0
-        for name, shape in self.shapes.items():
-            end = start + shape[0] * shape[1]
-            matrices[name] = theta[..., start:end].reshape(*theta.shape[:-1], *shape)
-            start = end
-        return matrices
-
-    def forward(self, layers: Layers, observations: Array) -> "Array | Gaussian":
-        """Return the distribution of actions for observations ``[..., N, observation_size]``."""
-        return self.distribution(layers, self.activations(layers, observations)[-1])
-
-    def activations(self, layers: Layers, observations: Array) -> list[Array]:
-        """Return the input ``[..., N, width]`` of each layer, and the output of the last."""
-        nonlinearity = self._nonlinearity(observations)
-        activations = [observations]
-        for layer in range(self._depth):
-            values = activations[-1] @ layers[f"weight_{layer}"]
-            values += layers[f"bias_{layer}"]
-            activations.append(values if layer == self._depth - 1 else nonlinearity(values))
-        return activations
-
-    def score(self, theta: Array, observations: Array, actions: Array, weights: Array) -> Array:
-        """Return the gradient ``[..., P]`` of the sum over n of weights_n log pi(a_n | s_n; theta).
-
-        In closed form, so that it needs no graph, and that autograd can differentiate it again.
-        """
-        layers = self.unflatten(theta)
-        activations = self.activations(layers, observations)
-        distribution = self.distribution(layers, activations[-1])
-        cotangent = self.log_prob_gradient(distribution, actions, weights)
-        return self.pull_back(layers, activations, cotangent)
-
-    def _push_forward(self, layers: Layers, activations: list[Array], tangents: Layers) -> Array:
-        """Return the derivative ``[..., N, action_size]`` of the output along ``tangents``."""
-        change = activations[0] @ tangents["weight_0"] + tangents["bias_0"]
-        for layer in range(1, self._depth):
-            inputs = activations[layer]
-            change = (change * self._slope(inputs)) @ layers[f"weight_{layer}"]
-            change = change + inputs @ tangents[f"weight_{layer}"] + tangents[f"bias_{layer}"]
-        return change
-
-    def _pull_back(self, layers: Layers, activations: list[Array], cotangent: Array) -> list[Array]:
-        """Return the gradients of (output * cotangent).sum(), flat, in the order of ``shapes``."""
-        gradients = []
-        for layer in reversed(range(self._depth)):
-            inputs = activations[layer]
-            weight_gradient = inputs.mT @ cotangent
-            gradients.append(cotangent.sum(-2))
-            gradients.append(weight_gradient.reshape(*weight_gradient.shape[:-2], -1))
-            if layer:
-                cotangent = (cotangent @ layers[f"weight_{layer}"].mT) * self._slope(inputs)
-        return gradients[::-1]
-
-    @cached_property
-    def _depth(self) -> int:
-        return len(self.hidden_sizes) + 1
-
-    def _nonlinearity(self, array: Array):
-        xp = array_namespace(array)
-        return xp.tanh if self.activation == "tanh" else lambda values: values.clip(min=0)
-
-    def _slope(self, activated: Array) -> Array:
-        """Return the derivative of the nonlinearity, from its value."""
-        return 1 - activated * activated if self.activation == "tanh" else activated > 0
 
 
 class Gaussian(NamedTuple):
@@ -182,16 +76,28 @@ class GaussianMLP(MLP):
         mean = weights[..., None] * xp.exp(-2 * distribution.log_std) * tangent.mean
         return Gaussian(mean, 2 * weights.sum(-1)[..., None, None] * tangent.log_std)
 
-    def push_forward(self, layers: Layers, activations: list[Array], tangents: Layers) -> Gaussian:
-        """Return the derivative of (mean, log_std) along the parameter direction ``tangents``."""
-        log_std = tangents["log_std"] * self._above_floor(layers)
-        return Gaussian(self._push_forward(layers, activations, tangents), log_std)
+    def log_prob_curvature(
+        self, distribution: Gaussian, score: Score, change: Gaussian
+    ) -> Gaussian:
+        """Return the derivative of ``log_prob_gradient`` along ``change``.
 
-    def pull_back(self, layers: Layers, activations: list[Array], cotangent: Gaussian) -> Array:
-        """Return the transpose of ``push_forward`` applied to ``cotangent``, ``[..., P]``."""
-        gradients = self._pull_back(layers, activations, cotangent.mean)
+        The Hessian is minus the Fisher information where it is expected, plus what depends on the
+        actions: -1/sigma^2, -2 z/sigma and -2 z^2 for z = (a - mean) / sigma.
+        """
+        expected = self.fisher_metric(distribution, change, score.weights)
+        mean, log_std = score.cotangent
+        cross = (mean * change.mean).sum(-2)[..., None, :]
+        return Gaussian(
+            -expected.mean - 2 * mean * change.log_std,
+            -expected.log_std - 2 * (cross + log_std * change.log_std),
+        )
+
+    def _distribution_change(self, layers: Layers, tangents: Layers, output: Array) -> Gaussian:
+        return Gaussian(output, tangents["log_std"] * self._above_floor(layers))
+
+    def _output_and_rest(self, layers: Layers, cotangent: Gaussian) -> tuple[Array, list[Array]]:
         log_std = (cotangent.log_std * self._above_floor(layers))[..., 0, :]
-        return array_namespace(log_std).concat([*gradients, log_std], axis=-1)
+        return cotangent.mean, [log_std]
 
     def _above_floor(self, layers: Layers) -> Array:
         return layers["log_std"] >= self.min_log_std
@@ -238,14 +144,18 @@ class CategoricalMLP(MLP):
         p = array_namespace(distribution).exp(distribution)
         return weights[..., None] * p * (tangent - (p * tangent).sum(-1)[..., None])
 
-    def push_forward(self, layers: Layers, activations: list[Array], tangents: Layers) -> Array:
-        """Return the derivative of the output along the parameter direction ``tangents``."""
-        return self._push_forward(layers, activations, tangents)
+    def log_prob_curvature(self, distribution: Array, score: Score, change: Array) -> Array:
+        """Return the derivative of ``log_prob_gradient`` along ``change``, a change of the output.
 
-    def pull_back(self, layers: Layers, activations: list[Array], cotangent: Array) -> Array:
-        """Return the transpose of ``push_forward`` applied to ``cotangent``, ``[..., P]``."""
-        gradients = self._pull_back(layers, activations, cotangent)
-        return array_namespace(cotangent).concat(gradients, axis=-1)
+        It does not depend on the actions: minus the Fisher information.
+        """
+        return -self.fisher_metric(distribution, change, score.weights)
+
+    def _distribution_change(self, layers: Layers, tangents: Layers, output: Array) -> Array:
+        return output
+
+    def _output_and_rest(self, layers: Layers, cotangent: Array) -> tuple[Array, list[Array]]:
+        return cotangent, []
 
 
 Policy = GaussianMLP | CategoricalMLP

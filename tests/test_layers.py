@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "hpc_maml"
 # From the bottom up; a module may import what stands on lines above its own, and its own line.
 LAYERS = [
     ["errors", "config", "trajectory", "random_streams", "files", "stopping"],
-    ["policy", "baseline", "advantages", "trust_region", "envs"],
+    ["mlp", "policy", "baseline", "advantages", "trust_region", "envs"],
     ["maml", "rollout"],
     ["mpi", "checkpoint", "metrics", "run_folder"],
     ["meta_step"],
@@ -58,7 +58,7 @@ def top_level(path: Path) -> set[str]:
     return {name.split(".")[0] for name in imports(path)}
 
 
-@pytest.mark.parametrize("name", ["maml", "trust_region", "meta_step", "policy", "rollout"])
+@pytest.mark.parametrize("name", ["maml", "trust_region", "meta_step", "mlp", "policy", "rollout"])
 def test_the_algorithm_knows_no_mpi(name):
     assert "mpi4py" not in top_level(PACKAGE / f"{name}.py")
     assert not any(module.startswith("hpc_maml.mpi") for module in imports(PACKAGE / f"{name}.py"))

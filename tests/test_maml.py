@@ -1,11 +1,14 @@
 """Inner adaptation and surrogate loss against autograd and a loop over samples."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import reference
 import torch
 
-from hpc_maml.maml import adapt, inner_loss, log_prob, surrogate_loss
+from hpc_maml import maml
+from hpc_maml.maml import adapt, inner_step, log_ratio, through
 from hpc_maml.policy import make_policy
 
 SIZES = (3, 4, 2)
@@ -20,6 +23,18 @@ def case(discrete, num_tasks=3):
     theta = 0.5 * rng.standard_normal((num_tasks, policy.size))
     tensors = reference.stacked([reference.tensors(batch) for batch in batches])
     return policy, problem, batches, theta, tensors
+
+
+def inner_loss(policy, theta, samples):
+    return maml.inner_loss(policy, distribution(policy, theta, samples), samples)
+
+
+def surrogate_loss(policy, theta, samples):
+    return maml.surrogate_loss(policy, distribution(policy, theta, samples), samples)
+
+
+def distribution(policy, theta, samples):
+    return policy.forward(policy.unflatten(theta), samples.observations)
 
 
 @POLICIES
@@ -59,17 +74,40 @@ def test_losses_agree_with_a_loop_over_samples(discrete):
         )
 
 
-def test_first_order_has_the_same_value_and_the_identity_as_derivative():
-    policy, _, batches, theta, tensors = case(False)
+@POLICIES
+def test_surrogate_gradient_is_that_of_the_surrogate_loss(discrete):
+    policy, _, batches, theta, tensors = case(discrete)
     leaf = torch.tensor(theta, requires_grad=True)
-    second, first = (adapt(policy, leaf, tensors, 0.3, each) for each in (False, True))
-    assert torch.equal(first, second)
-    assert np.array_equal(
-        adapt(policy, theta[0], batches[0], 0.3, True), adapt(policy, theta[0], batches[0], 0.3)
+    (expected,) = torch.autograd.grad(surrogate_loss(policy, leaf, tensors).sum(), leaf)
+    at = policy.evaluate(torch.tensor(theta), tensors.observations)
+    found = maml.surrogate_gradient(policy, at, tensors)
+    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-13)
+    at = policy.evaluate(theta[0], batches[0].observations)
+    found = maml.surrogate_gradient(policy, at, batches[0])
+    np.testing.assert_allclose(found, expected[0], rtol=1e-10, atol=1e-13)
+
+
+@POLICIES
+def test_through_multiplies_by_the_jacobian_of_each_inner_step(discrete):
+    policy, problem, batches, theta, _ = case(discrete)
+    problem = replace(problem, step_sizes=(0.3, 0.2))
+    steps, adapted = [], theta[0]
+    for batch, step_size in zip(batches[:2], problem.step_sizes, strict=True):
+        steps.append(inner_step(policy, adapted, batch, step_size))
+        adapted = adapt(policy, adapted, batch, step_size)
+    inner = [reference.tensors(batch) for batch in batches[:2]]
+
+    def jacobian(theta):
+        return torch.autograd.functional.jacobian(
+            lambda leaf: problem.adapt(leaf, inner), torch.tensor(theta)
+        ).numpy()
+
+    np.testing.assert_allclose(
+        through(policy, steps, theta[1]), jacobian(theta[0]) @ theta[1], rtol=1e-9
     )
-    vector = torch.randn_like(leaf)
-    assert torch.equal(torch.autograd.grad(first, leaf, vector)[0], vector)
-    assert not torch.allclose(torch.autograd.grad(second, leaf, vector)[0], vector)
+    np.testing.assert_allclose(
+        through(policy, reversed(steps), theta[1]), theta[1] @ jacobian(theta[0]), rtol=1e-9
+    )
 
 
 def test_padding_cannot_overflow_the_surrogate_loss():
@@ -80,4 +118,4 @@ def test_padding_cannot_overflow_the_surrogate_loss():
     before = surrogate_loss(policy, theta[0], batch)
     extreme = batch._replace(log_probs=np.where(padding, -1e4, batch.log_probs))
     assert surrogate_loss(policy, theta[0], extreme) == before
-    assert np.isfinite(log_prob(policy, theta[0], batch)).all()
+    assert not log_ratio(policy, distribution(policy, theta[0], batch), extreme)[padding].any()

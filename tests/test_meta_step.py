@@ -288,5 +288,6 @@ def test_observers_and_agents_adapt_alike_in_float32():
         arrays = type(batch)(*(field.numpy() for field in batch))
         observed = adapt(policy, observed, arrays, step_size)
     assert observed.dtype == np.float32
-    agents = group.adaptations[-1][1].detach()[0]
+    layers = group.at.layers.values()
+    agents = np.concatenate([matrix[0].ravel() for matrix in layers])
     np.testing.assert_allclose(observed, agents, rtol=1e-4, atol=1e-6)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,6 +25,10 @@ def random_theta(policy, *lead):
     return np.random.default_rng(7).standard_normal((*lead, policy.size)) * 0.7
 
 
+def score(policy, theta, observations, actions, weights):
+    return policy.score(policy.evaluate(theta, observations), actions, weights).gradient
+
+
 def check_score(policy, problem, theta):
     samples = reference.random_samples(np.random.default_rng(1), problem, 6, 4)
     weights = samples.weights * samples.advantages
@@ -31,8 +36,8 @@ def check_score(policy, problem, theta):
     tensors = reference.tensors(samples)
     log_probs = problem.distribution(leaf, tensors.observations).log_prob(tensors.actions)
     (expected,) = torch.autograd.grad((torch.as_tensor(weights) * log_probs).sum(), leaf)
-    score = policy.score(theta, samples.observations, samples.actions, weights)
-    np.testing.assert_allclose(score, expected, rtol=1e-10, atol=1e-12 * abs(expected).max())
+    found = score(policy, theta, samples.observations, samples.actions, weights)
+    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12 * abs(expected).max())
 
 
 @pytest.mark.parametrize(("discrete", "activation"), CASES)
@@ -79,12 +84,12 @@ def test_numpy_and_torch_agree_for_any_leading_dimensions(discrete, activation):
     ]
     observations, actions, _, _, weights = stacked
     tensors = [torch.as_tensor(array) for array in (theta, observations, actions, weights)]
-    score = policy.score(theta, observations, actions, weights)
-    np.testing.assert_allclose(score, policy.score(*tensors), rtol=1e-10, atol=1e-13)
+    found = score(policy, theta, observations, actions, weights)
+    np.testing.assert_allclose(found, score(policy, *tensors), rtol=1e-10, atol=1e-13)
     for index, one in enumerate(batches):
         at = np.unravel_index(index, (2, 3))
-        alone = policy.score(theta[at], one.observations, one.actions, one.weights)
-        np.testing.assert_allclose(score[at], alone, rtol=1e-10, atol=1e-13)
+        alone = score(policy, theta[at], one.observations, one.actions, one.weights)
+        np.testing.assert_allclose(found[at], alone, rtol=1e-10, atol=1e-13)
 
     distribution = policy.forward(policy.unflatten(theta), observations)
     log_probs = policy.log_prob(distribution, actions)
@@ -97,14 +102,12 @@ def test_push_forward_is_the_derivative_and_pull_back_its_transpose(discrete, ac
     policy, problem = case(discrete, activation)
     theta, tangent = random_theta(policy, 2)
     observations = reference.random_samples(np.random.default_rng(1), problem, 6, 4).observations
-    layers = policy.unflatten(theta)
-    activations = policy.activations(layers, observations)
-    change = policy.push_forward(layers, activations, policy.unflatten(tangent))
+    at = policy.evaluate(theta, observations)
+    change = policy.push_forward(at, tangent)
 
     def outputs(theta):
-        layers = policy.unflatten(theta)
-        mean = policy.activations(layers, observations)[-1]
-        return (mean,) if discrete else (mean, layers["log_std"])
+        evaluation = policy.evaluate(theta, observations)
+        return evaluation.activations[-1:] if discrete else evaluation.distribution
 
     changes = (change,) if discrete else change
     for after, before, found in zip(
@@ -114,11 +117,34 @@ def test_push_forward_is_the_derivative_and_pull_back_its_transpose(discrete, ac
 
     rng = np.random.default_rng(2)
     cotangents = [rng.standard_normal(each.shape) for each in changes]
-    pulled = policy.pull_back(
-        layers, activations, cotangents[0] if discrete else Gaussian(*cotangents)
-    )
+    pulled = policy.pull_back(at, cotangents[0] if discrete else Gaussian(*cotangents))
     inner = sum((c * u).sum() for c, u in zip(changes, cotangents, strict=True))
     np.testing.assert_allclose(pulled @ tangent, inner, rtol=1e-12)
+
+
+@pytest.mark.parametrize("floor", [float(np.log(1e-6)), 0.0])
+@pytest.mark.parametrize(("discrete", "activation"), CASES)
+def test_score_derivative_is_that_of_the_score_along_a_direction(discrete, activation, floor):
+    policy, problem = case(discrete, activation)
+    if not discrete:
+        policy, problem = replace(policy, min_log_std=floor), replace(problem, min_log_std=floor)
+    theta, tangent = random_theta(policy, 2)
+    theta[-2:] = [-1.0, 1.0]  # a sigma on each side of the higher floor
+    samples = reference.random_samples(np.random.default_rng(1), problem, 6, 4)
+    weights = samples.weights * samples.advantages
+    at = policy.evaluate(theta, samples.observations)
+    found = policy.score_derivative(at, policy.score(at, samples.actions, weights), tangent)
+
+    tensors = reference.tensors(samples)
+
+    def weighted(theta):
+        log_probs = problem.distribution(theta, tensors.observations).log_prob(tensors.actions)
+        return (torch.as_tensor(weights) * log_probs).sum()
+
+    _, expected = torch.autograd.functional.hvp(
+        weighted, torch.tensor(theta), torch.tensor(tangent)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_initial_parameters_are_glorot_uniform_with_unit_sigma():
@@ -160,7 +186,7 @@ def test_observers_do_not_import_torch():
         "from hpc_maml.trajectory import Samples\n"
         "net = policy.make_policy(1, 2, False, (3,), 'tanh')\n"
         "samples = Samples(np.ones((4, 1)), np.ones((4, 2)), *np.ones((3, 4)))\n"
-        "maml.adapt(net, net.initial_parameters(np.random.default_rng(0)), samples, 0.1, True)\n"
+        "maml.adapt(net, net.initial_parameters(np.random.default_rng(0)), samples, 0.1)\n"
         "sys.exit('torch' in sys.modules)\n"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
