@@ -3,11 +3,9 @@
 import os
 import sys
 
-# Before NumPy and torch are loaded. One thread each: their pools would take every core of the node
-# on every rank. With more threads OpenBLAS, and without its reproducible mode MKL, would also give
-# bits that depend on where a task is computed.
+# Before NumPy and torch are loaded: their thread pools would take every core of the node on every
+# rank, and with more than one thread OpenBLAS gives other bits. More cores are for more ranks.
 os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
-os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")
 
 try:
     from hpc_maml.cli import main

@@ -1,16 +1,15 @@
 """The outer step: TRPO on the losses after adaptation, in the order of the paper.
 
-Terms of each task are computed here, in torch; their sums over tasks come from a ``reduce`` handed
-in, so that one agent alone and many together run the same lines. What follows from a sum, every
-decision included, is the same on all agents.
+Terms of each task are computed here, on NumPy arrays or on torch tensors of any device; their sums
+over tasks come from a ``reduce`` handed in, so that one agent alone and many together run the same
+lines. What follows from a sum, every decision included, is the same on all agents.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
+from array_api_compat import array_namespace, device, to_device
 
 from hpc_maml.config import TrpoConfig
 from hpc_maml.maml import (
@@ -25,11 +24,8 @@ from hpc_maml.maml import (
 )
 from hpc_maml.mlp import Evaluation
 from hpc_maml.policy import Policy
-from hpc_maml.trajectory import Samples
+from hpc_maml.trajectory import Array, Samples
 from hpc_maml.trust_region import conjugate_gradient, line_search
-
-# Read by MKL at its first product: a task has the same bits beside any others, on any threads.
-os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")
 
 Reduce = Callable[[np.ndarray], np.ndarray]  # terms [G, n] of this agent's tasks -> float64 [n]
 
@@ -41,13 +37,13 @@ class TaskGroup:
     inner: Sequence[Samples]  # inner[k] was collected with the parameters after k inner steps
     inner_step_sizes: Sequence[float]
     inner_steps: Sequence[InnerStep]  # those that derivatives go through: none for first_order
-    inner_loss_before: torch.Tensor  # [G], of theta on inner[0]
-    inner_loss_after: torch.Tensor  # [G], of the adapted parameters on inner[-1]
+    inner_loss_before: Array  # [G], of theta on inner[0]
+    inner_loss_after: Array  # [G], of the adapted parameters on inner[-1]
     post: Samples  # collected with the adapted parameters
     at: Evaluation  # of the adapted parameters, on ``post``
-    surrogate: torch.Tensor  # [G]
-    behaviour_kl: torch.Tensor  # [G], estimated KL of the adapted from the behaviour policy
-    gradient: torch.Tensor  # [G, P], of the surrogate loss by theta
+    surrogate: Array  # [G]
+    behaviour_kl: Array  # [G], estimated KL of the adapted from the behaviour policy
+    gradient: Array  # [G, P], of the surrogate loss by theta
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,7 @@ class MetaStep:
 
 def linearise(
     policy: Policy,
-    theta: torch.Tensor,
+    theta: Array,
     inner: Sequence[Samples],
     post: Samples,
     inner_step_sizes: Sequence[float],
@@ -80,10 +76,10 @@ def linearise(
 ) -> TaskGroup:
     """Adapt theta ``[P]`` to G tasks, and keep what the outer step needs of them.
 
-    Samples are tensors with leading dimension G. On the CPU a task gets the same bits for any G and
-    any number of threads (with MKL in its reproducible mode, and below 32,768 samples a task).
+    Samples have the leading dimension G. As NumPy arrays, a task gets the same bits for any G.
     """
-    adapted = theta.expand(len(post.weights), -1).contiguous()
+    xp = array_namespace(theta)
+    adapted = xp.broadcast_to(theta, (len(post.weights), *theta.shape))
     steps = []
     for samples, step_size in zip(inner, inner_step_sizes, strict=True):
         steps.append(inner_step(policy, adapted, samples, step_size))
@@ -102,32 +98,33 @@ def linearise(
         post=post,
         at=at,
         surrogate=surrogate_loss(policy, at.distribution, post),
-        behaviour_kl=(post.weights * (torch.expm1(change) - change)).sum(-1),
+        behaviour_kl=(post.weights * (xp.expm1(change) - change)).sum(-1),
         gradient=through(policy, reversed(through_steps), surrogate_gradient(policy, at, post)),
     )
 
 
-def fisher_vector_product(policy: Policy, group: TaskGroup, vector: torch.Tensor) -> torch.Tensor:
+def fisher_vector_product(policy: Policy, group: TaskGroup, vector: Array) -> Array:
     """Return F vector ``[G, P]``, F the Hessian at theta of each task's mean KL after adaptation.
 
     The KL has no slope at theta, so its Hessian is exactly J^T M J: J the derivative of the adapted
     policy's outputs, M the Hessian of the KL by these (Gauss-Newton).
     """
-    tangent = vector.expand(len(group.gradient), -1).contiguous()
+    tangent = array_namespace(vector).broadcast_to(vector, group.gradient.shape)
     change = policy.push_forward(group.at, through(policy, group.inner_steps, tangent))
     cotangent = policy.fisher_metric(group.at.distribution, change, group.post.weights)
     return through(policy, reversed(group.inner_steps), policy.pull_back(group.at, cotangent))
 
 
-def surrogate_and_kl(policy: Policy, group: TaskGroup, theta: torch.Tensor) -> torch.Tensor:
+def surrogate_and_kl(policy: Policy, group: TaskGroup, theta: Array) -> Array:
     """Return each task's surrogate loss at theta ``[P]`` and KL from the old policy, ``[G, 2]``."""
-    adapted = theta.expand(len(group.gradient), -1).contiguous()
+    xp = array_namespace(theta)
+    adapted = xp.broadcast_to(theta, group.gradient.shape)
     for samples, step_size in zip(group.inner, group.inner_step_sizes, strict=True):
         adapted = adapt(policy, adapted, samples, step_size)
     distribution = policy.forward(policy.unflatten(adapted), group.post.observations)
     kl = policy.kl_divergence(group.at.distribution, distribution)
     surrogate = surrogate_loss(policy, distribution, group.post)
-    return torch.stack([surrogate, (group.post.weights * kl).sum(-1)], dim=-1)
+    return xp.stack([surrogate, (group.post.weights * kl).sum(-1)], axis=-1)
 
 
 def meta_step(
@@ -145,12 +142,13 @@ def meta_step(
     it equally often.
     """
 
-    def mean(per_task: Callable[[TaskGroup], torch.Tensor], width: int) -> np.ndarray:
-        terms = [per_task(group).cpu().numpy() for group in groups]
+    def mean(per_task: Callable[[TaskGroup], Array], width: int) -> np.ndarray:
+        terms = [np.asarray(to_device(per_task(group), "cpu")) for group in groups]
         return reduce(np.concatenate([np.zeros((0, width), theta.dtype), *terms])) / num_tasks
 
-    def like(group: TaskGroup, vector: np.ndarray) -> torch.Tensor:
-        return torch.as_tensor(vector, dtype=group.gradient.dtype, device=group.gradient.device)
+    def like(group: TaskGroup, vector: np.ndarray) -> Array:
+        xp, gradient = array_namespace(group.gradient), group.gradient
+        return xp.asarray(vector, dtype=gradient.dtype, device=device(gradient))
 
     def damped_product(vector: np.ndarray) -> np.ndarray:
         product = mean(
@@ -206,14 +204,15 @@ def meta_step(
     return MetaStep(search.theta, True, "", **found)
 
 
-def _losses_and_gradient(group: TaskGroup) -> torch.Tensor:
+def _losses_and_gradient(group: TaskGroup) -> Array:
     losses = [
         group.surrogate,
         group.behaviour_kl,
         group.inner_loss_before,
         group.inner_loss_after,
     ]
-    return torch.cat([torch.stack(losses, dim=-1), group.gradient], dim=-1)
+    xp = array_namespace(group.gradient)
+    return xp.concat([xp.stack(losses, axis=-1), group.gradient], axis=-1)
 
 
 def _norm(vector: np.ndarray) -> float:

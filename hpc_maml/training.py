@@ -19,6 +19,7 @@ from hpc_maml.mpi.runtime import from_rank_0
 from hpc_maml.mpi.topology import Topology, assign_roles, build_topology
 from hpc_maml.mpi.waiting import Until, run_roles
 from hpc_maml.policy import Policy, make_policy
+from hpc_maml.roles.agent import Team, act, choose_device
 from hpc_maml.roles.messages import Hello, Tag
 from hpc_maml.roles.observer import REQUESTS_AHEAD, observe
 from hpc_maml.roles.principal import Agents, greet, lead, meta_test
@@ -167,10 +168,7 @@ def run_job(world: MPI.Intracomm, job: Job, principal: Principal, stop: StopSign
     device = "cpu"
     roles: dict[str, Coroutine[Until, None, None]] = {}
     if place.agent:
-        from hpc_maml.roles.agent import Team, act, choose_device  # torch: agents only
-
-        chosen = choose_device(config.device, topology, limit)
-        device = str(chosen)
+        device = choose_device(config.device, topology, limit)
         observers = topology.team_observers(place.team)
         depth = REQUESTS_AHEAD * observers
         team = Team(
@@ -180,7 +178,7 @@ def run_job(world: MPI.Intracomm, job: Job, principal: Principal, stop: StopSign
         )
         reduce = ExactSum(topology.agent_comm, limit)
         learner = Messenger(topology.learner_comm)
-        roles["agent"] = act(config, job.policy, chosen, learner, team, reduce, stop)
+        roles["agent"] = act(config, job.policy, device, learner, team, reduce, stop)
     if place.observer:
         roles["observer"] = observe(
             config,

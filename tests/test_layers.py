@@ -1,9 +1,12 @@
 """Imports go down only; see docs/design.md, section 8."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from conftest import SMALL, environment
 
 PACKAGE = Path(__file__).parent.parent / "hpc_maml"
 
@@ -66,4 +69,13 @@ def test_the_algorithm_knows_no_mpi(name):
 
 def test_only_agents_need_torch():
     with_torch = {path.relative_to(PACKAGE) for path in FILES if "torch" in top_level(path)}
-    assert with_torch == {Path("meta_step.py"), Path("roles/agent.py")}
+    assert with_torch == {Path("roles/agent.py")}
+
+
+def test_a_job_on_cpus_never_imports_torch():
+    code = (
+        "import sys; from mpi4py import MPI; from hpc_maml.cli import main;"
+        "assert main(sys.argv[1:]) == 0; assert 'torch' not in sys.modules"
+    )
+    words = (*SMALL, "num_iterations=1", "device=cpu")
+    subprocess.run([sys.executable, "-c", code, *words], check=True, env=environment())

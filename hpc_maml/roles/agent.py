@@ -3,9 +3,9 @@
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
-import torch
 
 from hpc_maml.config import Config
 from hpc_maml.errors import InputError
@@ -17,27 +17,28 @@ from hpc_maml.policy import Policy
 from hpc_maml.roles.messages import Order, Outcome, Tag
 from hpc_maml.roles.observer import REQUESTS_AHEAD
 from hpc_maml.stopping import StopSignal
-from hpc_maml.trajectory import Samples, samples
+from hpc_maml.trajectory import Array, Samples, samples
 
+GPU_DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/kfd"), Path("/dev/dxg"))  # CUDA, ROCm, WSL
 PRINCIPAL = 0  # rank of the principal among the learners
 
 
-def choose_device(setting: str, topology: Topology, limit: float) -> torch.device:
-    """Return the device of this agent: agents of a node take its GPUs in turn.
+def choose_device(setting: str, topology: Topology, limit: float) -> str:
+    """Return the device of this agent, cpu or cuda:N: agents of a node take its GPUs in turn.
 
     With ``cuda`` every agent needs one: the first without raises InputError, for all of them.
     """
-    # Its threads spin while they wait for each other: beside a busy process two of them took ten
-    # times as long as one, and twice as long if made to sleep. More cores are for more ranks.
-    torch.set_num_threads(1)
-    gpu = setting != "cpu" and torch.cuda.is_available()
+    gpus = 0
+    # torch takes seconds to import, and is of no use without a driver
+    if setting == "cuda" or (setting == "auto" and any(map(Path.exists, GPU_DRIVERS))):
+        import torch
+
+        gpus = torch.cuda.device_count()
     if setting == "cuda":
         agents = topology.agent_comm
-        if smallest(agents, agents.size if gpu else agents.rank, limit) == agents.rank:
+        if smallest(agents, agents.size if gpus else agents.rank, limit) == agents.rank:
             raise InputError("device is cuda, but torch finds no GPU here.")
-    if gpu:
-        return torch.device("cuda", topology.local_agent % torch.cuda.device_count())
-    return torch.device("cpu")
+    return f"cuda:{topology.local_agent % gpus}" if gpus else "cpu"
 
 
 class Team:
@@ -72,7 +73,7 @@ class Team:
 async def act(
     config: Config,
     policy: Policy,
-    device: torch.device,
+    device: str,
     learner: Messenger,
     team: Team,
     reduce: Callable[[np.ndarray], np.ndarray],
@@ -93,7 +94,7 @@ async def carry_out(
     order: Order,
     config: Config,
     policy: Policy,
-    device: torch.device,
+    device: str,
     team: Team,
     reduce: Callable[[np.ndarray], np.ndarray],
     stop: StopSignal,
@@ -102,7 +103,7 @@ async def carry_out(
     started = time.perf_counter()
     working = observer_seconds = 0.0
     stop_requested = False
-    theta = torch.from_numpy(order.theta).to(device)
+    theta = _on_device(order.theta, device)
     to_give = deque(order.assignments)
     phases: dict[int, dict[int, np.ndarray]] = {each.index: {} for each in order.assignments}
     per_task: dict[int, dict[str, float]] = {}
@@ -126,7 +127,10 @@ async def carry_out(
         per_task[index] = _returns(ordered)
         if not order.evaluation:
             began = time.perf_counter()
-            *inner, post = (_on_device(each, device) for each in ordered)
+            *inner, post = (
+                Samples(*(_on_device(field[None], device) for field in samples(each)))
+                for each in ordered
+            )
             groups.append(
                 linearise(policy, theta, inner, post, order.step_sizes, config.first_order)
             )
@@ -158,6 +162,10 @@ def _returns(phases: Sequence[np.ndarray]) -> dict[str, float]:
     return values
 
 
-def _on_device(batch: np.ndarray, device: torch.device) -> Samples:
-    """Return the samples of one task as tensors ``[1, N, ...]``."""
-    return Samples(*(torch.from_numpy(field)[None].to(device) for field in samples(batch)))
+def _on_device(array: np.ndarray, device: str) -> Array:
+    """Return the array itself for the CPU, a torch tensor for any other device."""
+    if device == "cpu":
+        return array
+    import torch
+
+    return torch.from_numpy(array).to(device)
