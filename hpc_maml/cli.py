@@ -93,8 +93,12 @@ def _evaluate(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
         "hpc_maml evaluate", description="Meta-test the last checkpoint of a run on unseen tasks."
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
-    parser.add_argument("--tasks", type=_count, default=40, metavar="N", help="tasks (40)")
-    parser.add_argument("--updates", type=_count, default=3, metavar="K", help="inner steps (3)")
+    parser.add_argument(
+        "--tasks", type=_at_least(2), default=40, metavar="N", help="unseen tasks (40)"
+    )
+    parser.add_argument(
+        "--updates", type=_at_least(1), default=3, metavar="K", help="inner steps (3)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table to FILE")
     options = parser.parse_args(arguments)
 
@@ -106,10 +110,12 @@ def _evaluate(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     return run
 
 
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
+def _at_least(smallest: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if int(text) < smallest:
+            raise argparse.ArgumentTypeError(f"must be at least {smallest}")
+        return int(text)
+
     return number
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from hpc_maml.errors import InputError
 from hpc_maml.mpi.runtime import has_launcher
 from hpc_maml.mpi.topology import Topology, rank_ranges
 from hpc_maml.roles.messages import Hello
@@ -83,7 +84,10 @@ def print_topology(topology: Topology, hellos: Sequence[Hello]) -> None:
 
 
 def print_meta_test(returns: Sequence[np.ndarray], json_file: Path | None) -> None:
-    """Print the returns ``[tasks]`` after 0, 1, ... updates: mean, 95 % confidence interval."""
+    """Print the returns ``[tasks]`` after 0, 1, ... updates: mean, 95 % confidence interval.
+
+    Also writes them to ``json_file``; raises InputError if that fails.
+    """
     table = Table(box=None, pad_edge=False, header_style="")
     for name in ("updates", "mean return", "95 % confidence"):
         table.add_column(name, justify="right")
@@ -96,7 +100,10 @@ def print_meta_test(returns: Sequence[np.ndarray], json_file: Path | None) -> No
         rows[-1]["confidence_95"] = half_width
     _print(table)
     if json_file:
-        json_file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        try:
+            json_file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{json_file} cannot be written: {error.strerror}.") from None
 
 
 def _print(table: Table) -> None:

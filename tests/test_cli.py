@@ -114,6 +114,14 @@ def test_bad_input_is_one_sentence(ranks, words, sentence):
         assert not Path("runs").exists()
 
 
+def test_an_answer_that_cannot_be_written_is_one_sentence():
+    run(None, *SMALL, "num_iterations=1", "--run-dir", "run")
+    result = run(2, "evaluate", "run", "--tasks", "2", "--json", "no/t.json", code=BAD_INPUT)
+    assert "no/t.json cannot be written: No such file or directory." in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "at least 2" in run(None, "evaluate", "run", "--tasks", "1", code=BAD_INPUT).stderr
+
+
 def test_a_wrong_flag_is_said_once():
     result = run(3, "--confg", "x", code=BAD_INPUT)
     assert result.stderr.count("error:") == 1
