@@ -1,12 +1,12 @@
 """The environments by name, and their registration with Gymnasium."""
 
-import difflib
 import importlib
 import inspect
 
 import gymnasium
 
 from hpc_maml.envs.batched import TaskVectorEnv
+from hpc_maml.errors import nearest
 
 # Import paths, not classes: only the environments that are made import MuJoCo.
 ENVIRONMENTS = {
@@ -22,10 +22,9 @@ ENVIRONMENTS = {
 def environment_class(name: str) -> type[TaskVectorEnv]:
     """Import the class behind an environment name; ValueError names the nearest ones."""
     if name not in ENVIRONMENTS:
-        nearest = difflib.get_close_matches(name, ENVIRONMENTS)
-        guess = f"; did you mean {' or '.join(nearest)}?" if nearest else ""
         raise ValueError(
-            f"there is no environment {name!r}{guess} (there are {', '.join(ENVIRONMENTS)})"
+            f"there is no environment {name!r}{nearest(name, ENVIRONMENTS)}; "
+            f"there are {', '.join(ENVIRONMENTS)}"
         )
     module, _, attribute = ENVIRONMENTS[name].partition(":")
     return getattr(importlib.import_module(module), attribute)

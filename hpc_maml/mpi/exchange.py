@@ -54,10 +54,6 @@ class Messenger:
             sources.append(status.Get_source())
         return sources
 
-    def waiting(self, tag: int) -> bool:
-        """Tell whether a message with ``tag`` has arrived."""
-        return self.comm.iprobe(MPI.ANY_SOURCE, tag)
-
     def poll(self) -> bool:
         """Let go of completed sends; tell whether none is left."""
         self.in_flight = [request for request in self.in_flight if not request.Test()]
