@@ -34,6 +34,7 @@ class Score(NamedTuple):
 
     gradient: Array  # [..., P]
     deltas: list[Array]  # [..., N, width], the gradient by the output of each layer
+    curvatures: list[Array]  # [..., N, width], of delta by output before each layer but the first
     weights: Array  # [..., N]
     cotangent: Distribution  # the gradient by the distribution's parameters
 
@@ -94,7 +95,10 @@ class MLP:
     def score(self, at: Evaluation, actions: Array, weights: Array) -> Score:
         """Return the gradient by theta of the sum over n of weights_n log pi(a_n | s_n; theta)."""
         cotangent = self.log_prob_gradient(at.distribution, actions, weights)
-        return Score(*self._backward(at, cotangent), weights, cotangent)
+        gradient, deltas = self._backward(at, cotangent)
+        hidden = zip(at.activations[1:-1], deltas[:-1], strict=True)
+        curvatures = [self._curvature(activated, delta) for activated, delta in hidden]
+        return Score(gradient, deltas, curvatures, weights, cotangent)
 
     def score_derivative(self, at: Evaluation, score: Score, vector: Array) -> Array:
         """Return the derivative ``[..., P]`` of the score along ``vector`` ``[..., P]``.
@@ -107,17 +111,16 @@ class MLP:
         cotangent = self.log_prob_curvature(at.distribution, score, change)
         delta, gradients = self._output_and_rest(at.layers, cotangent)
         for layer in reversed(range(self._depth)):
-            weight_gradient = _weight_gradient(at.activations[layer], delta)
+            weight_gradient = at.activations[layer].mT @ delta
             if layer:
-                weight_gradient += _weight_gradient(input_changes[layer], score.deltas[layer])
+                weight_gradient += input_changes[layer].mT @ score.deltas[layer]
             gradients = [_flat(weight_gradient), delta.sum(-2), *gradients]
             if layer:
                 name = f"weight_{layer}"
-                delta = delta @ at.layers[name].mT + score.deltas[layer] @ tangents[name].mT
-                delta = delta * at.slopes[layer - 1]
-                if self.activation == "tanh":  # its slope 1 - a a changes by -2 a a'
-                    bend = at.activations[layer] * score.deltas[layer - 1]
-                    delta -= 2 * bend * changes[layer - 1]
+                delta = delta @ at.layers[name].mT
+                delta += score.deltas[layer] @ tangents[name].mT
+                delta *= at.slopes[layer - 1]
+                delta += score.curvatures[layer - 1] * changes[layer - 1]
         return array_namespace(vector).concat(gradients, axis=-1)
 
     def push_forward(self, at: Evaluation, vector: Array) -> Distribution:
@@ -134,7 +137,7 @@ class MLP:
         nonlinearity = self._nonlinearity(observations)
         activations = [observations]
         for layer in range(self._depth):
-            values = _product(activations[-1], layers[f"weight_{layer}"])
+            values = activations[-1] @ layers[f"weight_{layer}"]
             values += layers[f"bias_{layer}"]
             activations.append(values if layer == self._depth - 1 else nonlinearity(values))
         return activations
@@ -145,11 +148,11 @@ class MLP:
         """Return the derivatives of each layer's output and of its input along ``tangents``."""
         changes, input_changes = [], [None]
         for layer in range(self._depth):
-            change = _product(at.activations[layer], tangents[f"weight_{layer}"])
+            change = at.activations[layer] @ tangents[f"weight_{layer}"]
             change += tangents[f"bias_{layer}"]
             if layer:
                 input_changes.append(changes[-1] * at.slopes[layer - 1])
-                change += _product(input_changes[layer], at.layers[f"weight_{layer}"])
+                change += input_changes[layer] @ at.layers[f"weight_{layer}"]
             changes.append(change)
         return changes, input_changes
 
@@ -158,7 +161,7 @@ class MLP:
         delta, gradients = self._output_and_rest(at.layers, cotangent)
         deltas = [delta]
         for layer in reversed(range(self._depth)):
-            weight_gradient = _weight_gradient(at.activations[layer], delta)
+            weight_gradient = at.activations[layer].mT @ delta
             gradients = [_flat(weight_gradient), delta.sum(-2), *gradients]
             if layer:
                 delta = delta @ at.layers[f"weight_{layer}"].mT
@@ -178,22 +181,9 @@ class MLP:
         """Return the derivative of the nonlinearity, from its value."""
         return 1 - activated * activated if self.activation == "tanh" else activated > 0
 
-
-# MKL takes up to six times as long for a product of few columns as for its transpose. (It also
-# splits small ones differently on different numbers of threads, and these are fast anyway.)
-THIN, LONG = 16, 256
-
-
-def _product(inputs: Array, weight: Array) -> Array:
-    """Return ``inputs @ weight`` ``[..., N, columns]``."""
-    if weight.shape[-1] < THIN and inputs.shape[-2] > LONG:
-        return (weight.mT @ inputs.mT).mT
-    return inputs @ weight
-
-
-def _weight_gradient(inputs: Array, delta: Array) -> Array:
-    """Return the sum over n of the products inputs_n delta_n^T ``[..., rows, columns]``."""
-    return (delta.mT @ inputs).mT if delta.shape[-1] < THIN else inputs.mT @ delta
+    def _curvature(self, activated: Array, delta: Array) -> Array | float:
+        """Return the derivative of ``delta``, which contains the slope, by the layer's output."""
+        return -2 * activated * delta if self.activation == "tanh" else 0.0
 
 
 def _flat(matrix: Array) -> Array:
