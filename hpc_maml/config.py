@@ -63,14 +63,17 @@ class MpiConfig(Section):
 
 
 class Config(Section):
-    """Every key of a run; defaults are those of the PyTorch MAML lineage on 2-D navigation."""
+    """Every key of a run; defaults are those of the PyTorch MAML lineage on 2-D navigation.
+
+    But for ``num_iterations``: enough to see it learn in a few minutes.
+    """
 
     algorithm: Literal["maml"] = Field("maml", description="meta-learning algorithm")
     aggregation: Literal["exact"] = Field(
         "exact", description="exact: one trust-region step on the whole meta-batch"
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(1, description="of every random draw")
-    num_iterations: Count = Field(100, description="outer steps")
+    num_iterations: Count = Field(40, description="outer steps")
     meta_batch_size: Annotated[int, Field(ge=1, le=8192)] = Field(
         20, description="tasks per iteration"
     )
