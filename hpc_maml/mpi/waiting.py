@@ -2,7 +2,7 @@
 
 MPI libraries spin while they wait. Many ranks on few cores then take the cores from the ranks that
 have work, so every wait here polls, and sleeps between polls for a twentieth of the time it has
-waited so far (0.1 to 50 ms): short waits stay short, long ones cost nothing.
+waited so far (0.1 to 20 ms): short waits stay short, long ones cost nothing.
 """
 
 import time
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from mpi4py import MPI
 
-SHORTEST_SLEEP, LONGEST_SLEEP = 1e-4, 5e-2  # seconds
+SHORTEST_SLEEP, LONGEST_SLEEP = 1e-4, 2e-2  # seconds
 
 
 @dataclass(frozen=True)
