@@ -4,6 +4,7 @@ import os
 import pickle
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, TypeVar
@@ -98,5 +99,6 @@ def abort(error: BaseException) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.write(text)  # in one piece: lines of several ranks must not mix
     sys.stderr.flush()
+    time.sleep(0.5)  # mpirun may drop what a rank wrote just before it aborts
     MPI.COMM_WORLD.Abort(code)
     os._exit(code)  # an MPI whose Abort returns
