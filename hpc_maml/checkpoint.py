@@ -1,5 +1,6 @@
 """The state of a run after an iteration: parameters and counters; all else follows from them."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from hpc_maml.errors import InputError
 from hpc_maml.files import write_hdf5
 
 FORMAT_VERSION = 1
+NAME = re.compile(r"iteration_(\d{6,})\.h5")
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,6 @@ class Checkpoint:
 def checkpoint_path(folder: Path, iteration: int) -> Path:
     """Return the file of the checkpoint after ``iteration`` outer steps."""
     return folder / f"iteration_{iteration:06d}.h5"
-
-
-def iteration_of(path: Path) -> int:
-    """Return the iteration in the name of a checkpoint file."""
-    return int(path.stem.rpartition("_")[2])
 
 
 def save(folder: Path, checkpoint: Checkpoint, fingerprint: str, config: str) -> Path:
@@ -70,6 +67,8 @@ def load(path: Path, fingerprint: str, shapes: Mapping[str, tuple[int, ...]]) ->
                     f"The checkpoint {path} belongs to a run with another configuration; "
                     "give the run folder it was written in, or remove it."
                 )
+            if checkpoint_path(path.parent, int(file.attrs["iteration"])) != path:
+                raise ValueError(f"it is of iteration {file.attrs['iteration']}")
             parameters = {name: file["parameters"][name][...] for name in shapes}
             if any(parameters[name].shape != tuple(shapes[name]) for name in shapes):
                 raise ValueError("the parameters have other shapes than the policy's")
@@ -88,12 +87,18 @@ def load(path: Path, fingerprint: str, shapes: Mapping[str, tuple[int, ...]]) ->
         ) from None
 
 
+def checkpoints(folder: Path) -> dict[int, Path]:
+    """Return the checkpoints in a folder by iteration, in order; other files are left alone."""
+    matches = ((NAME.fullmatch(path.name), path) for path in folder.glob("iteration_*.h5"))
+    return dict(sorted((int(match[1]), path) for match, path in matches if match))
+
+
 def newest(folder: Path) -> Path | None:
     """Return the file of the last checkpoint in a folder, None without one."""
-    return max(folder.glob("iteration_*.h5"), default=None)
+    return next(reversed(checkpoints(folder).values()), None)
 
 
 def prune(folder: Path, keep: int) -> None:
     """Remove all but the last ``keep`` checkpoints."""
-    for path in sorted(folder.glob("iteration_*.h5"))[:-keep]:
+    for path in list(checkpoints(folder).values())[:-keep]:
         path.unlink()

@@ -12,6 +12,7 @@ from mpi4py import MPI
 from hpc_maml import __version__
 from hpc_maml.errors import InputError
 from hpc_maml.mpi.runtime import check_world, launcher_rank
+from hpc_maml.stopping import StopSignal
 
 BAD_INPUT = 2
 
@@ -29,6 +30,8 @@ exit codes: 0 done; 2 bad input; 75 stopped early by a signal, with a checkpoint
 def main(arguments: Sequence[str]) -> int:
     """Run the command line on this rank and return the exit code."""
     world = MPI.COMM_WORLD
+    for output in (sys.stdout, sys.stderr):  # a path may hold what the terminal cannot show
+        output.reconfigure(errors="backslashreplace")
     speaks = world.rank == 0 and launcher_rank() == 0
     try:
         with contextlib.ExitStack() as stack:
@@ -72,7 +75,10 @@ def _train(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file; see configs/")
     parser.add_argument(
-        "--run-dir", type=Path, metavar="DIR", help="run folder; if it exists, the run goes on"
+        "--run-dir",
+        type=Path,
+        metavar="DIR",
+        help="run folder; if it exists, the run goes on, by default with its own configuration",
     )
     parser.add_argument(
         "settings", nargs="*", metavar="key=value", help="for example trpo.max_kl=0.02"
@@ -80,10 +86,16 @@ def _train(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     options = parser.parse_intermixed_args(arguments)
 
     def run(comm: MPI.Intracomm) -> int:
+        stop = StopSignal()
+        stop.listen()
         from hpc_maml.config import load_config
+        from hpc_maml.run_folder import CONFIG
         from hpc_maml.training import train
 
-        return train(comm, lambda: load_config(options.config, options.settings), options.run_dir)
+        file = options.config
+        if file is None and options.run_dir and (options.run_dir / CONFIG).exists():
+            file = options.run_dir / CONFIG
+        return train(comm, lambda: load_config(file, options.settings), options.run_dir, stop)
 
     return run
 

@@ -35,7 +35,7 @@ class PolicyConfig(Section):
 class TrpoConfig(Section):
     max_kl: Positive = Field(1.0e-2, description="trust region: mean KL after adaptation")
     cg_iters: Count = Field(10, description="conjugate gradient iterations")
-    cg_damping: Annotated[float, Field(ge=0)] = Field(
+    cg_damping: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         1.0e-5, description="added to the diagonal of the Fisher matrix"
     )
     ls_max_steps: Count = Field(15, description="line search steps before the update is rejected")
@@ -74,7 +74,7 @@ class Config(Section):
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(1, description="of every random draw")
     num_iterations: Count = Field(40, description="outer steps")
-    meta_batch_size: Annotated[int, Field(ge=1, le=8192)] = Field(
+    meta_batch_size: Annotated[int, Field(ge=1, le=2**13)] = Field(
         20, description="tasks per iteration"
     )
     fast_batch_size: Annotated[int, Field(ge=2)] = Field(20, description="episodes per task")
@@ -97,12 +97,12 @@ class Config(Section):
 NEUTRAL_KEYS = ("num_iterations", "topology", "device", "checkpoint", "mpi")
 
 
-def load_config(file: str | None, overrides: Sequence[str]) -> Config:
+def load_config(file: str | Path | None, overrides: Sequence[str]) -> Config:
     """Return the checked configuration of a YAML file (or the defaults) and ``key=value`` words.
 
     Raises InputError for a missing or malformed file, an unknown key, a wrong type or range.
     """
-    data = _read_yaml(Path(file)) if file else {}
+    data = {} if file is None else _read_yaml(Path(file))
     for word in overrides:
         key, equals, value = word.partition("=")
         if not equals or not key:
@@ -139,7 +139,17 @@ def differing_keys(config: Config, other: Config) -> list[str]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats: PyYAML takes ``1e-2`` for a string."""
+    """YAML 1.2 floats (PyYAML takes ``1e-2`` for a string), and no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """Return the mapping; raises ConstructorError for a key that stands there twice."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = [str(key) for number, key in enumerate(keys) if key in keys[:number]]
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key '{twice[0]}' stands there twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -152,7 +162,7 @@ _Loader.add_implicit_resolver(
 def _parse(text: str, where: str) -> Any:
     try:
         return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(f"{where} is not valid YAML: {' '.join(str(error).split())}.") from None
 
 

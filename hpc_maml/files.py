@@ -6,6 +6,8 @@ from pathlib import Path
 
 import h5py
 
+from hpc_maml.errors import InputError
+
 TEMPORARY = ".partial"
 
 
@@ -13,15 +15,19 @@ def write_whole(path: Path, write: Callable[[Path], None], *, durable: bool = Tr
     """Have ``write`` make a file under a temporary name, then rename it to ``path``.
 
     A reader sees the old file or the new one. ``durable`` also waits for the disk, so that the file
-    survives the loss of power; without it, it survives the death of the process.
+    survives the loss of power; without it, it survives the death of the process. Raises InputError.
     """
     temporary = path.with_name(path.name + TEMPORARY)
-    write(temporary)
-    if durable:
-        _sync(temporary)
-    temporary.replace(path)
-    if durable:
-        _sync(path.parent)
+    try:
+        write(temporary)
+        if durable:
+            _sync(temporary)
+        temporary.replace(path)
+        if durable:
+            _sync(path.parent)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
+        raise InputError(f"{path} cannot be written: {reason}.") from None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -27,11 +27,6 @@ from hpc_maml.policy import Policy
 from hpc_maml.trajectory import Array, Samples
 from hpc_maml.trust_region import conjugate_gradient, line_search
 
-# Once glibc has freed a block of this size it keeps up to twice as much instead of returning it to
-# the system: fetching it again, page by page, took as long as the arithmetic. (Making a MuJoCo
-# environment happens to free one, but not every environment does.)
-np.empty(31 * 2**20, np.uint8)
-
 Reduce = Callable[[np.ndarray], np.ndarray]  # terms [G, n] of this agent's tasks -> float64 [n]
 
 

@@ -1,8 +1,8 @@
 """A multilayer perceptron over one parameter vector, with its derivatives in closed form.
 
 The parameters are one vector theta ``[..., P]``; leading dimensions stand for tasks, and every
-product over them is a batched one. The same lines run on NumPy arrays (observers, which never
-import torch) and on torch tensors (agents).
+product over them is a batched one. The same lines run on NumPy arrays (observers, and agents on a
+CPU) and on torch tensors (agents on a GPU).
 """
 
 import math

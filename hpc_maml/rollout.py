@@ -45,12 +45,13 @@ def roll_out(
         batches["actions"][:, step] = actions
         batches["log_probs"][:, step] = policy.log_prob(distribution, actions)
         batches["lengths"] += alive
-        if not np.isfinite(actions).all():
-            # An inner step has diverged: the NaN in the record makes the agents reject the update.
-            actions = np.nan_to_num(actions)
+        finite = np.isfinite(actions).all()
         observations, rewards, terminated, truncated, _ = env.step(
-            actions.reshape(num_tasks * episodes, *actions.shape[2:])
+            (actions if finite else np.nan_to_num(actions)).reshape(env.action_space.shape)
         )
+        if not finite:
+            # An inner step has diverged: it must show, and make the agents reject the update.
+            rewards = np.full_like(rewards, np.nan)
         batches["rewards"][:, step] = rewards.reshape(alive.shape)
         batches["terminated"][:, step] = terminated.reshape(alive.shape)
         batches["truncated"][:, step] = truncated.reshape(alive.shape)

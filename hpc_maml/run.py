@@ -90,14 +90,13 @@ def versions() -> dict[str, str]:
 
 
 def _git_commit() -> str:
-    """Return the commit of the checkout the package lies in, empty for an installed package."""
+    """Return the commit of the checkout that the program runs from, empty if it is installed."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return ""
     try:
-        answer = subprocess.run(
-            ["git", "-C", Path(__file__).parent, "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError:
         return ""
     return answer.stdout.strip()

@@ -5,7 +5,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO
 
-from hpc_maml.checkpoint import iteration_of, newest
+from hpc_maml.checkpoint import checkpoints
 from hpc_maml.config import Config, differing_keys, load_config, to_yaml
 from hpc_maml.errors import InputError
 from hpc_maml.files import TEMPORARY, write_text
@@ -14,8 +14,18 @@ CONFIG, METRICS, CHECKPOINTS, LOCK = "config.yaml", "metrics.h5", "checkpoints",
 
 
 def default_path(config: Config) -> Path:
-    """Return ``runs/<environment>-<date>-<time>``."""
-    return Path("runs") / f"{config.env.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    """Make and return ``runs/<environment>-<date>-<time>``; jobs of one second get their own."""
+    name = Path("runs") / f"{config.env.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    path, number = name, 1
+    while True:
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            number += 1
+            path = name.with_name(f"{name.name}-{number}")
+        except OSError as error:
+            raise InputError(f"The run folder {path} cannot be made: {error.strerror}.") from None
 
 
 def open_folder(path: Path, config: Config) -> IO[str]:
@@ -24,11 +34,11 @@ def open_folder(path: Path, config: Config) -> IO[str]:
     Continuing needs the same configuration but for the keys that do not affect results. Raises
     InputError, and then nothing has been changed.
     """
-    if (path / CONFIG).exists():
-        _check_continues(path, config)
-    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise InputError(f"{path} exists and is not a run folder; give another --run-dir.")
     try:
+        if (path / CONFIG).exists():
+            _check_continues(path, config)
+        elif path.exists() and not _is_unused(path):
+            raise InputError(f"{path} exists and is not a run folder; give another --run-dir.")
         (path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         lock = _take_lock(path)
     except OSError as error:
@@ -38,8 +48,9 @@ def open_folder(path: Path, config: Config) -> IO[str]:
 
 def begin(path: Path, config: Config) -> None:
     """Note the configuration and remove what a killed job left unfinished; the first changes."""
-    for leftover in path.rglob(f"*{TEMPORARY}"):
-        leftover.unlink()
+    for folder in (path, path / CHECKPOINTS):
+        for leftover in folder.glob(f"*.*{TEMPORARY}"):
+            leftover.unlink()
     write_text(path / CONFIG, to_yaml(config))
 
 
@@ -50,16 +61,23 @@ def read_config(path: Path) -> Config:
     return load_config(str(path / CONFIG), [])
 
 
+def _is_unused(path: Path) -> bool:
+    """Tell whether a folder is empty, or was begun by a job that was killed at once."""
+    if not path.is_dir() or ((path / CHECKPOINTS).is_dir() and any((path / CHECKPOINTS).iterdir())):
+        return False
+    return {each.name for each in path.iterdir()} <= {CHECKPOINTS, LOCK, CONFIG + TEMPORARY}
+
+
 def _check_continues(path: Path, config: Config) -> None:
     if keys := differing_keys(config, read_config(path)):
         raise InputError(
             f"The run in {path} was started with another configuration ({', '.join(keys)}); "
             "give another --run-dir, or the same settings."
         )
-    last = newest(path / CHECKPOINTS)
-    if last and config.num_iterations < iteration_of(last):
+    done = max(checkpoints(path / CHECKPOINTS), default=0)
+    if config.num_iterations < done:
         raise InputError(
-            f"The run in {path} has done {iteration_of(last)} iterations already, "
+            f"The run in {path} has done {done} iterations already, "
             f"more than num_iterations = {config.num_iterations}."
         )
 

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from hpc_maml import console
-from hpc_maml.config import Config
+from hpc_maml.config import Config, TopologyConfig
 from hpc_maml.envs import make
 from hpc_maml.envs.batched import TaskVectorEnv
 from hpc_maml.errors import InputError
@@ -19,12 +18,10 @@ from hpc_maml.mpi.runtime import from_rank_0
 from hpc_maml.mpi.topology import Topology, assign_roles, build_topology
 from hpc_maml.mpi.waiting import Until, run_roles
 from hpc_maml.policy import Policy, make_policy
-from hpc_maml.roles.agent import Team, act, choose_device
-from hpc_maml.roles.messages import Hello, Tag
-from hpc_maml.roles.observer import REQUESTS_AHEAD, observe
+from hpc_maml.roles.agent import Team, act, choose_device, keep_freed_memory
+from hpc_maml.roles.messages import REQUESTS_AHEAD, Hello, Tag
+from hpc_maml.roles.observer import observe
 from hpc_maml.roles.principal import Agents, greet, lead, meta_test
-from hpc_maml.run import Run, flatten, latest_checkpoint
-from hpc_maml.run_folder import default_path, read_config
 from hpc_maml.stopping import StopSignal
 from hpc_maml.trajectory import batch_dtype
 
@@ -40,15 +37,23 @@ class Job:
     dtype: np.dtype  # of a trajectory batch
 
 
-def train(world: MPI.Intracomm, load_settings: Callable[[], Config], run_dir: Path | None) -> int:
+def train(
+    world: MPI.Intracomm,
+    load_settings: Callable[[], Config],
+    run_dir: Path | None,
+    stop: StopSignal,
+) -> int:
     """Meta-train on every rank of ``world``; return the exit code.
 
     ``load_settings`` is called on rank 0 only. Raises InputError on every rank.
     """
-    run: Run | None = None
-    env: TaskVectorEnv | None = None
+    run = env = None
 
     def prepare_run() -> Job:
+        # Only the principal prints and keeps files, so only rank 0 imports what that takes.
+        from hpc_maml.run import Run
+        from hpc_maml.run_folder import default_path
+
         nonlocal run, env
         config = load_settings()
         assign_roles([0] * world.size, config.topology.agents, config.topology.layout)
@@ -58,10 +63,11 @@ def train(world: MPI.Intracomm, load_settings: Callable[[], Config], run_dir: Pa
         return job
 
     job = from_rank_0(world, prepare_run)
-    stop = StopSignal()
-    stop.listen()
 
     async def principal(agents: Agents, topology: Topology) -> None:
+        from hpc_maml import console
+        from hpc_maml.run import flatten
+
         first = run.checkpoint.iteration
         console.say(f"run folder {run.path}" + (f", continued at {first}" if first else ""))
         console.print_topology(topology, await greet(topology.world))
@@ -81,6 +87,8 @@ def train(world: MPI.Intracomm, load_settings: Callable[[], Config], run_dir: Pa
     run_job(world, job, principal, stop)
 
     def conclude() -> int:
+        from hpc_maml import console
+
         done = run.checkpoint.iteration
         if done < job.config.num_iterations:
             console.say(
@@ -104,8 +112,13 @@ def evaluate(
     theta = env = None
 
     def prepare_test() -> Job:
+        from hpc_maml.run import flatten, latest_checkpoint
+        from hpc_maml.run_folder import read_config
+
         nonlocal theta, env
-        config = read_config(run_dir)
+        # The ranks at hand need not be those of the run, and agents only pass batches on.
+        update = {"topology": TopologyConfig(), "device": "cpu"}
+        config = read_config(run_dir).model_copy(update=update)
         env = make_env(config, episodes=1)
         job = prepare(config, env)
         checkpoint = latest_checkpoint(run_dir, config, job.policy)
@@ -117,6 +130,8 @@ def evaluate(
     job = from_rank_0(world, prepare_test)
 
     async def principal(agents: Agents, topology: Topology) -> None:
+        from hpc_maml import console
+
         await greet(topology.world)
         returns = await meta_test(job.config, env, agents, theta, num_tasks, num_updates)
         console.print_meta_test(returns, json)
@@ -141,7 +156,7 @@ def make_env(config: Config, episodes: int, threads: int = 1) -> TaskVectorEnv:
 
 
 def prepare(config: Config, env: TaskVectorEnv) -> Job:
-    """Return the job of a configuration and its environment."""
+    """Return the job of a configuration and its environment; raises InputError."""
     observations, actions = env.single_observation_space.shape, env.single_action_space.shape
     discrete = hasattr(env.single_action_space, "n")
     policy = make_policy(
@@ -152,7 +167,14 @@ def prepare(config: Config, env: TaskVectorEnv) -> Job:
         activation=config.policy.activation,
     )
     action_dtype = np.int64 if discrete else np.float32
-    dtype = batch_dtype(config.horizon, config.fast_batch_size, observations, actions, action_dtype)
+    try:
+        dtype = batch_dtype(
+            config.horizon, config.fast_batch_size, observations, actions, action_dtype
+        )
+    except ValueError:
+        raise InputError(
+            "horizon * fast_batch_size is too large: a batch must be below 2 GB."
+        ) from None
     return Job(config, policy, dtype)
 
 
@@ -168,6 +190,7 @@ def run_job(world: MPI.Intracomm, job: Job, principal: Principal, stop: StopSign
     device = "cpu"
     roles: dict[str, Coroutine[Until, None, None]] = {}
     if place.agent:
+        keep_freed_memory()
         device = choose_device(config.device, topology, limit)
         observers = topology.team_observers(place.team)
         depth = REQUESTS_AHEAD * observers

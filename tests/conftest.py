@@ -22,6 +22,7 @@ SMALL = (
     "num_iterations=5",
     "policy.hidden_sizes=[8, 8]",
     "mpi.wait_limit=60",
+    "device=cpu",
 )
 
 
@@ -67,7 +68,7 @@ def run(
     try:
         out, err = job.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        job.terminate()
+        job.kill()
         out, err = job.communicate(timeout=10)
         pytest.fail(f"no end after {timeout} s\n{out}\n{err}")
     assert job.returncode == code, f"exit code {job.returncode}, not {code}\n{out}\n{err}"

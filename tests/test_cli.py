@@ -101,17 +101,32 @@ def test_evaluate(ranks):
         (["topology.agents=4"], "topology.agents is 4, but there "),
         (["evaluate", "nowhere"], "nowhere is not a run folder"),
         (["trian"], "settings are written key=value"),
-        (["device=cuda"], "no GPU"),
+        (["device=cuda", "env.name=ant_vel"], "no GPU"),
+        (["horizon=1000000000"], "must be below 2 GB"),
     ],
 )
 def test_bad_input_is_one_sentence(ranks, words, sentence):
-    result = run(ranks, *words, code=BAD_INPUT)
+    result = run(ranks, *words, code=BAD_INPUT, CUDA_VISIBLE_DEVICES="")
     said = [line for line in result.stderr.splitlines() if line.startswith("hpc_maml:")]
     assert len(said) == 1, result.stderr
     assert sentence in said[0]
     assert "Traceback" not in result.stderr
-    if words != ["device=cuda"]:  # only agents know, and they start after the run folder is made
+    if "device=cuda" not in words:  # only agents know, and they start after the run folder is made
         assert not Path("runs").exists()
+
+
+def test_evaluate_on_other_ranks_and_devices_than_the_run():
+    run(3, *SMALL, "num_iterations=1", "topology.agents=3", "--run-dir", "run")
+    config = Path("run/config.yaml")
+    config.write_text(config.read_text().replace("device: cpu", "device: cuda"))
+    run(None, "evaluate", "run", "--tasks", "2", "--updates", "1")
+
+
+def test_no_mpi_library_is_one_sentence():
+    code = BAD_INPUT
+    result = run(None, *SMALL, code=code, MPI4PY_LIBMPI="/nonexistent.so")
+    assert result.stderr.startswith("hpc_maml: no MPI library can be loaded")
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_an_answer_that_cannot_be_written_is_one_sentence():
@@ -170,6 +185,19 @@ class TestRunFolder:
         last = max(Path("other/checkpoints").iterdir())
         (folder / "checkpoints" / last.name).write_bytes(last.read_bytes())
         assert "belongs to a run with another configuration" in self.refused()
+
+    def test_a_checkpoint_under_another_name(self, folder):
+        first = min(folder.glob("checkpoints/*"))
+        first.rename(folder / "checkpoints" / "iteration_000003.h5")
+        assert "iteration_000003.h5 is damaged (it is of iteration 1)" in self.refused()
+
+    def test_other_files_among_the_checkpoints_are_left_alone(self, folder):
+        copies = [folder / "checkpoints" / f"iteration_{name}.h5" for name in ("best", "000002_b")]
+        for copy in copies:
+            copy.write_text("mine")
+        run(2, *SMALL, "checkpoint.keep=1", "--run-dir", "run")
+        assert [copy.read_text() for copy in copies] == ["mine", "mine"]
+        assert (folder / "checkpoints" / "iteration_000005.h5").exists()
 
     def test_damaged_metrics(self, folder):
         (folder / "metrics.h5").write_bytes(b"nonsense")

@@ -44,6 +44,10 @@ def test_resolved_yaml_reads_back(tmp_path):
         ("seed.x=1", "Config key 'seed' must be a valid integer"),
         ("fast", "'fast' is not understood: settings are written key=value."),
         ("seed=[1", "is not valid YAML"),
+        ("seed=2024-13-45", "the value of seed is not valid YAML"),
+        ("seed=!!int x", "the value of seed is not valid YAML"),
+        ("env.kwargs={a: 1, a: 2}", "the key 'a' stands there twice"),
+        ("trpo.cg_damping=.inf", "Config key 'trpo.cg_damping' must be"),
     ],
 )
 def test_mistakes_are_one_sentence(word, sentence):

@@ -26,9 +26,9 @@ def run_with_fault(ranks, rank, module, function, count, action, *settings, limi
     )
     out, err = job.communicate(timeout=90 + limit)
     assert time.time() - float(Path("fault_at").read_text()) < limit
-    time.sleep(0.2)
-    orphans = subprocess.run(["pgrep", "-f", str(folder)], capture_output=True, check=False).stdout
-    assert not orphans
+    while subprocess.run(["pgrep", "-f", str(folder)], capture_output=True, check=False).stdout:
+        assert time.time() - float(Path("fault_at").read_text()) < limit, "orphans"
+        time.sleep(0.1)
     assert job.returncode not in (0, 2, 75), out + err
     return out, err
 

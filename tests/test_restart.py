@@ -9,11 +9,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import SMALL, run, start
+from conftest import ROOT, SMALL, run, start
 
 from hpc_maml.metrics import METRICS, PER_TASK
 
-SETTINGS = (*SMALL, "num_iterations=12", "checkpoint.keep=99", "horizon=40")
+FAULT = str(ROOT / "tests" / "fault.py")
+SETTINGS = (*SMALL, "num_iterations=16", "checkpoint.keep=99", "horizon=40")
 STOPPED_EARLY = 75
 
 
@@ -59,12 +60,17 @@ def test_sigkill_at_random_moments(number, undisturbed, tmp_path):
     for _ in range(2):
         job = start(3, *SETTINGS, "--run-dir", str(folder))
         done = len(list(folder.glob("checkpoints/*.h5")))
-        wait_for_checkpoint(folder, done + 1, job)
-        time.sleep(chance.uniform(0, 0.5))
+        if number:  # the others: at any moment of the start
+            wait_for_checkpoint(folder, done + 1, job)
+            time.sleep(chance.uniform(0, 0.2))
+        else:
+            time.sleep(chance.uniform(0.3, 1.5))
         victims = processes_of(folder)
+        assert victims
         for victim in chance.sample(victims, len(victims)):
             subprocess.run(["kill", "-9", str(victim)], check=False, capture_output=True)
         job.communicate(timeout=20)
+        assert job.returncode
     run(chance.choice([None, 2, 4]), *SETTINGS, "--run-dir", str(folder))
     assert state(folder) == undisturbed
 
@@ -85,12 +91,45 @@ def test_signals_stop_at_an_iteration_with_a_checkpoint(number, every, undisturb
     assert "Traceback" not in err
     with h5py.File(folder / "metrics.h5") as file:
         done = int(file.attrs["committed_iterations"])
-    assert 0 < done < 12
+    assert 0 < done < 16
     assert max(folder.glob("checkpoints/*")).name == f"iteration_{done:06d}.h5"
     run(2, *settings)
     left = state(folder)
     for name, content in left.items():
         assert undisturbed[name] == content
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_during_the_start_stops_the_run_too(number, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    job = start(None, *SETTINGS, "--run-dir", str(folder))
+    while not folder.exists():
+        assert job.poll() is None
+        time.sleep(0.005)
+    job.send_signal(number)
+    out, err = job.communicate(timeout=30)
+    assert job.returncode == STOPPED_EARLY, out + err
+    run(2, "--run-dir", str(folder))
+    assert state(folder).items() >= undisturbed.items()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_kill_while_the_folder_is_made(count, undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    words = ("0", "hpc_maml.files", "_sync", str(count), "kill", *SETTINGS)
+    job = start(None, *words, "--run-dir", str(folder), python=(FAULT,))
+    job.communicate(timeout=30)
+    assert job.returncode
+    assert (folder / "checkpoints").exists()
+    run(2, *SETTINGS, "--run-dir", str(folder))
+    assert state(folder) == undisturbed
+
+
+def test_the_run_folder_alone_is_enough_to_go_on(undisturbed, tmp_path):
+    folder = tmp_path / "run"
+    run(None, *SETTINGS, "num_iterations=3", "--run-dir", str(folder))
+    run(3, "num_iterations=16", "--run-dir", str(folder))
+    assert state(folder) == undisturbed
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2, 3])

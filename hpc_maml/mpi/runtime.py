@@ -47,8 +47,9 @@ def check_world(size: int, environment: Mapping[str, str] = os.environ) -> None:
     that mpi4py loads: N worlds of size 1, each doing all of the work.
     """
     for variable, _ in LAUNCHER_VARIABLES:
-        started = int(environment.get(variable, 1))
-        if started > size:
+        if variable not in environment:
+            continue
+        if (started := int(environment[variable])) > size:
             library = MPI.Get_library_version().split("\n")[0].strip(" \0")
             raise InputError(
                 f"The launcher started {started} processes ({variable}) but the MPI world has "
@@ -56,6 +57,7 @@ def check_world(size: int, environment: Mapping[str, str] = os.environ) -> None:
                 "start with the mpirun of that library, or with the srun --mpi=... type it "
                 "supports (srun --mpi=list)."
             )
+        return  # a launcher inside another one's job: only the inner one counts
 
 
 def from_rank_0(world: MPI.Comm, prepare: Callable[[], T]) -> T:
@@ -91,7 +93,9 @@ def abort(error: BaseException) -> NoReturn:
     """
     rank = MPI.COMM_WORLD.rank
     where = f"rank {rank} ({getattr(error, 'role', 'start-up')}) on {socket.gethostname()}"
-    if isinstance(error, InputError):
+    if isinstance(error, KeyboardInterrupt):
+        text, code = f"hpc_maml: {where}: interrupted.\n", 1
+    elif isinstance(error, InputError):
         text, code = f"hpc_maml: {where}: {error}\n", 2
     else:
         body = "".join(traceback.format_exception(error))

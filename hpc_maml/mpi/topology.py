@@ -2,6 +2,7 @@
 
 import os
 import socket
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -155,7 +156,11 @@ def build_topology(
     node = np.array([smallest(node_comm, world.rank, limit)], np.int64)
     node_comm.Free()
     wait(world.Iallgather(node, nodes), "the nodes of all ranks", limit)
-    places = assign_roles(nodes.tolist(), agents, layout)
+    try:
+        places = assign_roles(nodes.tolist(), agents, layout)
+    except InputError as error:
+        error.on_every_rank = True
+        raise
     place = places[world.rank]
 
     def split(member: bool, colour: int = 0, key: int = 0) -> MPI.Comm:
@@ -189,8 +194,8 @@ def _gather_hosts(world: MPI.Comm, limit: float) -> np.ndarray:
     """Return a HOST record for every rank."""
     affinity = sorted(os.sched_getaffinity(0))
     mine = np.zeros(1, HOST)
-    # NumPy cuts names at 64 bytes; the mask is only compared, so 64 bits of it are enough.
-    mine[0] = (socket.gethostname(), len(affinity), sum(1 << core % 64 for core in affinity))
+    # The set of cores is only compared, so a hash of it is enough.
+    mine[0] = (socket.gethostname(), len(affinity), zlib.crc32(repr(affinity).encode()))
     everyone = np.zeros(world.size, HOST)
     wait(
         world.Iallgather(

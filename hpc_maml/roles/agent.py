@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +11,25 @@ from hpc_maml.config import Config
 from hpc_maml.errors import InputError
 from hpc_maml.meta_step import TaskGroup, linearise, meta_step
 from hpc_maml.mpi.exchange import BatchReceiver, Messenger
+from hpc_maml.mpi.reduce import ExactSum
 from hpc_maml.mpi.topology import Topology, smallest
 from hpc_maml.mpi.waiting import Until
 from hpc_maml.policy import Policy
-from hpc_maml.roles.messages import Order, Outcome, Tag
-from hpc_maml.roles.observer import REQUESTS_AHEAD
+from hpc_maml.roles.messages import REQUESTS_AHEAD, Order, Outcome, Tag
 from hpc_maml.stopping import StopSignal
 from hpc_maml.trajectory import Array, Samples, samples
 
 GPU_DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/kfd"), Path("/dev/dxg"))  # CUDA, ROCm, WSL
 PRINCIPAL = 0  # rank of the principal among the learners
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep freed arrays for the next ones instead of returning them to the system.
+
+    It does so once a block of this size has been freed. Fetching memory again, page by page, took
+    as long as the arithmetic of the outer step.
+    """
+    np.empty(31 * 2**20, np.uint8)
 
 
 def choose_device(setting: str, topology: Topology, limit: float) -> str:
@@ -76,7 +85,7 @@ async def act(
     device: str,
     learner: Messenger,
     team: Team,
-    reduce: Callable[[np.ndarray], np.ndarray],
+    reduce: ExactSum,
     stop: StopSignal,
 ) -> None:
     """Carry out the principal's orders until it says that there are no more."""
@@ -96,7 +105,7 @@ async def carry_out(
     policy: Policy,
     device: str,
     team: Team,
-    reduce: Callable[[np.ndarray], np.ndarray],
+    reduce: ExactSum,
     stop: StopSignal,
 ) -> Outcome:
     """Have this agent's tasks collected, work on each as soon as it is complete, then step."""
@@ -123,7 +132,8 @@ async def carry_out(
         phases[index][int(batch["phase"])] = batch
         if len(phases[index]) <= len(order.step_sizes):
             continue
-        ordered = [phases[index][phase] for phase in range(len(phases[index]))]
+        batches = phases.pop(index)
+        ordered = [batches[phase] for phase in range(len(batches))]
         per_task[index] = _returns(ordered)
         if not order.evaluation:
             began = time.perf_counter()
@@ -139,7 +149,9 @@ async def carry_out(
     sampled = time.perf_counter()
     step = None
     if not order.evaluation:
+        waited_before = reduce.waited
         step = meta_step(policy, order.theta, groups, order.num_tasks, reduce, config.trpo)
+        working += time.perf_counter() - sampled - (reduce.waited - waited_before)
     ended = time.perf_counter()
     return Outcome(
         per_task=per_task,
@@ -147,7 +159,7 @@ async def carry_out(
         stop_requested=stop_requested or stop.requested,
         sampling_seconds=sampled - started,
         update_seconds=ended - sampled,
-        agent_seconds=working + ended - sampled,
+        agent_seconds=working,
         observer_seconds=observer_seconds,
     )
 

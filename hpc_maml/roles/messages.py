@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+REQUESTS_AHEAD = 2  # of an observer: the task in hand and the next, so that it never starves
+
 
 class Tag(IntEnum):
     """Message tags; 1 is that of trajectory batches."""

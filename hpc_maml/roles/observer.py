@@ -7,12 +7,11 @@ from hpc_maml.envs.batched import TaskVectorEnv
 from hpc_maml.mpi.exchange import BatchSender, Messenger
 from hpc_maml.mpi.waiting import Until
 from hpc_maml.policy import Policy
-from hpc_maml.roles.messages import Tag
+from hpc_maml.roles.messages import REQUESTS_AHEAD, Tag
 from hpc_maml.rollout import collect
 from hpc_maml.stopping import StopSignal
 
 AGENT = 0  # rank of the agent in its team
-REQUESTS_AHEAD = 2  # the task in hand and the next, so that a busy agent never starves an observer
 
 
 async def observe(

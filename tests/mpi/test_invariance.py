@@ -14,6 +14,7 @@ from mpi4py import MPI
 from hpc_maml.config import load_config
 from hpc_maml.mpi.exchange import BatchReceiver
 from hpc_maml.mpi.waiting import wait
+from hpc_maml.stopping import StopSignal
 from hpc_maml.training import train
 
 NAVIGATION = ("num_iterations=5", "meta_batch_size=6", "fast_batch_size=3", "horizon=12")
@@ -39,9 +40,9 @@ def checkpoints(comm, size: int, settings: tuple[str, ...]) -> dict[str, bytes]:
     part = comm.Split(0 if comm.rank < size else MPI.UNDEFINED)
     if part != MPI.COMM_NULL:
         with tempfile.TemporaryDirectory() as folder:
-            words = [*settings, "checkpoint.keep=9", f"mpi.wait_limit={LIMIT}"]
+            words = [*settings, "checkpoint.keep=9", f"mpi.wait_limit={LIMIT}", "device=cpu"]
             run_dir = Path(folder) / "run"
-            assert train(part, lambda: load_config(None, words), run_dir) == 0
+            assert train(part, lambda: load_config(None, words), run_dir, StopSignal()) == 0
             found = {path.name: path.read_bytes() for path in run_dir.glob("checkpoints/*")}
         part.Free()
     wait(comm.Ibarrier(), "the ranks that train", LIMIT)

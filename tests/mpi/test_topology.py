@@ -52,6 +52,15 @@ def test_communicators_hold_the_ranks_of_their_roles(comm):
         topology.free()
 
 
+@pytest.mark.parametrize("cores", [range(128), range(64, 128), range(3)])
+def test_any_set_of_cores_is_shared_by_those_bound_to_it(comm, cores, monkeypatch):
+    mine = set(cores) if comm.rank else set(range(4))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: mine)
+    topology = build_topology(comm, "auto", "colocated", 20)
+    assert topology.threads == max(1, len(cores) // (comm.size - 1)) if comm.rank else 4
+    topology.free()
+
+
 def test_too_many_agents(comm):
     with pytest.raises(InputError, match="MPI ranks"):
         build_topology(comm, comm.size + 1, "split", 20)
