@@ -46,6 +46,8 @@ class Reporter:
             f"{row['post_update_return_mean']:9.2f}   kl {row['kl_after']:.4f}   "
             f"{row['iteration_seconds']:.2f} s"
         )
+        if row["diverged_episodes"]:
+            text += f"   {row['diverged_episodes']} EPISODES DIVERGED"
         if not row["accepted"]:
             text += f"   UPDATE REJECTED: {row['reason']}"
         if self.live:

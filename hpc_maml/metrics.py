@@ -54,6 +54,7 @@ METRICS: dict[str, Metric] = {
     "line_search_steps": Metric("1", "line search candidates judged", dtype=np.int64),
     "accepted": Metric("1", "1 if the update was taken, 0 if rejected", dtype=np.int64),
     "rejected_updates": Metric("1", "rejected or non-finite updates so far", dtype=np.int64),
+    "diverged_episodes": Metric("1", "episodes the simulator gave up", dtype=np.int64),
     "environment_steps": Metric("steps", "environment steps of this iteration", dtype=np.int64),
     "environment_steps_total": Metric("steps", "environment steps so far", dtype=np.int64),
     "sampling_seconds": Metric("s", "from the order to the last batch", wall_clock=True),

@@ -46,12 +46,14 @@ def roll_out(
         batches["log_probs"][:, step] = policy.log_prob(distribution, actions)
         batches["lengths"] += alive
         finite = np.isfinite(actions).all()
-        observations, rewards, terminated, truncated, _ = env.step(
+        observations, rewards, terminated, truncated, infos = env.step(
             (actions if finite else np.nan_to_num(actions)).reshape(env.action_space.shape)
         )
         if not finite:
             # An inner step has diverged: it must show, and make the agents reject the update.
             rewards = np.full_like(rewards, np.nan)
+        if "diverged" in infos:
+            batches["diverged"] += infos["diverged"].reshape(alive.shape).sum(1)
         batches["rewards"][:, step] = rewards.reshape(alive.shape)
         batches["terminated"][:, step] = terminated.reshape(alive.shape)
         batches["truncated"][:, step] = truncated.reshape(alive.shape)
@@ -97,12 +99,13 @@ def collect(
         actions, environment = (
             stream(seed, purpose, iteration, index, phase) for purpose in purposes
         )
-        roll_out(policy, env, theta[None], [actions], [environment], batch)
         one = batch[0]
-        one["advantages"][:] = task_advantages(
-            one["observations"], one["rewards"], one["lengths"], gamma, gae_lambda
-        )
-        if phase < len(step_sizes):
-            theta = adapt(policy, theta, samples(one), step_sizes[phase])
+        with np.errstate(over="ignore", invalid="ignore"):  # a divergence is seen by its NaN
+            roll_out(policy, env, theta[None], [actions], [environment], batch)
+            one["advantages"][:] = task_advantages(
+                one["observations"], one["rewards"], one["lengths"], gamma, gae_lambda
+            )
+            if phase < len(step_sizes):
+                theta = adapt(policy, theta, samples(one), step_sizes[phase])
         batch["observer_seconds"] = time.perf_counter() - started
         yield batch

@@ -26,6 +26,7 @@ def batch_dtype(
             ("task", np.int64),  # index within the iteration
             ("phase", np.int64),  # number of inner steps taken before this batch
             ("stop_requested", np.int64),  # the observer has received a stop signal
+            ("diverged", np.int64),  # episodes that the simulator gave up
             ("observer_seconds", np.float64),  # time the observer spent on this batch
             ("lengths", np.int64, (episodes,)),  # steps of each episode
             ("observations", np.float32, (*steps, *observation_shape)),

@@ -5,8 +5,14 @@ import time
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pytest
 from conftest import SMALL, run, start
+
+from hpc_maml.envs import make
+from hpc_maml.policy import GaussianMLP
+from hpc_maml.rollout import roll_out
+from hpc_maml.trajectory import batch_dtype
 
 FAULT = str(Path(__file__).parent / "fault.py")
 
@@ -95,3 +101,22 @@ def test_a_diverged_adaptation_is_a_rejected_update():
             contents.append({name: parameters[name][...].tobytes() for name in parameters})
     assert len(contents) == 3
     assert contents[0] == contents[1] == contents[2]
+
+
+def test_an_episode_that_the_simulator_gives_up_is_counted_and_shown(monkeypatch):
+    env = make("half_cheetah_vel", num_tasks=1, episodes_per_task=3, horizon=5)
+    policy = GaussianMLP(17, 6, (4,), "tanh")
+    batch = np.zeros(1, batch_dtype(5, 3, (17,), (6,), np.float32))
+    generators = [np.random.default_rng(1)]
+    step = env.step
+
+    def diverging(actions):
+        env.simulations.bind("qvel")[1] = 1e12  # MuJoCo gives up such a state
+        return step(actions)
+
+    monkeypatch.setattr(env, "step", diverging)
+    env.set_tasks(np.ones((1, 1)))
+    theta = policy.initial_parameters(np.random.default_rng(0))[None]
+    roll_out(policy, env, theta, generators, generators, batch)
+    assert batch["diverged"].tolist() == [1]
+    assert batch["lengths"].tolist() == [[5, 1, 5]]

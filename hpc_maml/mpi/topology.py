@@ -40,7 +40,7 @@ def assign_roles(
     Teams are formed node by node: agents are dealt to nodes in proportion to their free ranks,
     observers join an agent of their own node, and only those of nodes without an agent go to the
     smallest teams elsewhere. Roles are composed where ranks are few: without 1 + 2 agents ranks the
-    principal shares rank 0 with an agent, and an agent without an observer observes for itself.
+    principal shares rank 0 with another role, and an agent without an observer observes for itself.
 
     Raises InputError for more agents than ranks.
     """

@@ -171,6 +171,7 @@ def _returns(phases: Sequence[np.ndarray]) -> dict[str, float]:
         values[f"return_{number}"] = float(batch["rewards"].sum(0, np.float64).mean())
         values[f"episode_length_{number}"] = float(batch["lengths"].mean())
         values[f"steps_{number}"] = int(batch["lengths"].sum())
+        values[f"diverged_{number}"] = int(batch["diverged"])
     return values
 
 

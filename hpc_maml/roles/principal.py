@@ -164,9 +164,9 @@ def summarise(outcomes: Sequence[Outcome], num_inner_steps: int) -> dict[str, An
         "reason",
     ):
         row[name] = getattr(step, name)
-    row["environment_steps"] = sum(
-        int(tasks[f"steps_{phase}"].sum()) for phase in range(num_inner_steps + 1)
-    )
+    phases = range(num_inner_steps + 1)
+    row["environment_steps"] = sum(int(tasks[f"steps_{phase}"].sum()) for phase in phases)
+    row["diverged_episodes"] = sum(int(tasks[f"diverged_{phase}"].sum()) for phase in phases)
     return row
 
 
