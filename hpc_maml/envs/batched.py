@@ -1,5 +1,6 @@
 """The base of all environments: the episodes of one or several tasks, stepped side by side."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ def lineage_row(lineages: Mapping[str, Any], lineage: str) -> Any:
     return lineages[lineage]
 
 
-class TaskVectorEnv(VectorEnv):
+class TaskVectorEnv(VectorEnv, ABC):
     """B episodes of each of G tasks; the episodes of task g are rows g*B to (g+1)*B.
 
     An episode that ended rests until it is reset: its observations and rewards are 0, its flags
@@ -55,22 +56,23 @@ class TaskVectorEnv(VectorEnv):
         self._active = np.zeros(self.num_envs, np.bool_)
         self._all_active = False
 
+    @abstractmethod
     def sample_tasks(self, rng: np.random.Generator, n: int) -> np.ndarray:
         """Draw n tasks, float64 ``[n, task_dim]``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _draw_starts(self, rng: np.random.Generator) -> np.ndarray:
         """Draw the initial states of one task's episodes, ``[B, state_dim]``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _start(self, chosen: np.ndarray, starts: np.ndarray) -> None:
         """Put the chosen episodes, bool ``[num_envs]``, into their initial states."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _observations(self) -> np.ndarray:
         """Return new observations of all episodes, float32 ``[num_envs, obs_dim]``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _advance(
         self, actions: np.ndarray, active: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
@@ -78,7 +80,6 @@ class TaskVectorEnv(VectorEnv):
 
         What is returned for a resting episode is overwritten. Raises ValueError for NaN actions.
         """
-        raise NotImplementedError
 
     def set_tasks(self, tasks: np.ndarray) -> None:
         """Set the tasks, ``[num_tasks, task_dim]``; ValueError for any other shape."""

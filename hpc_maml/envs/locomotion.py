@@ -1,6 +1,7 @@
 """Half-cheetah and ant tasks on batched MuJoCo physics, with the models Gymnasium brings along."""
 
 import warnings
+from abc import abstractmethod
 from collections.abc import Callable
 from importlib import resources
 from typing import Any, NamedTuple
@@ -117,9 +118,9 @@ class Locomotion(TaskVectorEnv):
             :, mujoco.mjtWarning.mjWARN_BADQPOS : mujoco.mjtWarning.mjWARN_BADCTRL + 1, 1
         ]
 
+    @abstractmethod
     def _rewards(self, velocities: np.ndarray) -> np.ndarray:
         """Return the rewards ``[num_envs]`` of a step at these velocities, in m/s."""
-        raise NotImplementedError
 
     def _terminated(self) -> np.ndarray:
         return np.zeros(self.num_envs, np.bool_)
