@@ -29,6 +29,12 @@ def test_composition(size, agents, expected):
     assert names([0] * size, agents) == expected
 
 
+def test_auto_makes_no_more_agents_than_cores():
+    for cores, expected in ((2, 2), (3, 3), (64, 4), (None, 4)):
+        places = assign_roles([0] * 16, "auto", "split", cores)
+        assert sum(place.agent for place in places) == expected
+
+
 def test_colocated_ranks_are_agent_and_observer():
     assert names([0, 0, 0], "auto", "colocated") == ["p+a+o", "a+o", "a+o"]
 

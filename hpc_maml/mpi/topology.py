@@ -33,9 +33,14 @@ class Place:
 
 
 def assign_roles(
-    nodes: Sequence[int], agents: int | Literal["auto"], layout: Literal["split", "colocated"]
+    nodes: Sequence[int],
+    agents: int | Literal["auto"],
+    layout: Literal["split", "colocated"],
+    cores: int | None = None,
 ) -> list[Place]:
     """Return the place of every rank; ``nodes[rank]`` is any number that names its node.
+
+    ``auto`` makes a quarter of the ranks agents, but not more than there are ``cores``.
 
     Teams are formed node by node: agents are dealt to nodes in proportion to their free ranks,
     observers join an agent of their own node, and only those of nodes without an agent go to the
@@ -53,7 +58,7 @@ def assign_roles(
             )
         return [Place(rank == 0, True, True, rank) for rank in range(size)]
     if agents == "auto":
-        agents = max(1, size // 4)
+        agents = max(1, min(size // 4, cores or size))
     if agents > size:
         raise InputError(f"topology.agents is {agents}, but there are only {size} MPI ranks.")
 
@@ -157,7 +162,7 @@ def build_topology(
     node_comm.Free()
     wait(world.Iallgather(node, nodes), "the nodes of all ranks", limit)
     try:
-        places = assign_roles(nodes.tolist(), agents, layout)
+        places = assign_roles(nodes.tolist(), agents, layout, _count_cores(hosts, nodes))
     except InputError as error:
         error.on_every_rank = True
         raise
@@ -205,6 +210,12 @@ def _gather_hosts(world: MPI.Comm, limit: float) -> np.ndarray:
         limit,
     )
     return everyone
+
+
+def _count_cores(hosts: np.ndarray, nodes: np.ndarray) -> int:
+    """Return the cores of all ranks together, those that ranks share counted once."""
+    shared = zip(nodes.tolist(), hosts["affinity"].tolist(), hosts["cores"].tolist(), strict=True)
+    return sum(cores for _, _, cores in set(shared))
 
 
 def _threads(rank: int, hosts: np.ndarray, nodes: np.ndarray, places: Sequence[Place]) -> int:
