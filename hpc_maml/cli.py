@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mpi4py import MPI
 
@@ -13,6 +14,9 @@ from hpc_maml import __version__
 from hpc_maml.errors import InputError
 from hpc_maml.mpi.runtime import check_world, launcher_rank
 from hpc_maml.stopping import StopSignal
+
+if TYPE_CHECKING:
+    from hpc_maml.config import Config
 
 BAD_INPUT = 2
 
@@ -89,13 +93,17 @@ def _train(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
         stop = StopSignal()
         stop.listen()
         from hpc_maml.config import load_config
-        from hpc_maml.run_folder import CONFIG
         from hpc_maml.training import train
 
-        file = options.config
-        if file is None and options.run_dir and (options.run_dir / CONFIG).exists():
-            file = options.run_dir / CONFIG
-        return train(comm, lambda: load_config(file, options.settings), options.run_dir, stop)
+        def load() -> "Config":
+            from hpc_maml.run_folder import CONFIG, has_config
+
+            file = options.config
+            if file is None and options.run_dir and has_config(options.run_dir):
+                file = options.run_dir / CONFIG
+            return load_config(file, options.settings)
+
+        return train(comm, load, options.run_dir, stop)
 
     return run
 

@@ -35,7 +35,7 @@ def open_folder(path: Path, config: Config) -> IO[str]:
     InputError, and then nothing has been changed.
     """
     try:
-        if (path / CONFIG).exists():
+        if has_config(path):
             _check_continues(path, config)
         elif path.exists() and not _is_unused(path):
             raise InputError(f"{path} exists and is not a run folder; give another --run-dir.")
@@ -54,9 +54,17 @@ def begin(path: Path, config: Config) -> None:
     write_text(path / CONFIG, to_yaml(config))
 
 
+def has_config(path: Path) -> bool:
+    """Tell whether there is a run in a folder; raises InputError if that cannot be seen."""
+    try:
+        return (path / CONFIG).is_file()
+    except OSError as error:
+        raise InputError(f"The run folder {path} cannot be read: {error.strerror}.") from None
+
+
 def read_config(path: Path) -> Config:
     """Return the configuration of the run in a folder; raises InputError if there is none."""
-    if not (path / CONFIG).is_file():
+    if not has_config(path):
         raise InputError(f"{path} is not a run folder: it has no {CONFIG}.")
     return load_config(str(path / CONFIG), [])
 

@@ -189,8 +189,8 @@ def run_job(world: MPI.Intracomm, job: Job, principal: Principal, stop: StopSign
     place = topology.place
     device = "cpu"
     roles: dict[str, Coroutine[Until, None, None]] = {}
+    keep_freed_memory()
     if place.agent:
-        keep_freed_memory()
         device = choose_device(config.device, topology, limit)
         observers = topology.team_observers(place.team)
         depth = REQUESTS_AHEAD * observers

@@ -103,6 +103,7 @@ def test_evaluate(ranks):
         (["trian"], "settings are written key=value"),
         (["device=cuda", "env.name=ant_vel"], "no GPU"),
         (["horizon=1000000000"], "must be below 2 GB"),
+        (["--run-dir", "x" * 300], "cannot be read: File name too long"),
     ],
 )
 def test_bad_input_is_one_sentence(ranks, words, sentence):

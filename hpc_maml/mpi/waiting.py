@@ -1,8 +1,9 @@
 """Waiting without burning a core, for one request or for all roles of a rank.
 
 MPI libraries spin while they wait. Many ranks on few cores then take the cores from the ranks that
-have work, so every wait here polls, and sleeps between polls for a twentieth of the time it has
-waited so far (0.1 to 20 ms): short waits stay short, long ones cost nothing.
+have work, so every wait here polls, and sleeps between polls for a fraction of the time it has
+waited so far (0.1 to 20 ms): short waits stay short, long ones cost nothing. The fraction is
+smaller for a request, of which an outer step has many in a row, than for the roles of a rank.
 """
 
 import time
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from mpi4py import MPI
 
 SHORTEST_SLEEP, LONGEST_SLEEP = 1e-4, 2e-2  # seconds
+OF_A_REQUEST, OF_ROLES = 1 / 20, 1 / 8  # of the time waited so far
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,11 @@ class Until:
 
 
 class Idle:
-    """The time since something last happened: sleeps accordingly, and has a limit."""
+    """The time since something last happened: sleeps a fraction of it, and has a limit."""
 
-    def __init__(self, limit: float) -> None:
+    def __init__(self, limit: float, fraction: float) -> None:
         self.limit = limit
+        self.fraction = fraction
         self.since = time.monotonic()
 
     def sleep(self, what: str) -> None:
@@ -38,12 +41,12 @@ class Idle:
         waited = time.monotonic() - self.since
         if waited > self.limit:
             raise TimeoutError(f"waited {waited:.0f} s for {what}")
-        time.sleep(min(max(waited / 20, SHORTEST_SLEEP), LONGEST_SLEEP))
+        time.sleep(min(max(waited * self.fraction, SHORTEST_SLEEP), LONGEST_SLEEP))
 
 
 def wait(request: MPI.Request, what: str, limit: float) -> None:
     """Return when an MPI request is complete; raise TimeoutError after ``limit`` seconds."""
-    idle = Idle(limit)
+    idle = Idle(limit, OF_A_REQUEST)
     while not request.Test():
         idle.sleep(what)
 
@@ -55,7 +58,7 @@ def run_roles(roles: dict[str, Coroutine[Until, None, None]], limit: float) -> N
     TimeoutError when no role could go on for ``limit`` seconds.
     """
     waiting: dict[str, Until | None] = dict.fromkeys(roles)
-    idle = Idle(limit)
+    idle = Idle(limit, OF_ROLES)
     try:
         while waiting:
             role = " and ".join(waiting)
@@ -66,7 +69,7 @@ def run_roles(roles: dict[str, Coroutine[Until, None, None]], limit: float) -> N
                 except StopIteration:
                     del waiting[role]
             if ready:
-                idle = Idle(limit)
+                idle = Idle(limit, OF_ROLES)
             else:
                 idle.sleep(" and ".join(awaited.what for awaited in waiting.values() if awaited))
     except BaseException as error:

@@ -27,9 +27,12 @@ class Agents:
     observers: tuple[int, ...]  # number of observers of each agent
 
     def share(self, num_tasks: int) -> list[range]:
-        """Return each agent's tasks: consecutive, and in proportion to its observers."""
-        ends = np.cumsum(self.observers) * num_tasks / sum(self.observers)
-        edges = [0, *np.rint(ends).astype(int).tolist()]
+        """Return each agent's tasks: consecutive, and as many as the others', to within one.
+
+        Also where teams differ in size: the outer step goes in lockstep, and the agent with most
+        tasks would hold up all.
+        """
+        edges = [num_tasks * agent // len(self.ranks) for agent in range(len(self.ranks) + 1)]
         return [range(*pair) for pair in pairwise(edges)]
 
     def send(
