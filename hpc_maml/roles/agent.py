@@ -20,6 +20,7 @@ from hpc_maml.stopping import StopSignal
 from hpc_maml.trajectory import Array, Samples, samples
 
 GPU_DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/kfd"), Path("/dev/dxg"))  # CUDA, ROCm, WSL
+MOST_SIDE_BY_SIDE = 10  # tasks; more gained nothing
 PRINCIPAL = 0  # rank of the principal among the learners
 
 
@@ -113,8 +114,8 @@ async def carry_out(
     working = observer_seconds = 0.0
     stop_requested = False
     theta = _on_device(order.theta, device)
-    to_give = deque(order.assignments)
-    phases: dict[int, dict[int, np.ndarray]] = {each.index: {} for each in order.assignments}
+    to_give = deque(side_by_side(order, team.num_observers))
+    phases: dict[int, dict[int, np.ndarray]] = {index: {} for index in order.indices}
     per_task: dict[int, dict[str, float]] = {}
     groups: list[TaskGroup] = []
 
@@ -123,7 +124,7 @@ async def carry_out(
             team.messenger.send(to_give.popleft(), team.requests.popleft(), Tag.ASSIGNMENT)
         return team.has_batch()
 
-    while len(per_task) < len(order.assignments):
+    while len(per_task) < len(order.tasks):
         await Until(next_batch, "trajectory batches from the observers")
         batch = team.arrived.popleft()[0]
         stop_requested |= bool(batch["stop_requested"])
@@ -142,7 +143,15 @@ async def carry_out(
                 for each in ordered
             )
             groups.append(
-                linearise(policy, theta, inner, post, order.step_sizes, config.first_order)
+                linearise(
+                    policy,
+                    theta,
+                    inner,
+                    post,
+                    order.step_sizes,
+                    config.first_order,
+                    config.trpo.fisher_fraction,
+                )
             )
             working += time.perf_counter() - began
 
@@ -162,6 +171,17 @@ async def carry_out(
         agent_seconds=working,
         observer_seconds=observer_seconds,
     )
+
+
+def side_by_side(order: Order, num_observers: int) -> list[Order]:
+    """Return the tasks of an order as parts, each for an observer to take side by side.
+
+    Many small environments together take little longer than one; but every observer should have
+    two parts, so that the agent can work on one while it collects the other.
+    """
+    number = len(order.tasks)
+    most = max(1, min(MOST_SIDE_BY_SIDE, number // (REQUESTS_AHEAD * num_observers)))
+    return [order.part(range(first, min(first + most, number))) for first in range(0, number, most)]
 
 
 def _returns(phases: Sequence[np.ndarray]) -> dict[str, float]:
