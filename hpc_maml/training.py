@@ -199,6 +199,7 @@ def run_job(world: MPI.Intracomm, job: Job, principal: Principal, stop: StopSign
             Messenger(topology.team_comm),
             BatchReceiver(topology.team_comm, job.dtype, depth),
             observers,
+            topology.observers_at_once(place.team),
         )
         reduce = ExactSum(topology.agent_comm, limit)
         learner = Messenger(topology.learner_comm)

@@ -105,6 +105,7 @@ class Topology:
     world: MPI.Intracomm
     places: tuple[Place, ...]
     hosts: tuple[str, ...]  # by rank
+    cores: int  # of all ranks together
     threads: int  # this rank's share of the cores it may run on
     local_agent: int  # index of this agent among the agents of its node
     principal_comm: MPI.Comm
@@ -135,6 +136,12 @@ class Topology:
         """Return the number of observers of a team."""
         return sum(place.observer and place.team == team for place in self.places)
 
+    def observers_at_once(self, team: int) -> int:
+        """Return the number of observers of a team that have a core each."""
+        observers = sum(place.observer for place in self.places)
+        mine = self.team_observers(team)
+        return max(1, min(mine, round(self.cores * mine / observers)))
+
     def free(self) -> None:
         """Free the communicators."""
         for comm in (
@@ -161,8 +168,9 @@ def build_topology(
     node = np.array([smallest(node_comm, world.rank, limit)], np.int64)
     node_comm.Free()
     wait(world.Iallgather(node, nodes), "the nodes of all ranks", limit)
+    cores = _count_cores(hosts, nodes)
     try:
-        places = assign_roles(nodes.tolist(), agents, layout, _count_cores(hosts, nodes))
+        places = assign_roles(nodes.tolist(), agents, layout, cores)
     except InputError as error:
         error.on_every_rank = True
         raise
@@ -178,6 +186,7 @@ def build_topology(
         world=world,
         places=tuple(places),
         hosts=tuple(host["name"].decode() for host in hosts),
+        cores=cores,
         threads=_threads(world.rank, hosts, nodes, places),
         local_agent=same_node_agents.index(world.rank) if place.agent else 0,
         principal_comm=split(place.principal),

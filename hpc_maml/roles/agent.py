@@ -1,7 +1,7 @@
 """The agent: gives its tasks to observers on demand, and takes the outer step with the others."""
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,17 +54,29 @@ def choose_device(setting: str, topology: Topology, limit: float) -> str:
 class Team:
     """The agent's side of its team: who asked for a task, and which batches have arrived."""
 
-    def __init__(self, messenger: Messenger, receiver: BatchReceiver, num_observers: int) -> None:
+    def __init__(
+        self, messenger: Messenger, receiver: BatchReceiver, num_observers: int, at_once: int
+    ) -> None:
         self.messenger = messenger
         self.receiver = receiver
         self.num_observers = num_observers
-        self.requests: deque[int] = deque()  # observers, in the order they asked
+        self.at_once = at_once  # observers that have a core each
+        self.requests: Counter[int] = Counter()  # observer -> tasks it waits for
         self.arrived: deque[np.ndarray] = deque()  # batches [1] nobody has looked at yet
 
     def has_request(self) -> bool:
         """Take the requests that have arrived; tell whether an observer waits for a task."""
-        self.requests.extend(self.messenger.take(Tag.REQUEST))
+        self.requests.update(self.messenger.take(Tag.REQUEST))
         return bool(self.requests)
+
+    def assign(self, order: Order | None) -> None:
+        """Send an order, None for the end, to the observer that has least to do.
+
+        Among equals the first, so that where cores are few the last ones can sleep on.
+        """
+        observer = max(sorted(self.requests), key=self.requests.__getitem__)
+        self.requests -= Counter([observer])
+        self.messenger.send(order, observer, Tag.ASSIGNMENT)
 
     def has_batch(self) -> bool:
         """Take the batches that have arrived; tell whether there is one."""
@@ -75,7 +87,7 @@ class Team:
         """Answer every request that is still to come with the end."""
         for _ in range(REQUESTS_AHEAD * self.num_observers):
             await Until(self.has_request, "the last requests of the observers")
-            self.messenger.send(None, self.requests.popleft(), Tag.ASSIGNMENT)
+            self.assign(None)
         await Until(self.messenger.poll, "the observers to end")
         self.receiver.close()
 
@@ -114,14 +126,14 @@ async def carry_out(
     working = observer_seconds = 0.0
     stop_requested = False
     theta = _on_device(order.theta, device)
-    to_give = deque(side_by_side(order, team.num_observers))
+    to_give = deque(side_by_side(order, team.at_once))
     phases: dict[int, dict[int, np.ndarray]] = {index: {} for index in order.indices}
     per_task: dict[int, dict[str, float]] = {}
     groups: list[TaskGroup] = []
 
     def next_batch() -> bool:
         while to_give and team.has_request():
-            team.messenger.send(to_give.popleft(), team.requests.popleft(), Tag.ASSIGNMENT)
+            team.assign(to_give.popleft())
         return team.has_batch()
 
     while len(per_task) < len(order.tasks):
@@ -173,14 +185,14 @@ async def carry_out(
     )
 
 
-def side_by_side(order: Order, num_observers: int) -> list[Order]:
+def side_by_side(order: Order, observers: int) -> list[Order]:
     """Return the tasks of an order as parts, each for an observer to take side by side.
 
-    Many small environments together take little longer than one; but every observer should have
-    two parts, so that the agent can work on one while it collects the other.
+    Many small environments together take little longer than one; but each of the ``observers`` that
+    can work at once should have two parts, so that the agent is at one while it collects the other.
     """
     number = len(order.tasks)
-    most = max(1, min(MOST_SIDE_BY_SIDE, number // (REQUESTS_AHEAD * num_observers)))
+    most = max(1, min(MOST_SIDE_BY_SIDE, number // (2 * observers)))
     return [order.part(range(first, min(first + most, number))) for first in range(0, number, most)]
 
 
