@@ -16,6 +16,8 @@ ENVIRONMENTS = {
     "ant_vel": "hpc_maml.envs.locomotion:AntVel",
     "ant_dir": "hpc_maml.envs.locomotion:AntDir",
     "ant_goal": "hpc_maml.envs.locomotion:AntGoal",
+    "bandit": "hpc_maml.envs.bandit:Bandit",
+    "tabular_mdp": "hpc_maml.envs.tabular_mdp:TabularMdp",
 }
 
 
@@ -50,7 +52,8 @@ def make(
     taken = [key for key in inspect.signature(env_class).parameters if key not in sizes]
     unknown = [key for key in kwargs if key not in taken]
     if unknown:
-        raise ValueError(f"{name} takes the keyword {', '.join(taken)}, not {', '.join(unknown)}")
+        known = f"the keyword {', '.join(taken)}" if taken else "no keyword"
+        raise ValueError(f"{name} takes {known}, not {', '.join(unknown)}")
     return env_class(**sizes, **kwargs)
 
 
