@@ -1,5 +1,6 @@
 """The files in configs/: they load, are complete, explain every key, and run."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from hpc_maml.stopping import StopSignal
 from hpc_maml.training import DONE, train
 
 FILES = sorted((ROOT / "configs").glob("*.yaml"))
+if sys.version_info >= (3, 14):  # no wheel of Box2D
+    FILES = [file for file in FILES if not file.stem.startswith("lander")]
 each_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 
 
@@ -33,7 +36,7 @@ LINEAGES = ("pytorch", "original")
 
 def test_every_environment_and_lineage_has_a_config():
     names = {file.stem for file in FILES}
-    assert names >= set(ENVIRONMENTS)
+    assert names >= set(ENVIRONMENTS) - ({"lander"} if sys.version_info >= (3, 14) else set())
     with_lineages = ("navigation", "half_cheetah_vel", "half_cheetah_dir")
     with_lineages += ("ant_vel", "ant_dir", "ant_goal")
     assert names >= {f"{name}_{lineage}" for name in with_lineages for lineage in LINEAGES}

@@ -25,10 +25,14 @@ CASES = (
         for lineage in ("pytorch", "original")
     ]
     + [("bandit", {"rewards": "gaussian", "arms": 10})]
+    + [("lander", {"continuous": False}), ("lander", {"vary_gravity": True})]
 )
+if sys.version_info >= (3, 14):  # no wheel of Box2D
+    CASES = [(name, kwargs) for name, kwargs in CASES if name != "lander"]
 each_case = pytest.mark.parametrize(
     ("name", "kwargs"), CASES, ids=["-".join(map(str, [n, *k.values()])) for n, k in CASES]
 )
+needs_box2d = pytest.mark.skipif(sys.version_info >= (3, 14), reason="no wheel of Box2D")
 GYMNASIUM_IDS = {"half_cheetah": "HalfCheetah-v5", "ant": "Ant-v5"}
 
 
@@ -373,6 +377,73 @@ def test_task_distributions(name, lowest, highest):
         assert tasks.std(0) == pytest.approx(width / 12**0.5, rel=0.05)
 
 
+@needs_box2d
+@pytest.mark.parametrize("continuous", [True, False])
+def test_landers_are_those_of_gymnasium_in_the_wind_of_the_task(continuous):
+    env = envs.make("lander", num_tasks=2, episodes_per_task=2, continuous=continuous)
+    env.set_tasks([[18.0, 0.3], [4.0, 1.9]])
+    env.reset(options={"generators": generators(1, 2)})
+    seeds = [rng.integers(2**32, size=(2, 1))[:, 0] for rng in generators(1, 2)]
+    references = []
+    for row in range(4):
+        wind, turbulence = ((18.0, 0.3), (4.0, 1.9))[row // 2]
+        reference = gymnasium.make(
+            "LunarLander-v3",
+            continuous=continuous,
+            enable_wind=True,
+            wind_power=wind,
+            turbulence_power=turbulence,
+        )
+        reference.reset(seed=int(seeds[row // 2][row % 2]))
+        references.append(reference)
+    running = np.ones(4, bool)
+    for actions in random_actions(env, 60):
+        observations, rewards, terminated, _, _ = env.step(actions)
+        for row in np.flatnonzero(running):
+            seen, reward, ended, _, _ = references[row].step(actions[row])
+            assert observations[row].tobytes() == seen.tobytes()
+            assert (rewards[row], terminated[row]) == (reward, ended)
+        running &= ~terminated
+    assert running.any()
+
+
+@needs_box2d
+@pytest.mark.parametrize(
+    "other", [(20.0, 0.5, -9.0), (5.0, 2.0, -9.0), (5.0, 0.5, -7.0)], ids=["wind", "turb", "grav"]
+)
+def test_each_part_of_a_landers_task_matters(other):
+    paths = []
+    for task in ((5.0, 0.5, -9.0), (5.0, 0.5, -9.0), other):
+        env = envs.make("lander", num_tasks=1, episodes_per_task=2, vary_gravity=True)
+        env.set_tasks([task])
+        observations, _ = env.reset(options={"generators": generators(3)})
+        path = [observations]
+        path += [env.step(np.zeros((2, 2)))[0] for _ in range(40)]
+        paths.append(np.array(path))
+    assert (paths[0] == paths[1]).all()
+    # x, y, their velocities, angle: both episodes go elsewhere within 40 steps
+    assert (abs(paths[0] - paths[2])[-1, :, :5].max(-1) > 0.01).all()
+
+
+@needs_box2d
+def test_distribution_of_landers():
+    env = envs.make("lander", num_tasks=1, episodes_per_task=1, vary_gravity=True)
+    tasks = env.sample_tasks(np.random.default_rng(0), 2000)
+    lowest, highest = np.array([0, 0, -12]), np.array([20, 2, -6])
+    assert (tasks >= lowest).all()
+    assert (tasks <= highest).all()
+    assert tasks.mean(0) == pytest.approx((lowest + highest) / 2, abs=0.3)
+    assert tasks.std(0) == pytest.approx((highest - lowest) / 12**0.5, rel=0.05)
+    plain = envs.make("lander", num_tasks=1, episodes_per_task=1)
+    assert plain.sample_tasks(np.random.default_rng(0), 3).shape == (3, 2)
+
+
+def test_without_box2d_one_sentence_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"^the lander needs Box2D: pip install 'hpc_maml\[box2d"):
+        envs.make("lander", num_tasks=1, episodes_per_task=1)
+
+
 def test_distributions_of_bandits_and_processes():
     bandit = envs.make("bandit", num_tasks=1, episodes_per_task=1, arms=50)
     means = bandit.sample_tasks(np.random.default_rng(0), 500)
@@ -434,6 +505,7 @@ def test_a_simulation_mujoco_gives_up_on_ends(monkeypatch):
 def test_gymnasium_accepts_the_single_environment(name, kwargs):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        warnings.simplefilter("ignore", DeprecationWarning)  # of what Box2D was built with
         env = gymnasium.make(registered_id(name), **kwargs)
         check_env(env.unwrapped)
     messages = [str(warning.message) for warning in caught]

@@ -89,6 +89,10 @@ class TaskVectorEnv(VectorEnv, ABC):
         are NaN or no choice.
         """
 
+    def _truncated(self) -> np.ndarray:
+        """Return which episodes end now without a terminal state, bool ``[num_envs]``."""
+        return self._clock >= self._horizon_at
+
     def _steps_taken(self) -> np.ndarray:
         """Return the steps that each running episode has taken, int64 ``[num_envs]``."""
         return (self._clock + self.horizon - self._horizon_at).clip(max=self.horizon - 1)
@@ -164,7 +168,7 @@ class TaskVectorEnv(VectorEnv, ABC):
             actions, None if self._all_active else active
         )
         self._clock += 1
-        truncated = self._clock >= self._horizon_at
+        truncated = self._truncated()
         if not self._all_active:
             observations[~active] = 0
             rewards[~active] = 0
