@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from array_api_compat import array_namespace, device, to_device
+from array_api_compat import array_namespace, device
 
 from hpc_maml.config import TrpoConfig
 from hpc_maml.maml import (
@@ -27,7 +27,7 @@ from hpc_maml.policy import Policy
 from hpc_maml.trajectory import Array, Samples
 from hpc_maml.trust_region import conjugate_gradient, line_search
 
-Reduce = Callable[[np.ndarray], np.ndarray]  # terms [G, n] of this agent's tasks -> float64 [n]
+Reduce = Callable[[Array], np.ndarray]  # terms [G, n] of this agent's tasks -> float64 [n]
 
 
 @dataclass(frozen=True)
@@ -143,8 +143,8 @@ def meta_step(
     """
 
     def mean(per_task: Callable[[TaskGroup], Array], width: int) -> np.ndarray:
-        terms = [np.asarray(to_device(per_task(group), "cpu")) for group in groups]
-        return reduce(np.concatenate([np.zeros((0, width), theta.dtype), *terms])) / num_tasks
+        terms = [per_task(group) for group in groups] or [np.zeros((0, width), theta.dtype)]
+        return reduce(array_namespace(*terms).concat(terms)) / num_tasks
 
     def like(group: TaskGroup, vector: np.ndarray) -> Array:
         xp, gradient = array_namespace(group.gradient), group.gradient

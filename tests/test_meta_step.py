@@ -65,7 +65,7 @@ def single(tasks):
 
 
 def add(terms):
-    return terms.astype(np.float64).sum(0)
+    return np.asarray(terms, np.float64).sum(0)
 
 
 @CASES
