@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -59,13 +60,10 @@ def row(name: str, value: float, unit: str, yardstick: float, target: str = "") 
 
 def is_missed(each: Row) -> bool:
     """Tell whether a row has a target and misses it; NaN does."""
-    sign, _, bound = each.get("target", "").partition(" ")
-    met = {
-        "": True,
-        "<=": each["ratio"] <= float(bound or 0),
-        ">=": each["ratio"] >= float(bound or 0),
-    }
-    return not met[sign]
+    if "target" not in each:
+        return False
+    sign, bound = each["target"].split()
+    return not (each["ratio"] <= float(bound) if sign == "<=" else each["ratio"] >= float(bound))
 
 
 def make_batches(
@@ -242,9 +240,7 @@ def reduce(device: str) -> None:
         for kind, add in (("device", direct), ("host", through_host)):
             equal = add(tensors).tobytes() == arrays.tobytes()
             rows.append(row(f"{kind}_reduction_bits_{name}", float(equal), "1", 1, ">= 1"))
-        times = [
-            seconds(lambda add=add: add(tensors), gpu, repeats=50) for add in (direct, through_host)
-        ]
+        times = [seconds(partial(add, tensors), gpu, repeats=50) for add in (direct, through_host)]
         rows.append(row(f"device_reduction_{name}", times[0], "s", times[1]))
     if world.rank == 0:
         print(json.dumps(rows))
