@@ -73,7 +73,7 @@ def train(
         hellos = await greet(topology.world)
         console.print_topology(topology, hellos)
         if sums := sums_of_agents(hellos):
-            console.say(f"sums of agents {sums}")
+            console.say(f"sums between agents: {sums}")
             run.metrics.versions["sums_of_agents"] = sums
         reporter = console.Reporter(first, job.config.num_iterations)
 

@@ -1,10 +1,14 @@
 """What an agent with a GPU does, on tensors in memory of the host: the same lines run there."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from mpi4py import MPI
 
 from hpc_maml.gpu import Gpu
 from hpc_maml.mpi.reduce import to_integers
+from hpc_maml.roles.agent import choose_gpu
 from hpc_maml.trajectory import batch_dtype, samples
 
 TASKS, PHASES = 3, 2
@@ -85,3 +89,14 @@ def test_tensors_become_the_integers_of_arrays(kind):
     found = gpu.to_host(to_integers(gpu.array(terms)))
     assert found.tobytes() == expected.tobytes()
     assert to_integers(gpu.array(terms[:0])).tolist() == np.zeros((3, 400)).tolist()
+
+
+@pytest.mark.parametrize("setting", ["auto", "cuda"])
+def test_agents_of_a_node_take_its_gpus_in_turn(setting, monkeypatch, tmp_path):
+    monkeypatch.setattr("hpc_maml.gpu.count_gpus", lambda: 2)
+    monkeypatch.setattr("hpc_maml.gpu.Gpu", str)
+    monkeypatch.setattr("hpc_maml.roles.agent.GPU_DRIVERS", (tmp_path,))
+    places = [SimpleNamespace(local_agent=n, agent_comm=MPI.COMM_SELF) for n in range(4)]
+    chosen = [choose_gpu(setting, place, 10) for place in places]
+    assert chosen == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+    assert choose_gpu("cpu", places[0], 10) is None

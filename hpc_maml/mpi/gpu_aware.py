@@ -52,8 +52,9 @@ def sum_of_agents(
         )
     through_host = ExactSum(agents, limit, gpu)
     if agents.size == 1:
-        return through_host, "not needed: one agent" if gpu else ""
-    objection = _objection(setting, gpu, answer, topology.local_agent == 0)
+        return through_host, "none, as there is one agent" if gpu else ""
+    trial_limit = min(TRIAL_LIMIT, limit / 2)  # the others wait for it
+    objection = _objection(setting, gpu, answer, topology.local_agent == 0, trial_limit)
     direct = ExactSum(agents, limit, gpu, direct=True)
     if smallest(agents, not objection, limit):
         # what one process proved by itself must hold between them
@@ -63,10 +64,12 @@ def sum_of_agents(
         if smallest(agents, right, limit):
             return direct, "in memory of the GPUs"
     reason = objection or "another agent needs it"
-    return through_host, f"through memory of the host: {reason}" if gpu else ""
+    return through_host, f"through memory of the host, as {reason}" if gpu else ""
 
 
-def _objection(setting: str, gpu: "Gpu | None", answer: bool | None, tries: bool) -> str:
+def _objection(
+    setting: str, gpu: "Gpu | None", answer: bool | None, tries: bool, trial_limit: float
+) -> str:
     """Return what this agent has against handing MPI memory of a GPU, or nothing."""
     if gpu is None:
         return "an agent has no GPU"
@@ -78,7 +81,9 @@ def _objection(setting: str, gpu: "Gpu | None", answer: bool | None, tries: bool
         return "the MPI library does not say whether it can take memory of a GPU"
     if not answer:
         return "the MPI library says that it cannot take memory of a GPU"
-    return try_sum(gpu.name) if tries else ""  # the first agent of a node tries for all
+    return (
+        try_sum(gpu.name, trial_limit) if tries else ""
+    )  # the first agent of a node tries for all
 
 
 def ask_library() -> bool | None:
@@ -90,8 +95,11 @@ def ask_library() -> bool | None:
         return None
 
 
-def try_sum(device: str, command: Sequence[str] = TRIAL, limit: float = TRIAL_LIMIT) -> str:
-    """Sum memory of ``device`` in a process of its own; return what went wrong, or nothing."""
+def try_sum(device: str, limit: float, command: Sequence[str] = TRIAL) -> str:
+    """Sum memory of ``device`` in a process of its own; return what went wrong, or nothing.
+
+    That is also what a trial without an end after ``limit`` seconds is.
+    """
     try:
         child = subprocess.run(
             [*command, device],

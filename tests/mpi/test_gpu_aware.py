@@ -15,7 +15,7 @@ from hpc_maml.training import train
 
 LIMIT = 60.0
 CANNOT, UNSURE = "library says that it cannot", "library does not say whether it can"
-HOST = "through memory of the host: "
+HOST = "through memory of the host, as "
 
 
 @pytest.fixture
@@ -30,7 +30,8 @@ def found(agents, monkeypatch, setting="auto", gpu=True, answer=True, trial=""):
     """Return what ``sum_of_agents`` decides for this rank, and check what it decided on."""
     tried = []
 
-    def try_sum(device):
+    def try_sum(device, limit):
+        assert limit < LIMIT
         tried.append(device)
         return trial
 
@@ -51,7 +52,7 @@ def last(agents):
 @pytest.mark.parametrize("setting", ["auto", "on"])
 def test_memory_of_gpus_where_nobody_objects(agents, monkeypatch, setting):
     alone = agents.world.size == 1
-    expected = (False, "not needed: one agent") if alone else (True, "in memory of the GPUs")
+    expected = (False, "none, as there is one agent") if alone else (True, "in memory of the GPUs")
     assert found(agents, monkeypatch, setting) == expected
 
 
@@ -124,7 +125,7 @@ def returns(comm, folder, monkeypatch, capsys, gpu: bool, setting="auto"):
     choose = (lambda *_: Gpu("cpu")) if gpu else (lambda *_: None)
     monkeypatch.setattr("hpc_maml.training.choose_gpu", choose)
     monkeypatch.setattr(gpu_aware, "ask_library", lambda: True)
-    monkeypatch.setattr(gpu_aware, "try_sum", lambda _: "")
+    monkeypatch.setattr(gpu_aware, "try_sum", lambda *_: "")
     words = [*SMALL, f"mpi.cuda_aware={setting}"]
     assert train(comm, lambda: load_config(None, words), folder, StopSignal()) == 0
     if comm.rank:
@@ -133,9 +134,9 @@ def returns(comm, folder, monkeypatch, capsys, gpu: bool, setting="auto"):
         values = {name: column[:] for name, column in file["tasks"].items()}
         values |= {name: file["iterations"][name][:] for name in ("kl_after", "gradient_norm")}
         words = file.attrs.get("sums_of_agents", "")
-    printed = [line for line in capsys.readouterr().out.splitlines() if "sums of agents" in line]
+    printed = [line for line in capsys.readouterr().out.splitlines() if "sums between" in line]
     assert len(printed) == bool(words)
-    assert all(line.endswith(f"sums of agents {words}") for line in printed)
+    assert all(line.endswith(f"sums between agents: {words}") for line in printed)
     return values, words
 
 
@@ -151,7 +152,7 @@ def test_a_job_on_tensors_learns_what_one_on_arrays_does(comm, tmp_path, monkeyp
         assert direct[1] == "in memory of the GPUs"
         assert staged[1] == f"{HOST}mpi.cuda_aware is off"
     else:
-        assert direct[1] == staged[1] == "not needed: one agent"
+        assert direct[1] == staged[1] == "none, as there is one agent"
     for name, values in arrays[0].items():
         np.testing.assert_array_equal(direct[0][name], staged[0][name])
         np.testing.assert_allclose(direct[0][name], values, rtol=2e-3, err_msg=name)
