@@ -44,8 +44,8 @@ OBSERVATION, ACTION, HIDDEN, STEP_SIZE = 17, 6, (64, 64), 0.1  # of half_cheetah
 OUTER_STEP_SECONDS = 0.040
 REPEATS, WARM_UP = 7, 2
 REDUCED = {"23_KB": 5708, "86_KB": 21_500}  # float32 numbers
-# relative errors of float32 that are rounding; conjugate gradient magnifies it in the step
-BOUNDS = {"gradient": 1e-5, "fisher_vector_product": 1e-5, "kl_after": 1e-2, "step": 2e-2}
+# relative errors in float32: rounding alone stays far below, products in TF32 do not
+BOUNDS = {"gradient": 1e-5, "fisher_vector_product": 1e-5, "kl_after": 1e-4, "step": 1e-3}
 SAMPLING_TARGET = 0.9
 
 Row = dict[str, Any]
