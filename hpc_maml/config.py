@@ -38,6 +38,9 @@ class TrpoConfig(Section):
     cg_damping: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         1.0e-5, description="added to the diagonal of the Fisher matrix"
     )
+    fisher_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="fraction of the samples that the Fisher matrix is computed on"
+    )
     ls_max_steps: Count = Field(15, description="line search steps before the update is rejected")
     ls_backtrack_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.8, description="line search step ratio"

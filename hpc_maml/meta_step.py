@@ -7,6 +7,8 @@ lines. What follows from a sum, every decision included, is the same on all agen
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from array_api_compat import array_namespace, device
@@ -22,12 +24,20 @@ from hpc_maml.maml import (
     surrogate_loss,
     through,
 )
-from hpc_maml.mlp import Evaluation
+from hpc_maml.mlp import Distribution, Evaluation
 from hpc_maml.policy import Policy
-from hpc_maml.trajectory import Array, Samples
+from hpc_maml.trajectory import Array, Samples, thinned
 from hpc_maml.trust_region import conjugate_gradient, line_search
 
 Reduce = Callable[[Array], np.ndarray]  # terms [G, n] of this agent's tasks -> float64 [n]
+
+
+class Curvature(NamedTuple):
+    """What Fisher-vector products read; the samples may be fewer than those of the losses."""
+
+    inner_steps: Sequence[InnerStep]  # those that derivatives go through: none for first_order
+    at: Evaluation  # of the adapted parameters
+    weights: Array  # [G, N]
 
 
 @dataclass(frozen=True)
@@ -36,14 +46,14 @@ class TaskGroup:
 
     inner: Sequence[Samples]  # inner[k] was collected with the parameters after k inner steps
     inner_step_sizes: Sequence[float]
-    inner_steps: Sequence[InnerStep]  # those that derivatives go through: none for first_order
     inner_loss_before: Array  # [G], of theta on inner[0]
     inner_loss_after: Array  # [G], of the adapted parameters on inner[-1]
     post: Samples  # collected with the adapted parameters
-    at: Evaluation  # of the adapted parameters, on ``post``
+    old: Distribution  # of the adapted parameters, on ``post``
     surrogate: Array  # [G]
     behaviour_kl: Array  # [G], estimated KL of the adapted from the behaviour policy
     gradient: Array  # [G, P], of the surrogate loss by theta
+    curvature: Curvature
 
 
 @dataclass(frozen=True)
@@ -73,33 +83,42 @@ def linearise(
     post: Samples,
     inner_step_sizes: Sequence[float],
     first_order: bool,
+    fisher_fraction: float = 1.0,
 ) -> TaskGroup:
     """Adapt theta ``[P]`` to G tasks, and keep what the outer step needs of them.
 
     Samples have the leading dimension G. As NumPy arrays, a task gets the same bits for any G.
+    ``fisher_fraction`` is the fraction of the samples that Fisher-vector products are computed on.
     """
     xp = array_namespace(theta)
-    adapted = xp.broadcast_to(theta, (len(post.weights), *theta.shape))
+    adapted = [xp.broadcast_to(theta, (len(post.weights), *theta.shape))]  # after 0, 1, ... steps
     steps = []
     for samples, step_size in zip(inner, inner_step_sizes, strict=True):
-        steps.append(inner_step(policy, adapted, samples, step_size))
-        adapted = adapted + step_size * steps[-1].score.gradient
+        steps.append(inner_step(policy, adapted[-1], samples, step_size))
+        adapted.append(adapted[-1] + step_size * steps[-1].score.gradient)
 
-    after = policy.forward(policy.unflatten(adapted), inner[-1].observations)
-    at = policy.evaluate(adapted, post.observations)
+    after = policy.forward(policy.unflatten(adapted[-1]), inner[-1].observations)
+    at = policy.evaluate(adapted[-1], post.observations)
     change = log_ratio(policy, at.distribution, post)
     through_steps = [] if first_order else steps
+    gradient = through(policy, reversed(through_steps), surrogate_gradient(policy, at, post))
+    curvature = Curvature(through_steps, at, post.weights)
+    if fisher_fraction < 1:
+        *few_inner, few_post = (thinned(samples, fisher_fraction) for samples in (*inner, post))
+        few_steps = map(partial(inner_step, policy), adapted, few_inner, inner_step_sizes)
+        few_at = policy.evaluate(adapted[-1], few_post.observations)
+        curvature = Curvature([] if first_order else list(few_steps), few_at, few_post.weights)
     return TaskGroup(
         inner=inner,
         inner_step_sizes=inner_step_sizes,
-        inner_steps=through_steps,
         inner_loss_before=inner_loss(policy, steps[0].at.distribution, inner[0]),
         inner_loss_after=inner_loss(policy, after, inner[-1]),
         post=post,
-        at=at,
+        old=at.distribution,
         surrogate=surrogate_loss(policy, at.distribution, post),
         behaviour_kl=(post.weights * (xp.expm1(change) - change)).sum(-1),
-        gradient=through(policy, reversed(through_steps), surrogate_gradient(policy, at, post)),
+        gradient=gradient,
+        curvature=curvature,
     )
 
 
@@ -109,10 +128,11 @@ def fisher_vector_product(policy: Policy, group: TaskGroup, vector: Array) -> Ar
     The KL has no slope at theta, so its Hessian is exactly J^T M J: J the derivative of the adapted
     policy's outputs, M the Hessian of the KL by these (Gauss-Newton).
     """
+    steps, at, weights = group.curvature
     tangent = array_namespace(vector).broadcast_to(vector, group.gradient.shape)
-    change = policy.push_forward(group.at, through(policy, group.inner_steps, tangent))
-    cotangent = policy.fisher_metric(group.at.distribution, change, group.post.weights)
-    return through(policy, reversed(group.inner_steps), policy.pull_back(group.at, cotangent))
+    change = policy.push_forward(at, through(policy, steps, tangent))
+    cotangent = policy.fisher_metric(at.distribution, change, weights)
+    return through(policy, reversed(steps), policy.pull_back(at, cotangent))
 
 
 def surrogate_and_kl(policy: Policy, group: TaskGroup, theta: Array) -> Array:
@@ -122,7 +142,7 @@ def surrogate_and_kl(policy: Policy, group: TaskGroup, theta: Array) -> Array:
     for samples, step_size in zip(group.inner, group.inner_step_sizes, strict=True):
         adapted = adapt(policy, adapted, samples, step_size)
     distribution = policy.forward(policy.unflatten(adapted), group.post.observations)
-    kl = policy.kl_divergence(group.at.distribution, distribution)
+    kl = policy.kl_divergence(group.old, distribution)
     surrogate = surrogate_loss(policy, distribution, group.post)
     return xp.stack([surrogate, (group.post.weights * kl).sum(-1)], axis=-1)
 

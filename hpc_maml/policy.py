@@ -4,6 +4,7 @@ Like the network, they run on NumPy arrays and on torch tensors.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -45,6 +46,10 @@ class GaussianMLP(MLP):
         """Return actions ``[..., N, action_size]``."""
         xp = array_namespace(noise)
         return distribution.mean + xp.exp(distribution.log_std) * noise
+
+    def stacked(self, distributions: Sequence[Gaussian], axis: int) -> Gaussian:
+        """Return distributions of NumPy arrays as one, with a new dimension."""
+        return Gaussian(*(np.stack(fields, axis) for fields in zip(*distributions, strict=True)))
 
     def log_prob(self, distribution: Gaussian, actions: Array) -> Array:
         """Return log pi(a | s) ``[..., N]``."""
@@ -123,6 +128,10 @@ class CategoricalMLP(MLP):
         cumulative = xp.exp(distribution).cumsum(-1)
         # rounding may leave the last sum below 1: what passes all others is the last action
         return (noise[..., None] >= cumulative[..., :-1]).sum(-1)
+
+    def stacked(self, distributions: Sequence[Array], axis: int) -> Array:
+        """Return distributions of NumPy arrays as one, with a new dimension."""
+        return np.stack(distributions, axis)
 
     def log_prob(self, distribution: Array, actions: Array) -> Array:
         """Return log pi(a | s) ``[..., N]``."""

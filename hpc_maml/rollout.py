@@ -37,13 +37,13 @@ def roll_out(
     )  # [T, G, B, ...]
     observations, _ = env.reset(options={"generators": list(env_generators)})
     alive = np.ones((num_tasks, episodes), bool)
+    distributions = []
     for step in range(horizon):
         observations = observations.reshape(num_tasks, episodes, -1)
-        distribution = policy.forward(weights, observations)
-        actions = policy.sample(distribution, noise[step])
+        distributions.append(policy.forward(weights, observations))
+        actions = policy.sample(distributions[-1], noise[step])
         batches["observations"][:, step] = observations
         batches["actions"][:, step] = actions
-        batches["log_probs"][:, step] = policy.log_prob(distribution, actions)
         batches["lengths"] += alive
         finite = np.isfinite(actions).all()
         observations, rewards, terminated, truncated, infos = env.step(
@@ -51,7 +51,8 @@ def roll_out(
         )
         if not finite:
             # An inner step has diverged: it must show, and make the agents reject the update.
-            rewards = np.full_like(rewards, np.nan)
+            diverged = ~np.isfinite(actions.reshape(num_tasks, -1)).all(1)
+            rewards[np.repeat(diverged, episodes)] = np.nan
         if "diverged" in infos:
             batches["diverged"] += infos["diverged"].reshape(alive.shape).sum(1)
         batches["rewards"][:, step] = rewards.reshape(alive.shape)
@@ -60,6 +61,10 @@ def roll_out(
         alive &= ~(terminated | truncated).reshape(alive.shape)
         if not alive.any():
             break
+    # all steps at once, as one step alone is mostly the overhead of NumPy
+    taken = slice(step + 1)
+    log_probs = policy.log_prob(policy.stacked(distributions, axis=1), batches["actions"][:, taken])
+    batches["log_probs"][:, taken] = log_probs
     for batch in batches:
         padding = ~valid_steps(batch)
         if padding.any():
@@ -71,41 +76,43 @@ def collect(
     policy: Policy,
     env: "TaskVectorEnv",
     theta: np.ndarray,
-    task: np.ndarray,
+    tasks: np.ndarray,
     *,
-    key: tuple[int, int, int],
+    keys: Sequence[tuple[int, int, int]],
     evaluation: bool,
     step_sizes: Sequence[float],
     gamma: float,
     gae_lambda: float,
     dtype: np.dtype,
 ) -> Iterator[np.ndarray]:
-    """Yield a batch ``[1]`` for each phase of one task: roll out, adapt, roll out again.
+    """Yield batches ``[G]`` for each phase of G tasks: roll out, adapt, roll out again.
 
-    ``key`` is (seed, iteration, index of the task). There is one more batch than ``step_sizes``:
-    phase k is collected with the parameters after k inner steps.
+    ``theta`` is ``[P]``, ``tasks`` are ``[G, task_dim]``, and each task has a key (seed, iteration,
+    index of the task). There is one phase more than ``step_sizes``: phase k is collected with the
+    parameters after k inner steps. A task gets the same bits beside any others.
     """
-    seed, iteration, index = key
     purposes = (
         (Purpose.EVALUATION_ACTIONS, Purpose.EVALUATION_ENVIRONMENT)
         if evaluation
         else (Purpose.ACTIONS, Purpose.ENVIRONMENT)
     )
-    env.set_tasks(task[None])
+    env.set_tasks(tasks)
+    thetas = np.repeat(theta[None], len(tasks), axis=0)
     for phase in range(len(step_sizes) + 1):
         started = time.perf_counter()
-        batch = np.zeros(1, dtype)
-        batch["iteration"], batch["task"], batch["phase"] = iteration, index, phase
+        batches = np.zeros(len(tasks), dtype)
         actions, environment = (
-            stream(seed, purpose, iteration, index, phase) for purpose in purposes
+            [stream(seed, purpose, *of_task, phase) for seed, *of_task in keys]
+            for purpose in purposes
         )
-        one = batch[0]
         with np.errstate(over="ignore", invalid="ignore"):  # a divergence is seen by its NaN
-            roll_out(policy, env, theta[None], [actions], [environment], batch)
-            one["advantages"][:] = task_advantages(
-                one["observations"], one["rewards"], one["lengths"], gamma, gae_lambda
-            )
-            if phase < len(step_sizes):
-                theta = adapt(policy, theta, samples(one), step_sizes[phase])
-        batch["observer_seconds"] = time.perf_counter() - started
-        yield batch
+            roll_out(policy, env, thetas, actions, environment, batches)
+            for task, (batch, (_, iteration, index)) in enumerate(zip(batches, keys, strict=True)):
+                batch["iteration"], batch["task"], batch["phase"] = iteration, index, phase
+                batch["advantages"][:] = task_advantages(
+                    batch["observations"], batch["rewards"], batch["lengths"], gamma, gae_lambda
+                )
+                if phase < len(step_sizes):
+                    thetas[task] = adapt(policy, thetas[task], samples(batch), step_sizes[phase])
+        batches["observer_seconds"] = (time.perf_counter() - started) / len(tasks)
+        yield batches

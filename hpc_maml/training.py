@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -144,12 +145,12 @@ def evaluate(
     return DONE
 
 
-def make_env(config: Config, episodes: int, threads: int = 1) -> TaskVectorEnv:
-    """Make the environment of a configuration, for one task; raises InputError."""
+def make_env(config: Config, episodes: int, threads: int = 1, num_tasks: int = 1) -> TaskVectorEnv:
+    """Make the environment of a configuration; raises InputError."""
     try:
         return make(
             config.env.name,
-            num_tasks=1,
+            num_tasks=num_tasks,
             episodes_per_task=episodes,
             horizon=config.horizon,
             num_threads=threads,
@@ -213,7 +214,7 @@ def run_job(world: MPI.Intracomm, job: Job, principal: Principal, stop: StopSign
         roles["observer"] = observe(
             config,
             job.policy,
-            make_env(config, config.fast_batch_size, topology.threads),
+            cache(partial(make_env, config, config.fast_batch_size, topology.threads)),
             job.dtype,
             Messenger(topology.team_comm),
             BatchSender(topology.team_comm),

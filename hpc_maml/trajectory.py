@@ -67,3 +67,18 @@ def samples(batch: np.ndarray) -> Samples:
     }
     weights = (valid / valid.sum()).astype(np.float32).reshape(steps)
     return Samples(**flat, weights=weights)
+
+
+def thinned(samples: Samples, fraction: float) -> Samples:
+    """Return about ``fraction`` of the samples of G tasks ``[G, N, ...]``, evenly spaced.
+
+    Their weights are scaled to the same sum. Neighbours in time are alike, so that even few samples
+    represent all.
+    """
+    if fraction == 1:
+        return samples
+    kept = (np.arange(np.ceil(samples.weights.shape[-1] * fraction)) / fraction).astype(np.int64)
+    few = Samples(*(field[:, kept] for field in samples))
+    return few._replace(
+        weights=few.weights * (samples.weights.sum(-1) / few.weights.sum(-1))[:, None]
+    )

@@ -52,7 +52,7 @@ def run_with_fault(ranks, rank, module, function, count, action, *settings, limi
         (3, "observer", "hpc_maml.rollout", "roll_out", 1),
         (4, "observer", "hpc_maml.rollout", "adapt", 2),
         (3, "observer", "hpc_maml.mpi.exchange", "BatchSender.send", 3),
-        (4, "start-up", "hpc_maml.training", "make_env", 1),
+        (4, "observer", "hpc_maml.training", "make_env", 1),
         (1, "start-up", "hpc_maml.training", "build_topology", 1),
         (0, "start-up", "hpc_maml.training", "prepare", 1),
     ],

@@ -1,11 +1,13 @@
 """The outer step against plain loops over tasks, finite differences and double backward."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import reference
 import torch
+from torch.autograd.functional import hessian
 
 from hpc_maml.config import TrpoConfig
 from hpc_maml.maml import adapt
@@ -36,7 +38,9 @@ def case(discrete, activation, step_sizes, first_order=False, num_tasks=4, sizes
     return policy, problem, theta, [reference.random_task(rng, problem) for _ in range(num_tasks)]
 
 
-def grouped(policy, problem, theta, tasks, group_sizes, convert=torch.as_tensor):
+def grouped(
+    policy, problem, theta, tasks, group_sizes, convert=torch.as_tensor, fisher_fraction=1.0
+):
     """Return the tasks linearised in groups, on tensors or, with ``np.asarray``, on arrays."""
     groups, start = [], 0
     for size in group_sizes:
@@ -46,7 +50,15 @@ def grouped(policy, problem, theta, tasks, group_sizes, convert=torch.as_tensor)
             for batches in (*zip(*inners, strict=True), posts)
         )
         groups.append(
-            linearise(policy, convert(theta), inner, post, problem.step_sizes, problem.first_order)
+            linearise(
+                policy,
+                convert(theta),
+                inner,
+                post,
+                problem.step_sizes,
+                problem.first_order,
+                fisher_fraction,
+            )
         )
         start += size
     assert start == len(tasks)
@@ -117,6 +129,47 @@ def test_fisher_vector_product_where_one_sigma_is_held_by_the_floor():
     policy, problem = replace(policy, min_log_std=0.0), replace(problem, min_log_std=0.0)
     theta[-2:] = [-2.0, 1.0]
     check_fisher_vector_product(policy, problem, theta, tasks)
+
+
+@CASES
+@pytest.mark.parametrize("fraction", [0.25, 0.3])
+def test_curvature_on_a_fraction_of_the_samples(
+    discrete, activation, step_sizes, first_order, fraction
+):
+    policy, problem, theta, tasks = case(discrete, activation, step_sizes, first_order)
+    (full,) = grouped(policy, problem, theta, tasks, [len(tasks)])
+    (group,) = grouped(policy, problem, theta, tasks, [len(tasks)], fisher_fraction=fraction)
+    assert torch.equal(group.gradient, full.gradient)
+    candidate = torch.tensor(theta + 0.05)
+    losses = [surrogate_and_kl(policy, each, candidate) for each in (group, full)]
+    assert torch.equal(*losses)
+
+    adapted = replace(problem, step_sizes=())
+    vector = torch.tensor(np.random.default_rng(1).standard_normal(policy.size))
+    products = fisher_vector_product(policy, group, vector)
+    for (inner, post), found in zip(tasks, products, strict=True):
+        at = torch.tensor(theta, requires_grad=True)
+        jacobian = torch.eye(policy.size, dtype=torch.float64)  # of the adaptation
+        for batch, step_size in zip(inner, step_sizes, strict=True):
+            if not first_order:
+                few = partial(problem.inner_loss, samples=every(batch, fraction))
+                jacobian = jacobian - step_size * hessian(few, at) @ jacobian
+            (gradient,) = torch.autograd.grad(problem.inner_loss(at, batch), at)  # on all samples
+            at = (at - step_size * gradient).detach().requires_grad_()
+        few = every(post, fraction)
+        old = reference.detached(problem.distribution(at, few.observations))
+        kl = hessian(lambda t, old=old, few=few: adapted.kl(old, t, ([], few)), at)
+        expected = jacobian.T @ kl @ jacobian @ vector
+        np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-11)
+
+
+def every(batch, fraction):
+    """Return every (1 / fraction)-th sample, weighted to a mean."""
+    kept = sorted(
+        {int(k / fraction) for k in range(len(batch.weights))} & set(range(len(batch.weights)))
+    )
+    weights = batch.weights[kept]
+    return Samples(*(field[kept] for field in batch))._replace(weights=weights / weights.sum())
 
 
 @CASES
@@ -298,6 +351,6 @@ def test_observers_and_agents_adapt_alike_in_float32():
         arrays = type(batch)(*(field.numpy() for field in batch))
         observed = adapt(policy, observed, arrays, step_size)
     assert observed.dtype == np.float32
-    layers = group.at.layers.values()
+    layers = group.curvature.at.layers.values()
     agents = np.concatenate([matrix[0].ravel() for matrix in layers])
     np.testing.assert_allclose(observed, agents, rtol=1e-4, atol=1e-6)

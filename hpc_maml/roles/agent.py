@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from hpc_maml.gpu import Gpu
 
 GPU_DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/kfd"), Path("/dev/dxg"))  # CUDA, ROCm, WSL
+MOST_SIDE_BY_SIDE = 10  # tasks; more gained nothing
 PRINCIPAL = 0  # rank of the principal among the learners
 
 
@@ -119,24 +120,31 @@ async def carry_out(
     started = time.perf_counter()
     working = observer_seconds = 0.0
     stop_requested = False
-    to_give = deque(order.assignments)
-    rows = {assignment.index: row for row, assignment in enumerate(order.assignments)}
-    phases: dict[int, dict[int, np.ndarray]] = {each.index: {} for each in order.assignments}
+    to_give = deque(side_by_side(order, team.num_observers))
+    phases: dict[int, dict[int, np.ndarray]] = {index: {} for index in order.indices}
     per_task: dict[int, dict[str, float]] = {}
     groups: list[TaskGroup] = []
     learning = not order.evaluation
     if gpu and learning:
-        gpu.expect(team.receiver.dtype, len(rows), len(order.step_sizes) + 1)
+        gpu.expect(team.receiver.dtype, len(order.tasks), len(order.step_sizes) + 1)
 
     def linearised(theta: Array, inner: Sequence[Samples], post: Samples) -> TaskGroup:
-        return linearise(policy, theta, inner, post, order.step_sizes, config.first_order)
+        return linearise(
+            policy,
+            theta,
+            inner,
+            post,
+            order.step_sizes,
+            config.first_order,
+            config.trpo.fisher_fraction,
+        )
 
     def next_batch() -> bool:
         while to_give and team.has_request():
             team.messenger.send(to_give.popleft(), team.requests.popleft(), Tag.ASSIGNMENT)
         return team.has_batch()
 
-    while len(per_task) < len(order.assignments):
+    while len(per_task) < len(order.tasks):
         await Until(next_batch, "trajectory batches from the observers")
         record = team.arrived.popleft()
         batch = record[0]
@@ -145,7 +153,7 @@ async def carry_out(
         index, phase = int(batch["task"]), int(batch["phase"])
         phases[index][phase] = batch
         if gpu and learning:
-            gpu.upload(record, rows[index], phase)
+            gpu.upload(record, index - order.first, phase)
         if len(phases[index]) <= len(order.step_sizes):
             continue
         batches = phases.pop(index)
@@ -161,7 +169,7 @@ async def carry_out(
     step = None
     if learning:
         waited_before = reduce.waited
-        if gpu and rows:
+        if gpu and len(order.tasks):
             *inner, post = gpu.samples()
             groups.append(linearised(gpu.array(order.theta), inner, post))
         step = meta_step(policy, order.theta, groups, order.num_tasks, reduce, config.trpo)
@@ -176,6 +184,17 @@ async def carry_out(
         agent_seconds=working,
         observer_seconds=observer_seconds,
     )
+
+
+def side_by_side(order: Order, num_observers: int) -> list[Order]:
+    """Return the tasks of an order as parts, each for an observer to take side by side.
+
+    Many small environments together take little longer than one; but every observer should have
+    two parts, so that the agent can work on one while it collects the other.
+    """
+    number = len(order.tasks)
+    most = max(1, min(MOST_SIDE_BY_SIDE, number // (REQUESTS_AHEAD * num_observers)))
+    return [order.part(range(first, min(first + most, number))) for first in range(0, number, most)]
 
 
 def _returns(phases: Sequence[np.ndarray]) -> dict[str, float]:

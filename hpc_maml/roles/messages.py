@@ -1,12 +1,12 @@
 """The control messages between roles; trajectory batches travel by themselves."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
 
 import numpy as np
 
-REQUESTS_AHEAD = 2  # of an observer: the task in hand and the next, so that it never starves
+REQUESTS_AHEAD = 2  # of an observer: what it has in hand and the next, so that it never starves
 
 
 class Tag(IntEnum):
@@ -15,31 +15,34 @@ class Tag(IntEnum):
     ORDER = 2  # principal to agent: Order, or None to end
     OUTCOME = 3  # agent to principal: Outcome
     REQUEST = 4  # observer to agent: ready for a task
-    ASSIGNMENT = 5  # agent to observer: Assignment, or None to end
+    ASSIGNMENT = 5  # agent to observer: Order of some of its tasks, or None to end
     HELLO = 6  # every rank to the principal: Hello
 
 
 @dataclass(frozen=True)
-class Assignment:
-    """One task for one observer."""
+class Order:
+    """Tasks of an iteration: an agent's share, or those that an observer takes side by side."""
 
     iteration: int
-    index: int  # of the task within the iteration
-    task: np.ndarray  # [task_dim]
+    first: int  # index of the first task within the iteration
+    tasks: np.ndarray  # [G, task_dim]
+    num_tasks: int  # of the whole iteration
     theta: np.ndarray  # [P]
     step_sizes: tuple[float, ...]  # one for each inner step
     evaluation: bool  # a meta-test: draws of its own, no outer step
 
+    def part(self, chosen: range) -> "Order":
+        """Return an order of these of its tasks, numbered within it."""
+        return replace(
+            self,
+            first=self.first + chosen.start,
+            tasks=self.tasks[chosen.start : chosen.stop],
+        )
 
-@dataclass(frozen=True)
-class Order:
-    """An agent's share of the tasks of an iteration."""
-
-    assignments: tuple[Assignment, ...]
-    theta: np.ndarray  # [P]
-    step_sizes: tuple[float, ...]
-    evaluation: bool
-    num_tasks: int  # of the whole iteration
+    @property
+    def indices(self) -> range:
+        """The tasks' indices within the iteration."""
+        return range(self.first, self.first + len(self.tasks))
 
 
 @dataclass(frozen=True)

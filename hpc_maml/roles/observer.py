@@ -1,5 +1,7 @@
 """The observer: asks for tasks, rolls out and adapts, sends every batch on without waiting."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from hpc_maml.config import Config
@@ -17,13 +19,16 @@ AGENT = 0  # rank of the agent in its team
 async def observe(
     config: Config,
     policy: Policy,
-    env: TaskVectorEnv,
+    make_env: Callable[[int], TaskVectorEnv],
     dtype: np.dtype,
     team: Messenger,
-    batches: BatchSender,
+    sender: BatchSender,
     stop: StopSignal,
 ) -> None:
-    """Work for the agent of the team until it says that there is nothing left to do."""
+    """Work for the agent of the team until it says that there is nothing left to do.
+
+    ``make_env`` returns an environment for that number of tasks side by side.
+    """
     for _ in range(REQUESTS_AHEAD):
         team.send(None, AGENT, Tag.REQUEST)
     unanswered = REQUESTS_AHEAD
@@ -34,18 +39,19 @@ async def observe(
             continue
         team.send(None, AGENT, Tag.REQUEST)
         unanswered += 1
-        for batch in collect(
+        for batches in collect(
             policy,
-            env,
+            make_env(len(assignment.tasks)),
             assignment.theta,
-            assignment.task,
-            key=(config.seed, assignment.iteration, assignment.index),
+            assignment.tasks,
+            keys=[(config.seed, assignment.iteration, index) for index in assignment.indices],
             evaluation=assignment.evaluation,
             step_sizes=assignment.step_sizes,
             gamma=config.gamma,
             gae_lambda=config.gae_lambda,
             dtype=dtype,
         ):
-            batch["stop_requested"] = stop.requested
-            batches.send(batch)
-    await Until(lambda: batches.poll() and team.poll(), "the agent to receive what was sent")
+            batches["stop_requested"] = stop.requested
+            for task in range(len(batches)):
+                sender.send(batches[task : task + 1])
+    await Until(lambda: sender.poll() and team.poll(), "the agent to receive what was sent")

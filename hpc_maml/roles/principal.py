@@ -14,7 +14,7 @@ from hpc_maml.envs.batched import TaskVectorEnv
 from hpc_maml.mpi.exchange import Messenger
 from hpc_maml.mpi.waiting import Until
 from hpc_maml.random_streams import Purpose, stream
-from hpc_maml.roles.messages import Assignment, Hello, Order, Outcome, Tag
+from hpc_maml.roles.messages import Hello, Order, Outcome, Tag
 from hpc_maml.stopping import StopSignal
 
 
@@ -26,15 +26,6 @@ class Agents:
     ranks: tuple[int, ...]  # of the agents among the learners
     observers: tuple[int, ...]  # number of observers of each agent
 
-    def share(self, num_tasks: int) -> list[range]:
-        """Return each agent's tasks: consecutive, and as many as the others', to within one.
-
-        Also where teams differ in size: the outer step goes in lockstep, and the agent with most
-        tasks would hold up all.
-        """
-        edges = [num_tasks * agent // len(self.ranks) for agent in range(len(self.ranks) + 1)]
-        return [range(*pair) for pair in pairwise(edges)]
-
     def send(
         self,
         iteration: int,
@@ -44,14 +35,17 @@ class Agents:
         *,
         evaluation: bool,
     ) -> None:
-        """Hand every agent its share of ``tasks`` ``[n, task_dim]``."""
-        for rank, share in zip(self.ranks, self.share(len(tasks)), strict=True):
-            assignments = tuple(
-                Assignment(iteration, i, tasks[i], theta, tuple(step_sizes), evaluation)
-                for i in share
-            )
-            order = Order(assignments, theta, tuple(step_sizes), evaluation, len(tasks))
-            self.messenger.send(order, rank, Tag.ORDER)
+        """Hand every agent its share of ``tasks`` ``[n, task_dim]``.
+
+        Shares are even also where teams differ in size: the outer step goes in lockstep, and the
+        agent with most tasks would hold up all.
+        """
+        order = Order(
+            iteration, 0, tasks, len(tasks), theta, tuple(step_sizes), evaluation=evaluation
+        )
+        edges = [len(tasks) * agent // len(self.ranks) for agent in range(len(self.ranks) + 1)]
+        for rank, share in zip(self.ranks, pairwise(edges), strict=True):
+            self.messenger.send(order.part(range(*share)), rank, Tag.ORDER)
 
     async def outcomes(self) -> list[Outcome]:
         """Return what every agent reports, in the order of the agents."""
