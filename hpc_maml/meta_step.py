@@ -5,7 +5,7 @@ over tasks come from a ``reduce`` handed in, so that one agent alone and many to
 lines. What follows from a sum, every decision included, is the same on all agents.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -150,7 +150,7 @@ def surrogate_and_kl(policy: Policy, group: TaskGroup, theta: Array) -> Array:
 def meta_step(
     policy: Policy,
     theta: np.ndarray,
-    groups: Sequence[TaskGroup],
+    groups: Iterable[TaskGroup],
     num_tasks: int,
     reduce: Reduce,
     trpo: TrpoConfig,

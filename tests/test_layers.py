@@ -16,7 +16,7 @@ LAYERS = [
     ["mlp", "policy", "baseline", "advantages", "trust_region", "envs"],
     ["maml", "rollout", "gpu"],
     ["mpi", "checkpoint", "metrics", "run_folder"],
-    ["meta_step"],
+    ["meta_step", "task_groups"],
     ["roles"],
     ["run", "console"],
     ["training"],

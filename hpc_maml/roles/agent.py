@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from hpc_maml.mpi.waiting import Until
 from hpc_maml.policy import Policy
 from hpc_maml.roles.messages import REQUESTS_AHEAD, Order, Outcome, Tag
 from hpc_maml.stopping import StopSignal
+from hpc_maml.task_groups import TaskGroups
 from hpc_maml.trajectory import Array, Samples, samples
 
 if TYPE_CHECKING:
@@ -123,7 +125,7 @@ async def carry_out(
     to_give = deque(side_by_side(order, team.num_observers))
     phases: dict[int, dict[int, np.ndarray]] = {index: {} for index in order.indices}
     per_task: dict[int, dict[str, float]] = {}
-    groups: list[TaskGroup] = []
+    groups = TaskGroups()
     learning = not order.evaluation
     if gpu and learning:
         gpu.expect(team.receiver.dtype, len(order.tasks), len(order.step_sizes) + 1)
@@ -162,7 +164,7 @@ async def carry_out(
         if learning and not gpu:
             began = time.perf_counter()
             *inner, post = (Samples(*(field[None] for field in samples(each))) for each in ordered)
-            groups.append(linearised(order.theta, inner, post))
+            groups.add(partial(linearised, order.theta, inner, post))
             working += time.perf_counter() - began
 
     sampled = time.perf_counter()
@@ -171,7 +173,7 @@ async def carry_out(
         waited_before = reduce.waited
         if gpu and len(order.tasks):
             *inner, post = gpu.samples()
-            groups.append(linearised(gpu.array(order.theta), inner, post))
+            groups.add(partial(linearised, gpu.array(order.theta), inner, post))
         step = meta_step(policy, order.theta, groups, order.num_tasks, reduce, config.trpo)
         working += time.perf_counter() - sampled - (reduce.waited - waited_before)
     ended = time.perf_counter()
