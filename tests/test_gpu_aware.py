@@ -42,14 +42,14 @@ def test_a_wrong_sum_is_noticed():
         "original = Gpu.to_host; Gpu.to_host = lambda gpu, values: original(gpu, values) + 1;"
         "runpy.run_module('hpc_maml.mpi.gpu_aware', run_name='__main__', alter_sys=True)"
     )
-    assert try_sum("cpu", 60, [sys.executable, "-c", broken]) == "a trial gave a wrong sum"
+    assert try_sum("cpu", 150, [sys.executable, "-c", broken]) == "a trial gave a wrong sum"
 
 
 def test_a_trial_is_no_member_of_the_job_that_starts_it():
     """The real one: a process of a job must be able to start it, and a sum is right there."""
     code = (
         "from mpi4py import MPI; from hpc_maml.mpi.gpu_aware import try_sum;"
-        "assert MPI.COMM_WORLD.size == 2; print(repr(try_sum('cpu', 60)))"
+        "assert MPI.COMM_WORLD.size == 2; print(repr(try_sum('cpu', 150)))"
     )
     job = start(2, python=("-c", code))
     out, err = job.communicate(timeout=200)
