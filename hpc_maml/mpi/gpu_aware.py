@@ -81,9 +81,9 @@ def _objection(
         return "the MPI library does not say whether it can take memory of a GPU"
     if not answer:
         return "the MPI library says that it cannot take memory of a GPU"
-    return (
-        try_sum(gpu.name, trial_limit) if tries else ""
-    )  # the first agent of a node tries for all
+    if not tries:  # the first agent of the node does, for all
+        return ""
+    return try_sum(gpu.name, trial_limit)
 
 
 def ask_library() -> bool | None:
@@ -105,7 +105,8 @@ def try_sum(device: str, limit: float, command: Sequence[str] = TRIAL) -> str:
             [*command, device],
             env=alone(os.environ),
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
             timeout=limit,
             check=False,
         )
