@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from hpc_maml.errors import InputError, nearest
 
@@ -59,9 +59,17 @@ class CheckpointConfig(Section):
     keep: Count = Field(3, description="checkpoints kept")
 
 
+def _on_off(value: Any) -> Any:
+    """Return what was written: the YAML reader takes on and off for true and false."""
+    return ("off", "on")[value] if isinstance(value, bool) else value
+
+
 class MpiConfig(Section):
     wait_limit: Positive = Field(
         1800.0, description="seconds a rank waits for another before it ends the job"
+    )
+    cuda_aware: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_off)] = Field(
+        "auto", description="hand the MPI library memory of GPUs; auto: if it can take it"
     )
 
 

@@ -5,13 +5,13 @@ over tasks come from a ``reduce`` handed in, so that one agent alone and many to
 lines. What follows from a sum, every decision included, is the same on all agents.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from array_api_compat import array_namespace, device, to_device
+from array_api_compat import array_namespace, device
 
 from hpc_maml.config import TrpoConfig
 from hpc_maml.maml import (
@@ -29,7 +29,7 @@ from hpc_maml.policy import Policy
 from hpc_maml.trajectory import Array, Samples, thinned
 from hpc_maml.trust_region import conjugate_gradient, line_search
 
-Reduce = Callable[[np.ndarray], np.ndarray]  # terms [G, n] of this agent's tasks -> float64 [n]
+Reduce = Callable[[Array], np.ndarray]  # terms [G, n] of this agent's tasks -> float64 [n]
 
 
 class Curvature(NamedTuple):
@@ -150,7 +150,7 @@ def surrogate_and_kl(policy: Policy, group: TaskGroup, theta: Array) -> Array:
 def meta_step(
     policy: Policy,
     theta: np.ndarray,
-    groups: Sequence[TaskGroup],
+    groups: Iterable[TaskGroup],
     num_tasks: int,
     reduce: Reduce,
     trpo: TrpoConfig,
@@ -163,8 +163,8 @@ def meta_step(
     """
 
     def mean(per_task: Callable[[TaskGroup], Array], width: int) -> np.ndarray:
-        terms = [np.asarray(to_device(per_task(group), "cpu")) for group in groups]
-        return reduce(np.concatenate([np.zeros((0, width), theta.dtype), *terms])) / num_tasks
+        terms = [per_task(group) for group in groups] or [np.zeros((0, width), theta.dtype)]
+        return reduce(array_namespace(*terms).concat(terms)) / num_tasks
 
     def like(group: TaskGroup, vector: np.ndarray) -> Array:
         xp, gradient = array_namespace(group.gradient), group.gradient

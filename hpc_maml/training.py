@@ -13,16 +13,16 @@ from hpc_maml.config import Config, TopologyConfig
 from hpc_maml.envs import make
 from hpc_maml.envs.batched import TaskVectorEnv
 from hpc_maml.errors import InputError
-from hpc_maml.mpi.exchange import BatchReceiver, BatchSender, Messenger
-from hpc_maml.mpi.reduce import ExactSum
+from hpc_maml.mpi.exchange import BatchReceiver, BatchSender, Messenger, empty_batch
+from hpc_maml.mpi.gpu_aware import sum_of_agents
 from hpc_maml.mpi.runtime import from_rank_0
 from hpc_maml.mpi.topology import Topology, assign_roles, build_topology
 from hpc_maml.mpi.waiting import Until, run_roles
 from hpc_maml.policy import Policy, make_policy
-from hpc_maml.roles.agent import Team, act, choose_device, keep_freed_memory
+from hpc_maml.roles.agent import Team, act, choose_gpu, keep_freed_memory
 from hpc_maml.roles.messages import REQUESTS_AHEAD, Hello, Tag
 from hpc_maml.roles.observer import observe
-from hpc_maml.roles.principal import Agents, greet, lead, meta_test
+from hpc_maml.roles.principal import Agents, greet, lead, meta_test, sums_of_agents
 from hpc_maml.stopping import StopSignal
 from hpc_maml.trajectory import batch_dtype
 
@@ -71,7 +71,11 @@ def train(
 
         first = run.checkpoint.iteration
         console.say(f"run folder {run.path}" + (f", continued at {first}" if first else ""))
-        console.print_topology(topology, await greet(topology.world))
+        hellos = await greet(topology.world)
+        console.print_topology(topology, hellos)
+        if sums := sums_of_agents(hellos):
+            console.say(f"sums between agents: {sums}")
+            run.metrics.versions["sums_of_agents"] = sums
         reporter = console.Reporter(first, job.config.num_iterations)
 
         def record(done: int, theta: np.ndarray, row: dict[str, Any]) -> None:
@@ -188,22 +192,25 @@ def run_job(world: MPI.Intracomm, job: Job, principal: Principal, stop: StopSign
     limit = config.mpi.wait_limit
     topology = build_topology(world, config.topology.agents, config.topology.layout, limit)
     place = topology.place
-    device = "cpu"
+    hello = Hello("cpu", topology.threads)
     roles: dict[str, Coroutine[Until, None, None]] = {}
     keep_freed_memory()
     if place.agent:
-        device = choose_device(config.device, topology, limit)
+        gpu = choose_gpu(config.device, topology, limit)
+        reduce, sums = sum_of_agents(config.mpi.cuda_aware, gpu, topology, limit)
+        if gpu:
+            hello = Hello(gpu.name, topology.threads, sums)
         observers = topology.team_observers(place.team)
         depth = REQUESTS_AHEAD * observers
+        empty = gpu.empty_batch if gpu else empty_batch
         team = Team(
             Messenger(topology.team_comm),
-            BatchReceiver(topology.team_comm, job.dtype, depth),
+            BatchReceiver(topology.team_comm, job.dtype, depth, empty),
             observers,
             topology.observers_at_once(place.team),
         )
-        reduce = ExactSum(topology.agent_comm, limit)
         learner = Messenger(topology.learner_comm)
-        roles["agent"] = act(config, job.policy, device, learner, team, reduce, stop)
+        roles["agent"] = act(config, job.policy, gpu, learner, team, reduce, stop)
     if place.observer:
         roles["observer"] = observe(
             config,
@@ -215,7 +222,7 @@ def run_job(world: MPI.Intracomm, job: Job, principal: Principal, stop: StopSign
             stop,
         )
     greeting = Messenger(topology.world)
-    greeting.send(Hello(device, topology.threads), 0, Tag.HELLO)
+    greeting.send(hello, 0, Tag.HELLO)
     if place.principal:
         agents = Agents(
             Messenger(topology.learner_comm),

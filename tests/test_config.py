@@ -29,6 +29,15 @@ def test_resolved_yaml_reads_back(tmp_path):
     assert load_config(str(file), []) == config
 
 
+@pytest.mark.parametrize("word", ["on", "off", "auto", "'on'", "false"])
+def test_on_and_off_are_words(word, tmp_path):
+    config = load_config(None, [f"mpi.cuda_aware={word}"])
+    assert config.mpi.cuda_aware == {"'on'": "on", "false": "off"}.get(word, word)
+    file = tmp_path / "c.yaml"
+    file.write_text(to_yaml(config))
+    assert load_config(str(file), []) == config
+
+
 @pytest.mark.parametrize(
     ("word", "sentence"),
     [
@@ -41,6 +50,7 @@ def test_resolved_yaml_reads_back(tmp_path):
         ("topology.agents=x", "Config key 'topology.agents' must be a valid integer or 'auto'"),
         ("aggregation=average", "Config key 'aggregation' must be 'exact' (got 'average')."),
         ("fast_lr=.nan", "Config key 'fast_lr' must be"),
+        ("mpi.cuda_aware=[]", "Config key 'mpi.cuda_aware' must be 'auto', 'on' or 'off'"),
         ("seed.x=1", "Config key 'seed' must be a valid integer"),
         ("fast", "'fast' is not understood: settings are written key=value."),
         ("seed=[1", "is not valid YAML"),

@@ -14,9 +14,9 @@ PACKAGE = Path(__file__).parent.parent / "hpc_maml"
 LAYERS = [
     ["errors", "config", "trajectory", "random_streams", "files", "stopping"],
     ["mlp", "policy", "baseline", "advantages", "trust_region", "envs"],
-    ["maml", "rollout"],
+    ["maml", "rollout", "gpu"],
     ["mpi", "checkpoint", "metrics", "run_folder"],
-    ["meta_step"],
+    ["meta_step", "task_groups"],
     ["roles"],
     ["run", "console"],
     ["training"],
@@ -68,9 +68,9 @@ def test_the_algorithm_knows_no_mpi(name):
     assert not any(module.startswith("hpc_maml.mpi") for module in imports(PACKAGE / f"{name}.py"))
 
 
-def test_only_agents_need_torch():
+def test_only_agents_with_a_gpu_need_torch():
     with_torch = {path.relative_to(PACKAGE) for path in FILES if "torch" in top_level(path)}
-    assert {path for path in with_torch if path.parent != Path("bench")} == {Path("roles/agent.py")}
+    assert {path for path in with_torch if path.parent != Path("bench")} == {Path("gpu.py")}
 
 
 def test_a_job_on_cpus_never_imports_torch():

@@ -13,6 +13,7 @@ from hpc_maml.config import TrpoConfig
 from hpc_maml.maml import adapt
 from hpc_maml.meta_step import fisher_vector_product, linearise, meta_step, surrogate_and_kl
 from hpc_maml.policy import make_policy
+from hpc_maml.task_groups import TaskGroups
 from hpc_maml.trajectory import Samples
 
 SIZES = (3, 4, 2)
@@ -77,7 +78,7 @@ def single(tasks):
 
 
 def add(terms):
-    return terms.astype(np.float64).sum(0)
+    return np.asarray(terms, np.float64).sum(0)
 
 
 @CASES
@@ -286,6 +287,36 @@ def test_arrays_and_tensors_give_the_same_step(discrete, activation, step_sizes,
     assert tensors.accepted
     np.testing.assert_allclose(arrays.theta, tensors.theta, rtol=1e-6, atol=1e-8)
     assert arrays.kl_after == pytest.approx(tensors.kl_after, rel=1e-6)
+
+
+def test_tasks_without_room_are_linearised_anew_with_the_same_bits():
+    policy, problem, theta, tasks = case(False, "tanh", (0.3, 0.2))
+    made = []
+
+    def step(room):
+        made.clear()
+        groups = TaskGroups(room)
+        for task in tasks:
+
+            def linearised(task=task):
+                made.extend(grouped(policy, problem, theta, [task], [1], np.asarray))
+                return made[-1]
+
+            groups.add(linearised)
+        kept = len(groups.kept)
+        assert kept + len(groups.computed_anew) == len(tasks)
+        return kept, meta_step(policy, theta, groups, len(tasks), add, TrpoConfig())
+
+    kept, expected = step(2**30)
+    assert (kept, len(made)) == (4, 4)
+    arrays = [made[0].gradient, made[0].post.observations, made[0].curvature.at.activations[1]]
+    for room, fits in ((0, 0), (sum(array.nbytes for array in arrays), 1)):
+        kept, found = step(room)
+        assert kept == fits
+        assert found == replace(expected, theta=found.theta)
+        assert found.theta.tobytes() == expected.theta.tobytes()
+        passes = 1 + expected.cg_iterations + expected.line_search_steps
+        assert len(made) == kept + passes * (4 - kept)
 
 
 def rejected(found, theta, reason):

@@ -4,7 +4,7 @@ import pytest
 from conftest import ROOT, start
 
 FOLDER = ROOT / "tests" / "mpi"
-ROOMS = ["test_exchange.py", "test_reduce.py", "test_topology.py"]
+ROOMS = ["test_exchange.py", "test_gpu_aware.py", "test_reduce.py", "test_topology.py"]
 
 
 @pytest.mark.parametrize(

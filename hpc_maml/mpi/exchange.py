@@ -1,5 +1,6 @@
 """Messages between roles: small pickled ones, and trajectory batches straight from their buffer."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -79,16 +80,28 @@ class BatchSender:
         return not self.in_flight
 
 
+def empty_batch(dtype: np.dtype) -> np.ndarray:
+    """Return memory for a batch ``[1]``."""
+    return np.empty(1, dtype)
+
+
 class BatchReceiver:
     """Posted receives for trajectory batches, ``depth`` of them at any time."""
 
-    def __init__(self, comm: MPI.Comm, dtype: np.dtype, depth: int) -> None:
+    def __init__(
+        self,
+        comm: MPI.Comm,
+        dtype: np.dtype,
+        depth: int,
+        empty: Callable[[np.dtype], np.ndarray] = empty_batch,
+    ) -> None:
         self.comm = comm
         self.dtype = dtype
+        self.empty = empty  # memory for a batch [1]
         self.posted = [self._post() for _ in range(depth)]
 
     def _post(self) -> tuple[MPI.Request, np.ndarray]:
-        batch = np.empty(1, self.dtype)
+        batch = self.empty(self.dtype)
         request = self.comm.Irecv([batch.view(np.uint8), MPI.BYTE], MPI.ANY_SOURCE, BATCH_TAG)
         return request, batch
 

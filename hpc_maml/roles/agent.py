@@ -3,7 +3,9 @@
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,7 +19,11 @@ from hpc_maml.mpi.waiting import Until
 from hpc_maml.policy import Policy
 from hpc_maml.roles.messages import REQUESTS_AHEAD, Order, Outcome, Tag
 from hpc_maml.stopping import StopSignal
+from hpc_maml.task_groups import TaskGroups
 from hpc_maml.trajectory import Array, Samples, samples
+
+if TYPE_CHECKING:
+    from hpc_maml.gpu import Gpu
 
 GPU_DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/kfd"), Path("/dev/dxg"))  # CUDA, ROCm, WSL
 MOST_SIDE_BY_SIDE = 10  # tasks; more gained nothing
@@ -33,22 +39,22 @@ def keep_freed_memory() -> None:
     np.empty(31 * 2**20, np.uint8)
 
 
-def choose_device(setting: str, topology: Topology, limit: float) -> str:
-    """Return the device of this agent, cpu or cuda:N: agents of a node take its GPUs in turn.
+def choose_gpu(setting: str, topology: Topology, limit: float) -> "Gpu | None":
+    """Return the GPU of this agent, None for the CPU: agents of a node take its GPUs in turn.
 
     With ``cuda`` every agent needs one: the first without raises InputError, for all of them.
     """
     gpus = 0
     # torch takes seconds to import, and is of no use without a driver
     if setting == "cuda" or (setting == "auto" and any(map(Path.exists, GPU_DRIVERS))):
-        import torch
+        from hpc_maml.gpu import Gpu, count_gpus
 
-        gpus = torch.cuda.device_count()
+        gpus = count_gpus()
     if setting == "cuda":
         agents = topology.agent_comm
         if smallest(agents, agents.size if gpus else agents.rank, limit) == agents.rank:
             raise InputError("device is cuda, but torch finds no GPU here.")
-    return f"cuda:{topology.local_agent % gpus}" if gpus else "cpu"
+    return Gpu(f"cuda:{topology.local_agent % gpus}") if gpus else None
 
 
 class Team:
@@ -95,7 +101,7 @@ class Team:
 async def act(
     config: Config,
     policy: Policy,
-    device: str,
+    gpu: "Gpu | None",
     learner: Messenger,
     team: Team,
     reduce: ExactSum,
@@ -106,7 +112,7 @@ async def act(
         order, _ = await learner.receive(Tag.ORDER, "the next iteration", PRINCIPAL)
         if order is None:
             break
-        outcome = await carry_out(order, config, policy, device, team, reduce, stop)
+        outcome = await carry_out(order, config, policy, gpu, team, reduce, stop)
         learner.send(outcome, PRINCIPAL, Tag.OUTCOME)
     await team.dismiss()
     await Until(learner.poll, "the principal to receive the last outcome")
@@ -116,20 +122,36 @@ async def carry_out(
     order: Order,
     config: Config,
     policy: Policy,
-    device: str,
+    gpu: "Gpu | None",
     team: Team,
     reduce: ExactSum,
     stop: StopSignal,
 ) -> Outcome:
-    """Have this agent's tasks collected, work on each as soon as it is complete, then step."""
+    """Have this agent's tasks collected, work on each as soon as it is complete, then step.
+
+    A GPU has each batch as soon as it arrives, and works on all tasks at once in the end.
+    """
     started = time.perf_counter()
     working = observer_seconds = 0.0
     stop_requested = False
-    theta = _on_device(order.theta, device)
     to_give = deque(side_by_side(order, team.at_once))
     phases: dict[int, dict[int, np.ndarray]] = {index: {} for index in order.indices}
     per_task: dict[int, dict[str, float]] = {}
-    groups: list[TaskGroup] = []
+    groups = TaskGroups()
+    learning = not order.evaluation
+    if gpu and learning:
+        gpu.expect(team.receiver.dtype, len(order.tasks), len(order.step_sizes) + 1)
+
+    def linearised(theta: Array, inner: Sequence[Samples], post: Samples) -> TaskGroup:
+        return linearise(
+            policy,
+            theta,
+            inner,
+            post,
+            order.step_sizes,
+            config.first_order,
+            config.trpo.fisher_fraction,
+        )
 
     def next_batch() -> bool:
         while to_give and team.has_request():
@@ -138,39 +160,32 @@ async def carry_out(
 
     while len(per_task) < len(order.tasks):
         await Until(next_batch, "trajectory batches from the observers")
-        batch = team.arrived.popleft()[0]
+        record = team.arrived.popleft()
+        batch = record[0]
         stop_requested |= bool(batch["stop_requested"])
         observer_seconds += float(batch["observer_seconds"])
-        index = int(batch["task"])
-        phases[index][int(batch["phase"])] = batch
+        index, phase = int(batch["task"]), int(batch["phase"])
+        phases[index][phase] = batch
+        if gpu and learning:
+            gpu.upload(record, index - order.first, phase)
         if len(phases[index]) <= len(order.step_sizes):
             continue
         batches = phases.pop(index)
         ordered = [batches[phase] for phase in range(len(batches))]
         per_task[index] = _returns(ordered)
-        if not order.evaluation:
+        if learning and not gpu:
             began = time.perf_counter()
-            *inner, post = (
-                Samples(*(_on_device(field[None], device) for field in samples(each)))
-                for each in ordered
-            )
-            groups.append(
-                linearise(
-                    policy,
-                    theta,
-                    inner,
-                    post,
-                    order.step_sizes,
-                    config.first_order,
-                    config.trpo.fisher_fraction,
-                )
-            )
+            *inner, post = (Samples(*(field[None] for field in samples(each))) for each in ordered)
+            groups.add(partial(linearised, order.theta, inner, post))
             working += time.perf_counter() - began
 
     sampled = time.perf_counter()
     step = None
-    if not order.evaluation:
+    if learning:
         waited_before = reduce.waited
+        if gpu and len(order.tasks):
+            *inner, post = gpu.samples()
+            groups.add(partial(linearised, gpu.array(order.theta), inner, post))
         step = meta_step(policy, order.theta, groups, order.num_tasks, reduce, config.trpo)
         working += time.perf_counter() - sampled - (reduce.waited - waited_before)
     ended = time.perf_counter()
@@ -205,12 +220,3 @@ def _returns(phases: Sequence[np.ndarray]) -> dict[str, float]:
         values[f"steps_{number}"] = int(batch["lengths"].sum())
         values[f"diverged_{number}"] = int(batch["diverged"])
     return values
-
-
-def _on_device(array: np.ndarray, device: str) -> Array:
-    """Return the array itself for the CPU, a torch tensor for any other device."""
-    if device == "cpu":
-        return array
-    import torch
-
-    return torch.from_numpy(array).to(device)

@@ -64,3 +64,4 @@ class Hello:
 
     device: str
     threads: int
+    sums: str = ""  # of an agent with a GPU: the memory through which its sums go

@@ -77,6 +77,11 @@ async def greet(world: MPI.Comm) -> list[Hello]:
     ]
 
 
+def sums_of_agents(hellos: Sequence[Hello]) -> str:
+    """Return through which memory the sums of agents with GPUs go, empty if there are none."""
+    return "; ".join(sorted({hello.sums for hello in hellos} - {""}))
+
+
 async def lead(
     config: Config,
     env: TaskVectorEnv,

@@ -1,12 +1,17 @@
 """Exact sums: the same bits whatever the grouping, the order and the number of ranks."""
 
 import math
+import time
 from fractions import Fraction
 
 import numpy as np
 import pytest
+from mpi4py import MPI
 
+from hpc_maml.gpu import Gpu
 from hpc_maml.mpi.reduce import ExactSum, from_integers, to_integers
+
+GPU = Gpu("cpu")
 
 
 def terms(count: int, width: int) -> np.ndarray:
@@ -15,23 +20,32 @@ def terms(count: int, width: int) -> np.ndarray:
     return rng.standard_normal((count, width)) * 10.0 ** rng.integers(-9, 6, (count, width))
 
 
+@pytest.fixture(params=["arrays", "tensors through the host", "tensors handed to MPI"])
+def add(request, comm):
+    """Return the sum over ranks of arrays [G, n] as they are, or as tensors."""
+    if request.param == "arrays":
+        return ExactSum(comm, 10)
+    exact_sum = ExactSum(comm, 10, GPU, direct=request.param.endswith("MPI"))
+    return lambda terms: exact_sum(GPU.array(terms))
+
+
 def my_share(comm, everything):
     """Deal the rows to the ranks, unevenly: rank 0 gets most, some may get none."""
     owner = np.minimum(np.arange(len(everything)) // 3, comm.size - 1)[::-1]
     return everything[owner == comm.rank]
 
 
-def test_every_rank_count_gives_the_serial_bits(comm):
+def test_every_rank_count_gives_the_serial_bits(comm, add):
     everything = terms(11, 500)
     serial = from_integers(to_integers(everything))
-    assert np.array_equal(ExactSum(comm, 10)(my_share(comm, everything)), serial)
-    reversed_terms = my_share(comm, everything)[::-1]
-    assert np.array_equal(ExactSum(comm, 10)(reversed_terms), serial)
+    assert np.array_equal(add(my_share(comm, everything)), serial)
+    reversed_terms = my_share(comm, everything)[::-1].copy()
+    assert np.array_equal(add(reversed_terms), serial)
 
 
-def test_float32_terms_are_summed_exactly(comm):
+def test_float32_terms_are_summed_exactly(comm, add):
     everything = (terms(9, 50) / 100).astype(np.float32)
-    total = ExactSum(comm, 10)(my_share(comm, everything))
+    total = add(my_share(comm, everything))
     for column, found in zip(everything.T, total, strict=True):
         # each term is cut off at 2^-64, the sum rounded to float64 once or twice
         exact = sum(Fraction(float(term)) for term in column)
@@ -43,14 +57,58 @@ def test_a_rank_without_tasks_takes_part(comm):
     mine = everything if comm.rank == comm.size - 1 else everything[:0]
     expected = from_integers(to_integers(everything))
     assert np.array_equal(ExactSum(comm, 10)(mine), expected)
+    for direct in (False, True):  # no tensor either: there is no group to take it from
+        tensors = GPU.array(mine) if len(mine) else mine
+        assert np.array_equal(ExactSum(comm, 10, GPU, direct)(tensors), expected)
+
+
+class Watched:
+    """A communicator that notes what it is asked to sum."""
+
+    def __init__(self, comm):
+        self.comm = comm
+        self.calls = []
+
+    @property
+    def size(self):
+        return self.comm.size
+
+    def Ibarrier(self):  # noqa: N802
+        return self.comm.Ibarrier()
+
+    def Iallreduce(self, _, buffer, op):  # noqa: N802
+        self.calls.append(("Iallreduce", type(buffer)))
+        return self.comm.Iallreduce(MPI.IN_PLACE, buffer, op)
+
+    def Allreduce(self, _, buffer, op):  # noqa: N802
+        self.calls.append(("Allreduce", type(buffer)))
+        self.comm.Allreduce(MPI.IN_PLACE, buffer, op)
+
+
+def test_only_a_blocking_reduction_is_handed_memory_of_a_gpu(comm):
+    tensors = GPU.array(terms(2, 5))
+    for direct in (False, True):
+        watched = Watched(comm)
+        ExactSum(watched, 10, GPU, direct)(tensors)
+        through_host = [("Iallreduce", np.ndarray)] if comm.size > 1 else []
+        assert watched.calls == ([("Allreduce", type(tensors))] if direct else through_host)
+
+
+def test_a_rank_that_never_comes_to_a_sum_on_the_gpu_is_a_timeout(comm):
+    if comm.rank == 0 < comm.size - 1:
+        with pytest.raises(TimeoutError, match="the other agents to add their terms"):
+            ExactSum(comm, 0.3, GPU, direct=True)(GPU.array(terms(2, 5)))
+    else:
+        time.sleep(0.6)
+        comm.Ibarrier().Wait()  # too late, but rank 0 must not leave one open
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e10])
-def test_what_cannot_be_summed_is_nan_on_every_rank(comm, bad):
+def test_what_cannot_be_summed_is_nan_on_every_rank(comm, add, bad):
     mine = np.ones((2, 3))
     if comm.rank == comm.size - 1:
         mine[1, 1] = bad
-    total = ExactSum(comm, 10)(mine)
+    total = add(mine)
     assert np.isnan(total[1])
     assert np.array_equal(total[[0, 2]], [2 * comm.size] * 2)
 

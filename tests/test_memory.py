@@ -1,0 +1,33 @@
+"""The memory of an agent does not grow from iteration to iteration."""
+
+from pathlib import Path
+
+from conftest import start
+
+from hpc_maml.trajectory import batch_dtype
+
+TASKS, EPISODES, HORIZON, ITERATIONS = 4, 20, 100, 60
+
+
+def test_the_memory_of_an_agent_does_not_grow():
+    job = start(
+        2,
+        f"meta_batch_size={TASKS}",
+        f"fast_batch_size={EPISODES}",
+        f"horizon={HORIZON}",
+        f"num_iterations={ITERATIONS}",
+        "checkpoint.every=20",
+        "mpi.wait_limit=60",
+        "device=cpu",
+        python=(str(Path(__file__).parent / "resident.py"),),
+        OPENBLAS_NUM_THREADS="1",
+    )
+    out, err = job.communicate(timeout=240)
+    assert job.returncode == 0, out + err
+    words = [line.split() for line in out.splitlines() if line.startswith("resident")]
+    resident = [1024 * int(number) for _, number in words]
+    assert len(resident) == ITERATIONS
+    batches = 2 * TASKS * batch_dtype(HORIZON, EPISODES, (2,), (2,), "f4").itemsize
+    settled, later = max(resident[:20]), max(resident[20:])
+    # the batches of one iteration in ten kept would be four times as much
+    assert later - settled < (ITERATIONS - 20) / 10 * batches / 2, (settled, later, batches)
