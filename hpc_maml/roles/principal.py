@@ -111,7 +111,7 @@ async def lead(
         outcomes = await agents.outcomes()
         done += 1
         theta = outcomes[0].step.theta
-        row = summarise(outcomes, config.num_inner_steps)
+        row = summarise(tasks, outcomes, config.num_inner_steps)
         row |= _clock(outcomes, agents, time.perf_counter() - started, working)
         unrecorded = (done, theta, row)
         stopped = any(outcome.stop_requested for outcome in outcomes)
@@ -141,17 +141,23 @@ async def meta_test(
     return [values[f"return_{updates}"] for updates in range(num_updates + 1)]
 
 
-def summarise(outcomes: Sequence[Outcome], num_inner_steps: int) -> dict[str, Any]:
+def summarise(
+    tasks: np.ndarray, outcomes: Sequence[Outcome], num_inner_steps: int
+) -> dict[str, Any]:
     """Return the values of metrics.METRICS and metrics.PER_TASK that do not depend on time."""
-    tasks = gather_tasks(outcomes)
+    values = gather_tasks(outcomes)
     step = outcomes[0].step
-    row: dict[str, Any] = {}
+    phases = range(num_inner_steps + 1)
+    row: dict[str, Any] = {
+        "task": tasks,
+        "return_after_updates": np.stack([values[f"return_{phase}"] for phase in phases], axis=1),
+    }
     for name, phase in (("pre_update", 0), ("post_update", num_inner_steps)):
-        returns = tasks[f"return_{phase}"]
+        returns = values[f"return_{phase}"]
         row[f"{name}_return"] = returns
         for statistic in ("mean", "std", "min", "max"):
             row[f"{name}_return_{statistic}"] = getattr(returns, statistic)()
-        row[f"{name}_episode_length"] = tasks[f"episode_length_{phase}"].mean()
+        row[f"{name}_episode_length"] = values[f"episode_length_{phase}"].mean()
     for name in (
         "inner_loss_before",
         "inner_loss_after",
@@ -167,9 +173,8 @@ def summarise(outcomes: Sequence[Outcome], num_inner_steps: int) -> dict[str, An
         "reason",
     ):
         row[name] = getattr(step, name)
-    phases = range(num_inner_steps + 1)
-    row["environment_steps"] = sum(int(tasks[f"steps_{phase}"].sum()) for phase in phases)
-    row["diverged_episodes"] = sum(int(tasks[f"diverged_{phase}"].sum()) for phase in phases)
+    row["environment_steps"] = sum(int(values[f"steps_{phase}"].sum()) for phase in phases)
+    row["diverged_episodes"] = sum(int(values[f"diverged_{phase}"].sum()) for phase in phases)
     return row
 
 
