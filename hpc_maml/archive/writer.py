@@ -148,12 +148,10 @@ class RolloutArchive:
             file["segment"], file["row"] = places.T
             for field, (dtype, shape) in self.shapes.arrays.items():
                 layout = h5py.VirtualLayout((len(tasks), *shape), dtype)
-                for task, (number, row) in enumerate(places):
-                    segment = segments[number]
-                    source = h5py.VirtualSource(
+                for segment in segments:  # whose rows are in the order of the tasks
+                    layout[list(segment.tasks)] = h5py.VirtualSource(
                         segment.name, field, (len(segment.tasks), *shape), dtype
                     )
-                    layout[task] = source[row]
                 _describe(file.create_virtual_dataset(field, layout), field)
 
         write_hdf5(iteration_path(self.folder, iteration), fill)
