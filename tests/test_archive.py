@@ -221,9 +221,9 @@ def test_kills_of_any_rank_at_random_moments(tmp_path):
                 seen = open_run(folder).rollouts.iterations
         time.sleep(chance.uniform(0, 0.15))
         before = open_run(folder).rollouts.iterations if number else seen
-        ranks = ranks_of(folder)
-        if ranks:
-            os.kill(chance.choice(ranks), signal.SIGKILL)
+        while not (ranks := ranks_of(folder)):
+            assert job.poll() is None, job.communicate()
+        os.kill(chance.choice(ranks), signal.SIGKILL)
         job.communicate(timeout=30)
         assert job.returncode
         if not (folder / "config.yaml").exists():

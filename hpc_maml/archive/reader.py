@@ -7,6 +7,7 @@ asked for again is read again.
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -184,7 +185,7 @@ class Rollouts(Mapping[tuple[int, int], Rollout]):
         path = iteration_path(self.folder, iteration)
         if not path.exists():
             raise KeyError(f"iteration {iteration} is not archived")
-        table = _Table.read(path)
+        table = _read_table(path)
         if not 0 <= task < len(table.segment):
             raise KeyError(f"iteration {iteration} has tasks 0 to {len(table.segment) - 1}")
         segment = table.paths[table.segment[task]]
@@ -229,7 +230,7 @@ class Rollouts(Mapping[tuple[int, int], Rollout]):
         path = iteration_path(self.folder, iteration)
         table, damages = None, {}
         try:
-            table = _Table.read(path)
+            table = _read_table(path)
             for segment in table.paths:
                 if damage := table.damage(segment, verify):
                     damages[segment] = damage
@@ -250,21 +251,6 @@ class _Table(NamedTuple):
     paths: list[Path]  # of the segments
     sizes: list[int]  # bytes
 
-    @classmethod
-    def read(cls, path: Path) -> "_Table":
-        with _open(path, FORMAT_VERSION) as file:
-            try:
-                return cls(
-                    int(file.attrs["iteration"]),
-                    file["task"][...],
-                    file["segment"][...],
-                    file["row"][...],
-                    [path.parent / name for name in file["segments"].asstr()[...]],
-                    file["segment_bytes"][...].tolist(),
-                )
-            except (OSError, KeyError) as error:
-                raise DamagedError(path, error) from None
-
     def damage(self, segment: Path, verify: bool = False) -> DamagedError | None:
         """Return what is wrong with a segment; with ``verify``, also what is in its arrays."""
         size = self.sizes[self.paths.index(segment)]
@@ -283,6 +269,28 @@ class _Table(NamedTuple):
         except (OSError, KeyError) as error:
             return DamagedError(segment, error)
         return None
+
+
+def _read_table(path: Path) -> _Table:
+    """Return where the tasks of an iteration are; raises InputError."""
+    status = path.stat() if path.exists() else None
+    return _read_table_once(path, status and (status.st_ino, status.st_mtime_ns))
+
+
+@lru_cache(maxsize=1)  # a loop over the tasks of an iteration asks for one table many times
+def _read_table_once(path: Path, identity: object) -> _Table:
+    with _open(path, FORMAT_VERSION) as file:
+        try:
+            return _Table(
+                int(file.attrs["iteration"]),
+                file["task"][...],
+                file["segment"][...],
+                file["row"][...],
+                [path.parent / name for name in file["segments"].asstr()[...]],
+                file["segment_bytes"][...].tolist(),
+            )
+        except (OSError, KeyError) as error:
+            raise DamagedError(path, error) from None
 
 
 def _open(path: Path, newest: int) -> h5py.File:
