@@ -88,11 +88,11 @@ class SegmentWriter:
                         array[row, phase] = (
                             phases[phase + 1][1] if field == ADAPTED else phases[phase][0][field]
                         )
-                # One chunk is what a reader asks for at once; its checksum is seen to when read.
+                # A chunk is a batch, below the 4 GB of HDF5; the library compares its checksum.
                 dataset = file.create_dataset(
                     field,
                     data=array,
-                    chunks=(1, *shape),
+                    chunks=(1, 1, *shape[1:]),
                     fletcher32=True,
                     **FILTERS[self.settings.compression],
                 )
