@@ -1,7 +1,7 @@
 """A job from start to end: what rank 0 prepares, what each rank builds, and who then runs what."""
 
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
+from hpc_maml.archive.plan import Shapes, estimate
+from hpc_maml.archive.schema import Segment
 from hpc_maml.config import Config, TopologyConfig
 from hpc_maml.envs import make
 from hpc_maml.envs.batched import TaskVectorEnv
@@ -22,7 +24,7 @@ from hpc_maml.policy import Policy, make_policy
 from hpc_maml.roles.agent import Team, act, choose_gpu, keep_freed_memory
 from hpc_maml.roles.messages import REQUESTS_AHEAD, Hello, Tag
 from hpc_maml.roles.observer import observe
-from hpc_maml.roles.principal import Agents, greet, lead, meta_test, sums_of_agents
+from hpc_maml.roles.principal import Agents, Segments, greet, lead, meta_test, sums_of_agents
 from hpc_maml.stopping import StopSignal
 from hpc_maml.trajectory import batch_dtype
 
@@ -36,6 +38,7 @@ class Job:
     config: Config
     policy: Policy
     dtype: np.dtype  # of a trajectory batch
+    rollouts: Path | None = None  # folder of the archive, if there is to be one
 
 
 def train(
@@ -52,6 +55,8 @@ def train(
 
     def prepare_run() -> Job:
         # Only the principal prints and keeps files, so only rank 0 imports what that takes.
+        from hpc_maml import console
+        from hpc_maml.files import size_text
         from hpc_maml.run import Run
         from hpc_maml.run_folder import default_path
 
@@ -60,8 +65,16 @@ def train(
         assign_roles([0] * world.size, config.topology.agents, config.topology.layout)
         env = make_env(config, episodes=1)
         job = prepare(config, env)
-        run = Run(run_dir or default_path(config), config, job.policy)
-        return job
+        shapes = archive_shapes(job)
+        each, total = estimate(config, shapes)
+        run = Run(run_dir or default_path(config), config, job.policy, shapes)
+        if total:
+            console.say(
+                f"rollouts: {size_text(each)} an archived iteration, "
+                f"{size_text(total)} for {config.num_iterations} iterations"
+                + ("" if config.archive.compression == "none" else ", before compression")
+            )
+        return replace(job, rollouts=run.archive.folder.absolute()) if total else job
 
     job = from_rank_0(world, prepare_run)
 
@@ -76,18 +89,26 @@ def train(
         if sums := sums_of_agents(hellos):
             console.say(f"sums between agents: {sums}")
             run.metrics.versions["sums_of_agents"] = sums
+        run.metrics.versions["hosts"] = ", ".join(dict.fromkeys(topology.hosts))
+        segments = Segments(Messenger(topology.world))
         reporter = console.Reporter(first, job.config.num_iterations)
 
-        def record(done: int, theta: np.ndarray, row: dict[str, Any]) -> None:
-            run.record(done, theta, row)
+        def record(
+            done: int, theta: np.ndarray, row: dict[str, Any], on_disk: Sequence[Segment]
+        ) -> None:
+            run.record(done, theta, row, on_disk)
             reporter.iteration(done, row)
 
         try:
-            await lead(job.config, env, agents, flatten(run.checkpoint), first, record, stop)
+            theta = flatten(run.checkpoint)
+            await lead(job.config, env, agents, theta, first, segments, record, stop)
+        except InputError as error:  # a file cannot be written
+            raise run.end_early(error) from None
         finally:
             reporter.close()
         if run.checkpoint.iteration < job.config.num_iterations:
             run.write_checkpoint()
+        run.archive.write_index()
 
     run_job(world, job, principal, stop)
 
@@ -183,6 +204,12 @@ def prepare(config: Config, env: TaskVectorEnv) -> Job:
     return Job(config, policy, dtype)
 
 
+def archive_shapes(job: Job) -> Shapes:
+    """Return the shapes that the rollouts of a job have in the archive."""
+    num_parameters = sum(int(np.prod(shape)) for shape in job.policy.shapes.values())
+    return Shapes(job.config, job.dtype, num_parameters)
+
+
 Principal = Callable[[Agents, Topology], Coroutine[Until, None, None]]
 
 
@@ -212,6 +239,11 @@ def run_job(world: MPI.Intracomm, job: Job, principal: Principal, stop: StopSign
         learner = Messenger(topology.learner_comm)
         roles["agent"] = act(config, job.policy, gpu, learner, team, reduce, stop)
     if place.observer:
+        archive = None
+        if job.rollouts:
+            from hpc_maml.archive.writer import SegmentWriter  # others do without h5py
+
+            archive = SegmentWriter(job.rollouts, config.archive, archive_shapes(job), world.rank)
         roles["observer"] = observe(
             config,
             job.policy,
@@ -219,6 +251,8 @@ def run_job(world: MPI.Intracomm, job: Job, principal: Principal, stop: StopSign
             job.dtype,
             Messenger(topology.team_comm),
             BatchSender(topology.team_comm),
+            archive,
+            Messenger(topology.world),
             stop,
         )
     greeting = Messenger(topology.world)

@@ -33,7 +33,7 @@ def collected(name, chosen):
         gae_lambda=1.0,
         dtype=dtype,
     )
-    return policy, theta, np.stack(list(phases))
+    return policy, theta, np.stack([batches for batches, _ in phases])
 
 
 def bits(batches):

@@ -81,7 +81,7 @@ def collected(config: Config) -> tuple[Policy, np.ndarray, Data]:
             gae_lambda=config.gae_lambda,
             dtype=job.dtype,
         )
-        inner, post = (samples(batches[0]) for batches in phases)
+        inner, post = (samples(batches[0]) for batches, _ in phases)
         data.append((inner, post))
     return job.policy, theta, data
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hpc_maml.archive.plan import is_archived
 from hpc_maml.config import Config
 from hpc_maml.errors import InputError
 from hpc_maml.meta_step import TaskGroup, linearise, meta_step
@@ -17,7 +18,7 @@ from hpc_maml.mpi.reduce import ExactSum
 from hpc_maml.mpi.topology import Topology, smallest
 from hpc_maml.mpi.waiting import Until
 from hpc_maml.policy import Policy
-from hpc_maml.roles.messages import REQUESTS_AHEAD, Order, Outcome, Tag
+from hpc_maml.roles.messages import REQUESTS_AHEAD, Order, Outcome, Pause, Tag
 from hpc_maml.stopping import StopSignal
 from hpc_maml.task_groups import TaskGroups
 from hpc_maml.trajectory import Array, Samples, samples
@@ -68,6 +69,7 @@ class Team:
         self.num_observers = num_observers
         self.at_once = at_once  # observers that have a core each
         self.requests: Counter[int] = Counter()  # observer -> tasks it waits for
+        self.at_work: set[int] = set()  # observers given something since the last pause
         self.arrived: deque[np.ndarray] = deque()  # batches [1] nobody has looked at yet
 
     def has_request(self) -> bool:
@@ -82,12 +84,19 @@ class Team:
         """
         observer = max(sorted(self.requests), key=self.requests.__getitem__)
         self.requests -= Counter([observer])
+        self.at_work.add(observer)
         self.messenger.send(order, observer, Tag.ASSIGNMENT)
 
     def has_batch(self) -> bool:
         """Take the batches that have arrived; tell whether there is one."""
         self.arrived.extend(self.receiver.take())
         return bool(self.arrived)
+
+    def pause(self) -> None:
+        """Tell the observers with tasks of this iteration that there are no more."""
+        for rank in self.at_work:
+            self.messenger.send(Pause(), rank, Tag.ASSIGNMENT)
+        self.at_work.clear()
 
     async def dismiss(self) -> None:
         """Answer every request that is still to come with the end."""
@@ -156,6 +165,8 @@ async def carry_out(
     def next_batch() -> bool:
         while to_give and team.has_request():
             team.assign(to_give.popleft())
+            if not to_give and is_archived(config.archive, order.iteration + 1):
+                team.pause()
         return team.has_batch()
 
     while len(per_task) < len(order.tasks):
