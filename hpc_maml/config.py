@@ -15,6 +15,8 @@ Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
 
+BOOLEAN = "tag:yaml.org,2002:bool"
+
 
 class Section(BaseModel):
     """A group of keys; unknown keys and values of another type are errors."""
@@ -56,6 +58,15 @@ class CheckpointConfig(Section):
     keep: Count = Field(3, description="checkpoints kept")
 
 
+class MetricsConfig(Section):
+    tensorboard: Literal["auto", "on", "off"] = Field(
+        "auto", description="event files for TensorBoard; auto: where it is installed"
+    )
+    wandb: Literal["online", "offline", "off"] = Field(
+        "off", description="Weights & Biases; offline: kept in the run folder, for wandb sync"
+    )
+
+
 class MpiConfig(Section):
     wait_limit: Positive = Field(
         1800.0, description="seconds a rank waits for another before it ends the job"
@@ -90,11 +101,12 @@ class Config(Section):
     topology: TopologyConfig = TopologyConfig()
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where agents compute")
     checkpoint: CheckpointConfig = CheckpointConfig()
+    metrics: MetricsConfig = MetricsConfig()
     mpi: MpiConfig = MpiConfig()
 
 
 # Keys that do not change what is computed: they may differ when a run is continued.
-NEUTRAL_KEYS = ("num_iterations", "topology", "device", "checkpoint", "mpi")
+NEUTRAL_KEYS = ("num_iterations", "topology", "device", "checkpoint", "metrics", "mpi")
 
 
 def load_config(file: str | Path | None, overrides: Sequence[str]) -> Config:
@@ -139,7 +151,12 @@ def differing_keys(config: Config, other: Config) -> list[str]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats (PyYAML takes ``1e-2`` for a string), and no key twice."""
+    """YAML 1.2: ``1e-2`` is a number, ``on`` and ``off`` are words; and no key twice."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (where PyYAML looks for them)
+        first: [each for each in resolvers if each[0] != BOOLEAN or first in "tTfF"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         """Return the mapping; raises ConstructorError for a key that stands there twice."""

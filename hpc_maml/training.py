@@ -47,16 +47,18 @@ def train(
 
     ``load_settings`` is called on rank 0 only. Raises InputError on every rank.
     """
-    run = env = None
+    run = env = sinks = None
 
     def prepare_run() -> Job:
         # Only the principal prints and keeps files, so only rank 0 imports what that takes.
         from hpc_maml.run import Run
         from hpc_maml.run_folder import default_path
+        from hpc_maml.sinks import check_installed
 
         nonlocal run, env
         config = load_settings()
         assign_roles([0] * world.size, config.topology.agents, config.topology.layout)
+        check_installed(config.metrics)
         env = make_env(config, episodes=1)
         job = prepare(config, env)
         run = Run(run_dir or default_path(config), config, job.policy)
@@ -67,15 +69,20 @@ def train(
     async def principal(agents: Agents, topology: Topology) -> None:
         from hpc_maml import console
         from hpc_maml.run import flatten
+        from hpc_maml.sinks import Sinks
 
+        nonlocal sinks
         first = run.checkpoint.iteration
         console.say(f"run folder {run.path}" + (f", continued at {first}" if first else ""))
         console.print_topology(topology, await greet(topology.world))
         reporter = console.Reporter(first, job.config.num_iterations)
+        if first < job.config.num_iterations:
+            sinks = Sinks(job.config, run.path, run.metrics.rows, reporter.note)
 
         def record(done: int, theta: np.ndarray, row: dict[str, Any]) -> None:
             run.record(done, theta, row)
             reporter.iteration(done, row)
+            sinks.put(run.metrics.rows[-1])
 
         try:
             await lead(job.config, env, agents, flatten(run.checkpoint), first, record, stop)
@@ -89,6 +96,8 @@ def train(
     def conclude() -> int:
         from hpc_maml import console
 
+        if sinks:
+            sinks.close()
         done = run.checkpoint.iteration
         if done < job.config.num_iterations:
             console.say(
