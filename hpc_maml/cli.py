@@ -12,17 +12,18 @@ from mpi4py import MPI
 
 from hpc_maml import __version__
 from hpc_maml.errors import InputError
-from hpc_maml.mpi.runtime import check_world, launcher_rank
+from hpc_maml.mpi.runtime import check_world, from_rank_0, launcher_rank
 from hpc_maml.stopping import StopSignal
 
 if TYPE_CHECKING:
     from hpc_maml.config import Config
 
-BAD_INPUT = 2
+DAMAGED, BAD_INPUT = 1, 2
 
 SUMMARY = """\
 usage: python -m hpc_maml [train] [--config FILE] [--run-dir DIR] [key=value ...]
        python -m hpc_maml evaluate RUN [--tasks N] [--updates K] [--json FILE]
+       python -m hpc_maml inspect RUN [--tree] [--verify]
        python -m hpc_maml COMMAND --help
 
 Meta-trains a policy on all ranks of an MPI job: mpirun -np N python -m hpc_maml ...
@@ -130,6 +131,31 @@ def _evaluate(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     return run
 
 
+def _inspect(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
+    parser = argparse.ArgumentParser(
+        "hpc_maml inspect",
+        description="Say what is in a run folder. Exit code 1 if something is damaged.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument("--tree", action="store_true", help="also print the HDF5 layout")
+    parser.add_argument(
+        "--verify", action="store_true", help="read all rollouts and compare their checksums"
+    )
+    options = parser.parse_args(arguments)
+
+    def inspect() -> int:
+        from hpc_maml import open_run
+        from hpc_maml.archive.inspection import damages, describe, tree
+
+        run = open_run(options.run)
+        print(*describe(run), *(tree(run) if options.tree else ()), sep="\n")
+        damaged = damages(run, verify=options.verify)
+        print(*damaged, sep="\n", end="\n" if damaged else "", file=sys.stderr)
+        return DAMAGED if damaged else 0
+
+    return lambda comm: from_rank_0(comm, inspect)
+
+
 def _at_least(smallest: int) -> Callable[[str], int]:
     def number(text: str) -> int:
         if int(text) < smallest:
@@ -139,4 +165,4 @@ def _at_least(smallest: int) -> Callable[[str], int]:
     return number
 
 
-COMMANDS = {"train": _train, "evaluate": _evaluate}
+COMMANDS = {"train": _train, "evaluate": _evaluate, "inspect": _inspect}

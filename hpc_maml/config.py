@@ -67,6 +67,18 @@ class MetricsConfig(Section):
     )
 
 
+class ArchiveConfig(Section):
+    rollouts: Count | Literal["every", "none"] = Field(
+        10, description="every, none, or n: the first iteration and every n-th after it"
+    )
+    compression: Literal["none", "lzf", "gzip"] = Field("none", description="filter")
+    adapted_parameters: bool = Field(False, description="also the adapted policies of every task")
+    max_bytes: Count | None = Field(None, description="limit of the rollouts, null for none")
+    when_full: Literal["refuse", "thin"] = Field(
+        "refuse", description="refuse: at the start, if they could exceed it; thin: drop the oldest"
+    )
+
+
 class MpiConfig(Section):
     wait_limit: Positive = Field(
         1800.0, description="seconds a rank waits for another before it ends the job"
@@ -102,11 +114,20 @@ class Config(Section):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where agents compute")
     checkpoint: CheckpointConfig = CheckpointConfig()
     metrics: MetricsConfig = MetricsConfig()
+    archive: ArchiveConfig = ArchiveConfig()
     mpi: MpiConfig = MpiConfig()
 
 
 # Keys that do not change what is computed: they may differ when a run is continued.
-NEUTRAL_KEYS = ("num_iterations", "topology", "device", "checkpoint", "metrics", "mpi")
+NEUTRAL_KEYS = (
+    "num_iterations",
+    "topology",
+    "device",
+    "checkpoint",
+    "metrics",
+    "archive",
+    "mpi",
+)
 
 
 def load_config(file: str | Path | None, overrides: Sequence[str]) -> Config:

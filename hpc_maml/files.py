@@ -39,10 +39,25 @@ def write_hdf5(path: Path, fill: Callable[[h5py.File], None], *, durable: bool =
     """Write an HDF5 file whole; ``fill`` puts the content into the open file."""
 
     def write(temporary: Path) -> None:
-        with h5py.File(temporary, "w") as file:
+        # Made in memory: the HDF5 library does not get over a disk that is full.
+        with h5py.File(
+            temporary, "w", driver="core", backing_store=False, block_size=2**20
+        ) as file:
             fill(file)
+            file.flush()
+            image = file.id.get_file_image()
+        temporary.write_bytes(image)
 
     write_whole(path, write, durable=durable)
+
+
+def size_text(size: float) -> str:
+    """Return a number of bytes as text, like 17.0 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
 
 
 def _sync(path: Path) -> None:

@@ -79,11 +79,12 @@ def collect(
     gamma: float,
     gae_lambda: float,
     dtype: np.dtype,
-) -> Iterator[np.ndarray]:
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield a batch ``[1]`` for each phase of one task: roll out, adapt, roll out again.
 
-    ``key`` is (seed, iteration, index of the task). There is one more batch than ``step_sizes``:
-    phase k is collected with the parameters after k inner steps.
+    With it come the parameters ``[P]`` it was collected with. ``key`` is (seed, iteration, index of
+    the task). There is one more batch than ``step_sizes``: phase k is collected with the parameters
+    after k inner steps.
     """
     seed, iteration, index = key
     purposes = (
@@ -99,7 +100,7 @@ def collect(
         actions, environment = (
             stream(seed, purpose, iteration, index, phase) for purpose in purposes
         )
-        one = batch[0]
+        one, behaviour = batch[0], theta
         with np.errstate(over="ignore", invalid="ignore"):  # a divergence is seen by its NaN
             roll_out(policy, env, theta[None], [actions], [environment], batch)
             one["advantages"][:] = task_advantages(
@@ -108,4 +109,4 @@ def collect(
             if phase < len(step_sizes):
                 theta = adapt(policy, theta, samples(one), step_sizes[phase])
         batch["observer_seconds"] = time.perf_counter() - started
-        yield batch
+        yield batch, behaviour

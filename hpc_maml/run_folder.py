@@ -11,6 +11,7 @@ from hpc_maml.errors import InputError
 from hpc_maml.files import TEMPORARY, write_text
 
 CONFIG, METRICS, CHECKPOINTS, LOCK = "config.yaml", "metrics.h5", "checkpoints", ".lock"
+ROLLOUTS = "rollouts"
 
 
 def default_path(config: Config) -> Path:

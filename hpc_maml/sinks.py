@@ -27,6 +27,8 @@ TENSORBOARD = "tensorboard"  # folder of the event files in a run folder
 LONGEST_QUEUE = 1000  # rows a sink may be behind
 HISTOGRAM_BINS = 30
 CLOSE_LIMIT = 30.0  # seconds the end of a run waits for its sinks
+# Shown as histograms; the tasks themselves and arrays of returns stay in metrics.h5.
+DISTRIBUTIONS = {name: each for name, each in PER_TASK.items() if each.shape == "[iteration, task]"}
 
 Row = Mapping[str, Any]  # values of METRICS and PER_TASK by name
 
@@ -138,7 +140,7 @@ def write_tensorboard(folder: Path, entries: Iterator[Entry]) -> None:
     # The older kinds of value, as PyTorch writes them: all readers know these, and purge them.
     def summary(row: Row, *, described: bool) -> Summary:
         values = Summary()
-        for group, metrics in (("iterations", METRICS), ("tasks", PER_TASK)):
+        for group, metrics in (("iterations", METRICS), ("tasks", DISTRIBUTIONS)):
             for name, metric in metrics.items():
                 value = values.value.add(tag=f"{group}/{name}")
                 if described:
@@ -202,7 +204,7 @@ def write_wandb(folder: Path, config: Config, entries: Iterator[Entry]) -> None:
         if iteration < run.starting_step:  # an earlier job has sent it
             continue
         values = {f"iterations/{name}": float(row[name]) for name in METRICS}
-        for name in PER_TASK:
+        for name in DISTRIBUTIONS:
             finite = row[name][np.isfinite(row[name])]
             values[f"tasks/{name}"] = wandb.Histogram(finite, num_bins=HISTOGRAM_BINS)
         run.log(values, step=iteration)

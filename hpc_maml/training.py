@@ -1,13 +1,15 @@
 """A job from start to end: what rank 0 prepares, what each rank builds, and who then runs what."""
 
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mpi4py import MPI
 
+from hpc_maml.archive.plan import Shapes, estimate
+from hpc_maml.archive.schema import Segment
 from hpc_maml.config import Config, TopologyConfig
 from hpc_maml.envs import make
 from hpc_maml.envs.batched import TaskVectorEnv
@@ -21,7 +23,7 @@ from hpc_maml.policy import Policy, make_policy
 from hpc_maml.roles.agent import Team, act, choose_device, keep_freed_memory
 from hpc_maml.roles.messages import REQUESTS_AHEAD, Hello, Tag
 from hpc_maml.roles.observer import observe
-from hpc_maml.roles.principal import Agents, greet, lead, meta_test
+from hpc_maml.roles.principal import Agents, Segments, greet, lead, meta_test
 from hpc_maml.stopping import StopSignal
 from hpc_maml.trajectory import batch_dtype
 
@@ -35,6 +37,7 @@ class Job:
     config: Config
     policy: Policy
     dtype: np.dtype  # of a trajectory batch
+    rollouts: Path | None = None  # folder of the archive, if there is to be one
 
 
 def train(
@@ -51,6 +54,8 @@ def train(
 
     def prepare_run() -> Job:
         # Only the principal prints and keeps files, so only rank 0 imports what that takes.
+        from hpc_maml import console
+        from hpc_maml.files import size_text
         from hpc_maml.run import Run
         from hpc_maml.run_folder import default_path
         from hpc_maml.sinks import check_installed
@@ -61,8 +66,16 @@ def train(
         check_installed(config.metrics)
         env = make_env(config, episodes=1)
         job = prepare(config, env)
-        run = Run(run_dir or default_path(config), config, job.policy)
-        return job
+        shapes = archive_shapes(job)
+        each, total = estimate(config, shapes)
+        run = Run(run_dir or default_path(config), config, job.policy, shapes)
+        if total:
+            console.say(
+                f"rollouts: {size_text(each)} an archived iteration, "
+                f"{size_text(total)} for {config.num_iterations} iterations"
+                + ("" if config.archive.compression == "none" else ", before compression")
+            )
+        return replace(job, rollouts=run.archive.folder.absolute()) if total else job
 
     job = from_rank_0(world, prepare_run)
 
@@ -75,21 +88,29 @@ def train(
         first = run.checkpoint.iteration
         console.say(f"run folder {run.path}" + (f", continued at {first}" if first else ""))
         console.print_topology(topology, await greet(topology.world))
+        run.metrics.versions["hosts"] = ", ".join(dict.fromkeys(topology.hosts))
+        segments = Segments(Messenger(topology.world))
         reporter = console.Reporter(first, job.config.num_iterations)
         if first < job.config.num_iterations:
             sinks = Sinks(job.config, run.path, run.metrics.rows, reporter.note)
 
-        def record(done: int, theta: np.ndarray, row: dict[str, Any]) -> None:
-            run.record(done, theta, row)
+        def record(
+            done: int, theta: np.ndarray, row: dict[str, Any], on_disk: Sequence[Segment]
+        ) -> None:
+            run.record(done, theta, row, on_disk)
             reporter.iteration(done, row)
             sinks.put(run.metrics.rows[-1])
 
         try:
-            await lead(job.config, env, agents, flatten(run.checkpoint), first, record, stop)
+            theta = flatten(run.checkpoint)
+            await lead(job.config, env, agents, theta, first, segments, record, stop)
+        except InputError as error:  # a file cannot be written
+            raise run.end_early(error) from None
         finally:
             reporter.close()
         if run.checkpoint.iteration < job.config.num_iterations:
             run.write_checkpoint()
+        run.archive.write_index()
 
     run_job(world, job, principal, stop)
 
@@ -187,6 +208,12 @@ def prepare(config: Config, env: TaskVectorEnv) -> Job:
     return Job(config, policy, dtype)
 
 
+def archive_shapes(job: Job) -> Shapes:
+    """Return the shapes that the rollouts of a job have in the archive."""
+    num_parameters = sum(int(np.prod(shape)) for shape in job.policy.shapes.values())
+    return Shapes(job.config, job.dtype, num_parameters)
+
+
 Principal = Callable[[Agents, Topology], Coroutine[Until, None, None]]
 
 
@@ -212,6 +239,11 @@ def run_job(world: MPI.Intracomm, job: Job, principal: Principal, stop: StopSign
         learner = Messenger(topology.learner_comm)
         roles["agent"] = act(config, job.policy, device, learner, team, reduce, stop)
     if place.observer:
+        archive = None
+        if job.rollouts:
+            from hpc_maml.archive.writer import SegmentWriter  # others do without h5py
+
+            archive = SegmentWriter(job.rollouts, config.archive, archive_shapes(job), world.rank)
         roles["observer"] = observe(
             config,
             job.policy,
@@ -219,6 +251,8 @@ def run_job(world: MPI.Intracomm, job: Job, principal: Principal, stop: StopSign
             job.dtype,
             Messenger(topology.team_comm),
             BatchSender(topology.team_comm),
+            archive,
+            Messenger(topology.world),
             stop,
         )
     greeting = Messenger(topology.world)

@@ -15,7 +15,7 @@ LAYERS = [
     ["errors", "config", "trajectory", "random_streams", "files", "stopping"],
     ["mlp", "policy", "baseline", "advantages", "trust_region", "envs"],
     ["maml", "rollout"],
-    ["mpi", "checkpoint", "metrics", "run_folder"],
+    ["mpi", "checkpoint", "metrics", "run_folder", "archive"],
     ["meta_step"],
     ["roles"],
     ["run", "console", "sinks"],

@@ -16,8 +16,8 @@ from conftest import ROOT, SMALL, run, start
 from hpc_maml import sinks
 from hpc_maml.config import Config, MetricsConfig
 from hpc_maml.errors import InputError
-from hpc_maml.metrics import METRICS, PER_TASK
-from hpc_maml.sinks import Entry, Sink, Sinks, check_installed
+from hpc_maml.metrics import METRICS
+from hpc_maml.sinks import DISTRIBUTIONS, Entry, Sink, Sinks, check_installed
 
 FAULT = str(ROOT / "tests" / "fault.py")
 BOTH = ("metrics.tensorboard=on", "metrics.wandb=offline")
@@ -40,7 +40,9 @@ def killed_and_resumed(tmp_path_factory) -> Path:
 def recorded(folder: Path) -> dict[str, np.ndarray]:
     """Return the datasets of metrics.h5 by path, ``[iterations]`` or ``[iterations, tasks]``."""
     with h5py.File(folder / "metrics.h5") as file:
-        paths = [f"iterations/{name}" for name in METRICS] + [f"tasks/{name}" for name in PER_TASK]
+        paths = [f"iterations/{name}" for name in METRICS] + [
+            f"tasks/{name}" for name in DISTRIBUTIONS
+        ]
         return {path: file[path][...] for path in paths}
 
 

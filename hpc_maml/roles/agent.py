@@ -15,7 +15,7 @@ from hpc_maml.mpi.reduce import ExactSum
 from hpc_maml.mpi.topology import Topology, smallest
 from hpc_maml.mpi.waiting import Until
 from hpc_maml.policy import Policy
-from hpc_maml.roles.messages import REQUESTS_AHEAD, Order, Outcome, Tag
+from hpc_maml.roles.messages import REQUESTS_AHEAD, Order, Outcome, Pause, Tag
 from hpc_maml.stopping import StopSignal
 from hpc_maml.trajectory import Array, Samples, samples
 
@@ -70,6 +70,12 @@ class Team:
         self.arrived.extend(self.receiver.take())
         return bool(self.arrived)
 
+    def pause(self) -> None:
+        """Tell every observer that there are no more tasks in this iteration."""
+        size = self.messenger.comm.size
+        for rank in range(size - self.num_observers, size):
+            self.messenger.send(Pause(), rank, Tag.ASSIGNMENT)
+
     async def dismiss(self) -> None:
         """Answer every request that is still to come with the end."""
         for _ in range(REQUESTS_AHEAD * self.num_observers):
@@ -121,6 +127,8 @@ async def carry_out(
     def next_batch() -> bool:
         while to_give and team.has_request():
             team.messenger.send(to_give.popleft(), team.requests.popleft(), Tag.ASSIGNMENT)
+            if not to_give:
+                team.pause()
         return team.has_batch()
 
     while len(per_task) < len(order.assignments):

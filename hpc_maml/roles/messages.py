@@ -15,8 +15,9 @@ class Tag(IntEnum):
     ORDER = 2  # principal to agent: Order, or None to end
     OUTCOME = 3  # agent to principal: Outcome
     REQUEST = 4  # observer to agent: ready for a task
-    ASSIGNMENT = 5  # agent to observer: Assignment, or None to end
+    ASSIGNMENT = 5  # agent to observer: Assignment, Pause, or None to end
     HELLO = 6  # every rank to the principal: Hello
+    SEGMENT = 7  # observer to principal: archive.schema.Segment, or InputError
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,11 @@ class Assignment:
     theta: np.ndarray  # [P]
     step_sizes: tuple[float, ...]  # one for each inner step
     evaluation: bool  # a meta-test: draws of its own, no outer step
+
+
+@dataclass(frozen=True)
+class Pause:
+    """All tasks of the iteration are given out: time to write rollouts. Answers no request."""
 
 
 @dataclass(frozen=True)
