@@ -18,7 +18,7 @@ LAYERS = [
     ["mpi", "checkpoint", "metrics", "run_folder", "archive"],
     ["meta_step"],
     ["roles"],
-    ["run", "console", "sinks"],
+    ["run", "console", "sinks", "report"],
     ["training"],
     ["cli", "__main__"],
 ]
