@@ -22,6 +22,7 @@ STYLE = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.alpha": 0.3,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -29,7 +30,7 @@ STYLE = {
     "lines.linewidth": 1.7,
     "svg.hashsalt": "hpc_maml",  # the same picture gives the same file
 }
-SHOWN_TASKS, SHOWN_EPISODES = 6, 5
+SHOWN_TASKS, SHOWN_EPISODES = 6, 2
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ def learning_curves(experiments: Sequence[Experiment]) -> Picture:
             for each in gain:
                 right.plot(iterations, each, color=colour, alpha=0.35, linewidth=0.7)
     right.axhline(0, color="0.5", linewidth=0.8)
+    # The first iterations of few seeds have bands so wide that nothing else would be seen.
+    left.set_ylim(*_reach(experiments))
     _iterations(left)
     _iterations(right)
     left.set_ylabel("return of an episode [reward]")
@@ -101,13 +104,12 @@ def adaptation_curve(experiments: Sequence[Experiment]) -> Picture:
     tested = any(run.evaluation for experiment in experiments for run in experiment.runs)
     figure, axes = _panels(1 + tested, widths=(1,) * (1 + tested), width=4.2)
     for experiment, colour in _coloured(experiments):
-        for rows, style in ((slice(0, 1), ":"), (None, "-")):
-            _whiskers(axes[0], returns_after_updates(experiment, rows), colour, style)
+        _whiskers(axes[0], returns_after_updates(experiment), colour)
         for run in experiment.runs:
             if run.evaluation:
                 middle = np.array([row["value"] for row in run.evaluation])
                 half = np.array([row["confidence_95"] for row in run.evaluation])
-                _whiskers(axes[1], Band(middle, middle - half, middle + half), colour, "-")
+                _whiskers(axes[1], Band(middle, middle - half, middle + half), colour)
     for axis in axes:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_xlabel("updates")
@@ -115,17 +117,14 @@ def adaptation_curve(experiments: Sequence[Experiment]) -> Picture:
     axes[0].set_title("Tasks of training")
     if tested:
         axes[1].set_title("Unseen tasks (meta-test)")
-    lines = [
-        Line2D([], [], color="0.3", linestyle=":", label="iteration 1"),
-        Line2D([], [], color="0.3", label="last tenth of the iterations"),
-    ]
-    axes[0].legend(handles=lines + (_key(experiments) if len(experiments) > 1 else []), loc="best")
+    if len(experiments) > 1:
+        axes[0].legend(handles=_key(experiments), loc="best")
     test = " Right: what evaluate has found on unseen tasks." if tested else ""
     return Picture(
         "adaptation_curve",
         "Return after 0, 1, ... updates",
-        "Mean return after each inner step, with its 95 % confidence interval: over the tasks of a "
-        f"run, over seeds where there are several.{test}",
+        "Mean return after each inner step in the last tenth of the iterations, with its 95 % "
+        f"confidence interval: over the tasks of a run, over seeds where there are several.{test}",
         figure,
     )
 
@@ -191,7 +190,9 @@ def trust_region(experiments: Sequence[Experiment]) -> Picture:
     middle.set_ylabel("candidates judged")
     middle.set_title("Line search")
     right.set_ylabel("updates rejected so far")
-    right.set_title("Rejected updates")
+    runs = [run for each in experiments for run in each.runs]
+    rejected = sum(int((run.metrics["accepted"] == 0).sum()) for run in runs)
+    right.set_title(f"Rejected updates: {rejected or 'none'}")
     lines = [Line2D([], [], color="0.3", linestyle="--", label="max_kl")]
     left.legend(
         handles=lines + (_key(experiments) if len(experiments) > 1 else []), loc="lower right"
@@ -229,7 +230,7 @@ def time_use(experiments: Sequence[Experiment]) -> Picture:
         axis.set_yticks(rows, names)
         axis.invert_yaxis()
         axis.grid(visible=False, axis="y")
-    right.tick_params(labelleft=False)
+    right.tick_params(left=False, labelleft=False)
     right.set_xlim(0, 118)
     right.set_xticks(range(0, 101, 25))
     left.set_xlabel("seconds of an iteration, median")
@@ -304,6 +305,8 @@ def trajectories(experiments: Sequence[Experiment]) -> Picture | None:
         axis.set_title(f"task {key[1]}")
     for axis in grid[len(keys) :]:
         axis.set_visible(False)
+    reach = max(abs(bound) for axis in grid[: len(keys)] for bound in axis.dataLim.extents)
+    grid[0].set(xlim=(-1.05 * reach, 1.05 * reach), ylim=(-1.05 * reach, 1.05 * reach))
     figure.supxlabel("x", fontsize=9)
     figure.supylabel("y", fontsize=9)
     handles, labels = grid[0].get_legend_handles_labels()
@@ -361,7 +364,7 @@ def _curve(axis: Axes, x: np.ndarray, band: Band, colour: Any, style: str) -> No
     axis.fill_between(x, band.low, band.high, color=colour, alpha=0.18, linewidth=0)
 
 
-def _whiskers(axis: Axes, band: Band, colour: Any, style: str) -> None:
+def _whiskers(axis: Axes, band: Band, colour: Any) -> None:
     half = np.nan_to_num(band.high - band.middle)
     updates = np.arange(len(band.middle))
     axis.errorbar(
@@ -369,11 +372,25 @@ def _whiskers(axis: Axes, band: Band, colour: Any, style: str) -> None:
         band.middle,
         half,
         color=colour,
-        linestyle=style,
         marker="o",
         markersize=4,
         capsize=3,
     )
+
+
+def _reach(experiments: Sequence[Experiment]) -> tuple[float, float]:
+    """Return limits that hold the mean returns of every run, and the bands of single runs."""
+    phases = ("pre_update", "post_update")
+    shown = [metric(each, f"{phase}_return_mean") for each in experiments for phase in phases]
+    shown += [
+        np.stack(returns(each, phase))
+        for each in experiments
+        for phase in phases
+        if len(each.runs) == 1
+    ]
+    low, high = min(map(np.nanmin, shown)), max(map(np.nanmax, shown))
+    margin = 0.05 * (high - low) or 1.0
+    return low - margin, high + margin
 
 
 def _iterations(axis: Axes) -> None:

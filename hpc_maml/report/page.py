@@ -101,9 +101,11 @@ def _table(environment: Environment) -> str:
 
 def _text(quantity: Quantity, runs: Sequence[RunData]) -> str:
     values = np.array([quantity.of(run) for run in runs])
-    text = f"{values.mean():,.{quantity.digits}f}"
+    mean = values.mean()
+    digits = quantity.digits or int(len(values) > 1 and mean < 100)
+    text = f"{mean:,.{digits}f}"
     if len(values) > 1:
-        text += f" ± {half_width(values):,.{max(quantity.digits, 1)}f}"
+        text += f" ± {half_width(values):,.{digits}f}"
     return text.replace("-", "−")
 
 

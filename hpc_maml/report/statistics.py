@@ -31,8 +31,8 @@ def half_width(values: np.ndarray) -> np.ndarray:
     return quantile * values.std(0, ddof=1) / np.sqrt(number)
 
 
-def over_seeds(values: np.ndarray) -> Band:
-    """Return mean and 95 % confidence interval of ``[seeds, n]``."""
+def mean_band(values: np.ndarray) -> Band:
+    """Return mean and 95 % confidence interval over the first axis of ``[samples, n]``."""
     mean, half = values.mean(0), half_width(values)
     return Band(mean, mean - half, mean + half)
 
@@ -49,23 +49,23 @@ def returns(experiment: Experiment, phase: str) -> Band:
     Over seeds: mean and 95 % confidence interval. For one run: mean and middle half of its tasks.
     """
     if len(experiment.runs) > 1:
-        return over_seeds(metric(experiment, f"{phase}_return_mean"))
+        return mean_band(metric(experiment, f"{phase}_return_mean"))
     tasks = experiment.runs[0].per_task[f"{phase}_return"]
     low, high = np.quantile(tasks, [0.25, 0.75], axis=1)
     return Band(tasks.mean(1), low, high)
 
 
-def returns_after_updates(experiment: Experiment, rows: slice | None = None) -> Band:
-    """Return the return after 0, 1, ... updates, ``[updates]``, by default in the end.
+def returns_after_updates(experiment: Experiment) -> Band:
+    """Return the return after 0, 1, ... updates, ``[updates]``, in the end.
 
     Means with 95 % confidence intervals: over seeds, or over the tasks of one run.
     """
     per_run = [
-        run.per_task["return_after_updates"][rows or run.final].reshape(
+        run.per_task["return_after_updates"][run.final].reshape(
             -1, run.config["num_inner_steps"] + 1
         )
         for run in experiment.runs
     ]  # each [iterations * tasks, updates]
     if len(per_run) == 1:
-        return over_seeds(per_run[0])
-    return over_seeds(np.stack([values.mean(0) for values in per_run]))
+        return mean_band(per_run[0])
+    return mean_band(np.stack([values.mean(0) for values in per_run]))
