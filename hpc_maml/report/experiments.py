@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 EVALUATION = "evaluation.json"  # what `evaluate RUN --json RUN/evaluation.json` has written
+LONGEST_LABEL = 20  # characters
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,14 @@ class RunData:
 class Experiment:
     """Runs of one configuration and different seeds."""
 
-    label: str
+    label: str  # short enough for a picture
+    settings: str  # in which it differs from the others
     runs: tuple[RunData, ...]
+
+    @property
+    def key(self) -> str:
+        """The label, and what it stands for."""
+        return self.label if self.settings in ("", self.label) else f"{self.label}: {self.settings}"
 
     @property
     def iterations(self) -> int:
@@ -129,25 +136,24 @@ def _evaluation(path: Path) -> list[dict[str, Any]]:
 
 def _experiments(groups: list[list[RunData]]) -> tuple[Experiment, ...]:
     settings = [settings_of(runs[0]) for runs in groups]
-    differing = [
-        key for key in settings[0] if any(each.get(key) != settings[0][key] for each in settings)
-    ]
-    labels = [
+    keys = dict.fromkeys(key for each in settings for key in each)
+    differing = [key for key in keys if len({str(each.get(key)) for each in settings}) > 1]
+    descriptions = [
         ", ".join(f"{key.split('.')[-1]} {each.get(key)}" for key in differing) for each in settings
     ]
-    if len(groups) > 1:
-        labels = [
-            label if label and labels.count(label) == 1 else ", ".join(each.name for each in runs)
-            for label, runs in zip(labels, groups, strict=True)
-        ]
-    return tuple(
-        Experiment(label or _only_label(runs), tuple(runs))
-        for label, runs in zip(labels, groups, strict=True)
-    )
-
-
-def _only_label(runs: Sequence[RunData]) -> str:
-    return runs[0].name if len(runs) == 1 else f"{len(runs)} seeds"
+    found = []
+    for number, (description, runs) in enumerate(zip(descriptions, groups, strict=True)):
+        if descriptions.count(description) > 1:  # the same seeds again
+            names = ", ".join(run.name for run in runs)
+            description = f"{description}, {names}" if description else names
+        if len(groups) == 1:
+            label = runs[0].name if len(runs) == 1 else f"{len(runs)} seeds"
+        elif len(description) <= LONGEST_LABEL:
+            label = description
+        else:
+            label = chr(ord("A") + number) if number < 26 else f"No. {number + 1}"
+        found.append(Experiment(label, description, tuple(runs)))
+    return tuple(found)
 
 
 def _environment_name(env: dict[str, Any]) -> str:

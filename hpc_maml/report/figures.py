@@ -66,7 +66,13 @@ def learning_curves(experiments: Sequence[Experiment]) -> Picture:
     for experiment, colour in _coloured(experiments):
         iterations = np.arange(1, experiment.iterations + 1)
         for phase, style, only in (("pre_update", "--", BEFORE), ("post_update", "-", AFTER)):
-            _curve(left, iterations, returns(experiment, phase), only if one else colour, style)
+            band = returns(experiment, phase)
+            shade = only if one else colour
+            left.plot(iterations, band.middle, color=shade, linestyle=style)
+            if one or phase == "post_update":
+                left.fill_between(
+                    iterations, band.low, band.high, color=shade, alpha=0.18, linewidth=0
+                )
         gain = metric(experiment, "post_update_return_mean") - metric(
             experiment, "pre_update_return_mean"
         )
@@ -88,8 +94,8 @@ def learning_curves(experiments: Sequence[Experiment]) -> Picture:
         Line2D([], [], color=colours[0], linestyle="--", label="before"),
         Line2D([], [], color=colours[1], label="after"),
     ]
-    lines += [] if one else _key(experiments)
     left.legend(handles=lines, loc="lower right")
+    _legend(figure, experiments)
     return Picture(
         "learning_curves",
         "Learning curves",
@@ -102,14 +108,15 @@ def learning_curves(experiments: Sequence[Experiment]) -> Picture:
 def adaptation_curve(experiments: Sequence[Experiment]) -> Picture:
     """Draw the return after 0, 1, ... updates."""
     tested = any(run.evaluation for experiment in experiments for run in experiment.runs)
-    figure, axes = _panels(1 + tested, widths=(1,) * (1 + tested), width=4.2)
-    for experiment, colour in _coloured(experiments):
-        _whiskers(axes[0], returns_after_updates(experiment), colour)
+    figure, axes = _panels(1 + tested, widths=(1,) * (1 + tested), width=6.5)
+    for number, (experiment, colour) in enumerate(_coloured(experiments)):
+        aside = 0.04 * (number - (len(experiments) - 1) / 2)
+        _whiskers(axes[0], returns_after_updates(experiment), colour, aside)
         for run in experiment.runs:
             if run.evaluation:
                 middle = np.array([row["value"] for row in run.evaluation])
                 half = np.array([row["confidence_95"] for row in run.evaluation])
-                _whiskers(axes[1], Band(middle, middle - half, middle + half), colour)
+                _whiskers(axes[1], Band(middle, middle - half, middle + half), colour, aside)
     for axis in axes:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_xlabel("updates")
@@ -117,8 +124,7 @@ def adaptation_curve(experiments: Sequence[Experiment]) -> Picture:
     axes[0].set_title("Tasks of training")
     if tested:
         axes[1].set_title("Unseen tasks (meta-test)")
-    if len(experiments) > 1:
-        axes[0].legend(handles=_key(experiments), loc="best")
+    _legend(figure, experiments)
     test = " Right: what evaluate has found on unseen tasks." if tested else ""
     return Picture(
         "adaptation_curve",
@@ -142,12 +148,13 @@ def task_returns(experiments: Sequence[Experiment]) -> Picture:
         finite = [values[np.isfinite(values)] for values in phases]
         edges = np.histogram_bin_edges(np.concatenate(finite), 30)
         for values, colour, words in zip(finite, (BEFORE, AFTER), ("before", "after"), strict=True):
-            axis.hist(values, edges, color=colour, alpha=0.45, label=words)
-            axis.hist(values, edges, color=colour, histtype="step")
+            weights = np.full(len(values), 100 / max(1, len(values)))
+            axis.hist(values, edges, weights=weights, color=colour, alpha=0.45, label=words)
+            axis.hist(values, edges, weights=weights, color=colour, histtype="step")
             axis.axvline(values.mean(), color=colour, linestyle="--", linewidth=1)
         axis.set_xlabel("mean return of a task [reward]")
         axis.set_title(experiment.label if len(experiments) > 1 else "Returns of tasks")
-    axes[0].set_ylabel("tasks")
+    axes[0].set_ylabel("tasks [%]")
     axes[0].legend(loc="upper left")
     return Picture(
         "task_returns",
@@ -167,13 +174,9 @@ def trust_region(experiments: Sequence[Experiment]) -> Picture:
             accepted = table["accepted"] == 1
             thin = {"color": colour, "linewidth": 1.1, "alpha": 0.8}
             left.plot(table.index[accepted], table["kl_after"][accepted], **thin)
-            left.plot(
-                table.index[~accepted],
-                np.zeros((~accepted).sum()),
-                "x",
-                color=colour,
-                clip_on=False,
-            )
+            if not accepted.all():
+                rejected = table.index[~accepted]
+                left.plot(rejected, 0 * rejected, "x", color=colour, clip_on=False)
             middle.plot(table.index, table["line_search_steps"], drawstyle="steps-mid", **thin)
             right.plot(table.index, table["rejected_updates"], drawstyle="steps-post", **thin)
         left.axhline(
@@ -193,10 +196,9 @@ def trust_region(experiments: Sequence[Experiment]) -> Picture:
     runs = [run for each in experiments for run in each.runs]
     rejected = sum(int((run.metrics["accepted"] == 0).sum()) for run in runs)
     right.set_title(f"Rejected updates: {rejected or 'none'}")
-    lines = [Line2D([], [], color="0.3", linestyle="--", label="max_kl")]
-    left.legend(
-        handles=lines + (_key(experiments) if len(experiments) > 1 else []), loc="lower right"
-    )
+    limit = Line2D([], [], color="0.3", linestyle="--", label="max_kl")
+    left.legend(handles=[limit], loc="lower right")
+    _legend(figure, experiments)
     return Picture(
         "trust_region",
         "Outer step",
@@ -237,8 +239,8 @@ def time_use(experiments: Sequence[Experiment]) -> Picture:
     right.set_xlabel("time spent working [%], median")
     left.set_title("Time per phase")
     right.set_title("How busy each role was")
-    for axis in (left, right):
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=3, fontsize=8)
+    for axis, place in ((left, "outside lower left"), (right, "outside lower right")):
+        figure.legend(*axis.get_legend_handles_labels(), loc=place, ncols=3, fontsize=8)
     return Picture(
         "time_use",
         "Time",
@@ -260,8 +262,7 @@ def speed(experiments: Sequence[Experiment]) -> Picture:
     _iterations(axis)
     axis.set_ylabel("environment steps per second")
     axis.set_title("Speed of the whole job")
-    if len(experiments) > 1:
-        axis.legend(handles=_key(experiments), loc="lower right")
+    _legend(figure, experiments)
     return Picture(
         "speed",
         "Environment steps per second",
@@ -353,29 +354,23 @@ def _coloured(experiments: Sequence[Experiment]) -> list[tuple[Experiment, Any]]
     return list(zip(experiments, colours, strict=True))
 
 
-def _key(experiments: Sequence[Experiment]) -> list[Line2D]:
-    return [
-        Line2D([], [], color=colour, label=each.label) for each, colour in _coloured(experiments)
+def _legend(figure: Figure, experiments: Sequence[Experiment]) -> None:
+    """Say below the axes which experiment has which colour, where there are several."""
+    if len(experiments) < 2:
+        return
+    lines = [
+        Line2D([], [], color=colour, label=each.key) for each, colour in _coloured(experiments)
     ]
+    columns = 4 if all(each.key == each.label for each in experiments) else 1
+    figure.set_figheight(figure.get_figheight() + 0.22 * -(-len(lines) // columns))
+    figure.legend(handles=lines, loc="outside lower center", ncols=columns, fontsize=8)
 
 
-def _curve(axis: Axes, x: np.ndarray, band: Band, colour: Any, style: str) -> None:
-    axis.plot(x, band.middle, color=colour, linestyle=style)
-    axis.fill_between(x, band.low, band.high, color=colour, alpha=0.18, linewidth=0)
-
-
-def _whiskers(axis: Axes, band: Band, colour: Any) -> None:
+def _whiskers(axis: Axes, band: Band, colour: Any, aside: float) -> None:
     half = np.nan_to_num(band.high - band.middle)
-    updates = np.arange(len(band.middle))
-    axis.errorbar(
-        updates,
-        band.middle,
-        half,
-        color=colour,
-        marker="o",
-        markersize=4,
-        capsize=3,
-    )
+    updates = np.arange(len(band.middle)) + aside
+    marks = {"marker": "o", "markersize": 4, "capsize": 3}
+    axis.errorbar(updates, band.middle, half, color=colour, **marks)
 
 
 def _reach(experiments: Sequence[Experiment]) -> tuple[float, float]:
@@ -395,7 +390,7 @@ def _reach(experiments: Sequence[Experiment]) -> tuple[float, float]:
 
 def _iterations(axis: Axes) -> None:
     axis.set_xlabel("iteration")
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axis.margins(x=0.01)
 
 
@@ -407,8 +402,8 @@ def _bands(experiments: Sequence[Experiment]) -> str:
     several = [len(experiment.runs) > 1 for experiment in experiments]
     seeds = "mean over seeds with its 95 % confidence interval"
     tasks = "mean over the tasks of the iteration with the middle half of the tasks as the band"
-    if all(several):
-        return f"Lines and bands: {seeds}."
-    if not any(several):
-        return f"Lines and bands: {tasks}."
-    return f"Lines and bands: {seeds}; of a single run, {tasks}."
+    words = seeds if all(several) else tasks
+    if any(several) and not all(several):
+        words = f"{seeds}; of a single run, {tasks}"
+    only = " (of the return after adaptation)" if len(several) > 1 else ""
+    return f"Lines and bands{only}: {words}."

@@ -54,6 +54,11 @@ def page(
     parts += [f'<p class="note">Note: {escape(note)}</p>' for note in notes]
     for environment in environments:
         parts.append(f"<h2>{escape(environment.name)}</h2>")
+        parts += [
+            f'<p class="note">{escape(each.key)}</p>'
+            for each in environment.experiments
+            if each.key != each.label
+        ]
         parts.append(_table(environment))
         parts += [_figure(*each) for each in pictures[environment.name]]
         parts.append("<h3>Runs</h3>")

@@ -133,7 +133,11 @@ def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _place(environment: Environment, experiment: Experiment) -> Row:
-    return {"environment": environment.name, "experiment": experiment.label}
+    return {
+        "environment": environment.name,
+        "experiment": experiment.label,
+        "settings": experiment.settings,
+    }
 
 
 def _each(environments: Iterable[Environment]) -> list[tuple[Environment, Experiment]]:
