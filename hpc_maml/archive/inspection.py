@@ -5,7 +5,7 @@ from pathlib import Path
 
 import h5py
 
-from hpc_maml.archive.reader import Damage, Run
+from hpc_maml.archive.reader import DamagedError, Run
 from hpc_maml.archive.schema import iteration_path
 from hpc_maml.checkpoint import checkpoint_path
 from hpc_maml.errors import InputError
@@ -39,20 +39,19 @@ def describe(run: Run) -> Iterator[str]:
         yield f"{name:11} {version or 'unknown'}"
 
 
-def damages(run: Run, *, verify: bool) -> list[Damage]:
-    """Return the files of a run that cannot be used; ``verify`` also reads all rollouts."""
+def damages(run: Run, *, verify: bool) -> list[InputError]:
+    """Return what is wrong with the files of a run; ``verify`` also reads all rollouts."""
     found = []
-    if (run.path / METRICS).exists():
-        try:
-            if len(run.per_task["task"]) != run.committed_iterations:
-                found.append(Damage(run.path / METRICS, "it has rows too many or too few"))
-        except (InputError, OSError, KeyError) as error:
-            found.append(Damage(run.path / METRICS, str(error)))
+    try:
+        if run.committed_iterations != len(run.tasks):
+            found.append(DamagedError(run.path / METRICS, "it has rows too many or too few"))
+    except InputError as error:
+        found.append(error)
     for iteration in run.checkpoints:
         try:
             run.checkpoint(iteration)
         except InputError as error:
-            found.append(Damage(checkpoint_path(run.path / CHECKPOINTS, iteration), str(error)))
+            found.append(error)
     return found + run.rollouts.damages(verify=verify)
 
 

@@ -7,6 +7,7 @@ asked for again is read again.
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,14 +31,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class Damage(NamedTuple):
-    """A file that cannot be used, and why."""
+class DamagedError(InputError):
+    """A file of the run cannot be read."""
 
-    path: Path
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.path} is damaged: {self.reason}"
+    def __init__(self, path: Path, reason: object) -> None:
+        super().__init__(f"{path} is damaged: {' '.join(str(reason).split())}.")
 
 
 class Run:
@@ -65,7 +63,8 @@ class Run:
         except ImportError:
             raise InputError("run.metrics needs pandas: pip install 'hpc_maml[report]'.") from None
         columns = self._columns("iterations")
-        index = pd.RangeIndex(1, self.iterations_of(columns) + 1, name="iteration")
+        rows = len(next(iter(columns.values()), ()))
+        index = pd.RangeIndex(1, rows + 1, name="iteration")
         return pd.DataFrame(columns, index)
 
     @property
@@ -80,7 +79,7 @@ class Run:
     @property
     def tasks(self) -> np.ndarray:
         """The tasks of every iteration, float64 ``[iterations, n, task_dim]``."""
-        return self.per_task["task"]
+        return self.per_task.get("task", np.empty((0, 0, 0)))
 
     @property
     def units(self) -> dict[str, str]:
@@ -126,11 +125,6 @@ class Run:
             )
         return read(found[iteration])[0]
 
-    @staticmethod
-    def iterations_of(columns: Mapping[str, np.ndarray]) -> int:
-        """Return the number of rows of a table."""
-        return len(next(iter(columns.values()), ()))
-
     def _metrics_file(self) -> h5py.File:
         return _open(self.path / METRICS, METRICS_VERSION)
 
@@ -138,7 +132,10 @@ class Run:
         if not (self.path / METRICS).exists():
             return {}
         with self._metrics_file() as file:
-            return {name: dataset[...] for name, dataset in file[group].items()}
+            try:
+                return {name: dataset[...] for name, dataset in file[group].items()}
+            except (OSError, KeyError) as error:
+                raise DamagedError(self.path / METRICS, error) from None
 
 
 @dataclass(frozen=True)
@@ -165,7 +162,7 @@ class Rollout:
                     raise AttributeError(f"{name} were not archived")
                 return file[name][self.row]
         except (OSError, KeyError) as error:
-            raise InputError(f"{Damage(self.segment, _text(error))}.") from None
+            raise DamagedError(self.segment, error) from None
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *FIELDS, *OPTIONAL_FIELDS]
@@ -188,29 +185,24 @@ class Rollouts(Mapping[tuple[int, int], Rollout]):
         path = iteration_path(self.folder, iteration)
         if not path.exists():
             raise KeyError(f"iteration {iteration} is not archived")
-        table = _Table.read(path)
+        table = _read_table(path)
         if not 0 <= task < len(table.segment):
             raise KeyError(f"iteration {iteration} has tasks 0 to {len(table.segment) - 1}")
         segment = table.paths[table.segment[task]]
-        if reason := table.damage(segment):
-            raise InputError(f"{Damage(segment, reason)}.")
+        if damage := table.damage(segment):
+            raise damage
         return Rollout(iteration, task, table.tasks[task], segment, int(table.row[task]))
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        """Go through what is readable; warns of every segment that is not."""
-        for iteration, path in archived_iterations(self.folder).items():
-            try:
-                table = _Table.read(path)
-            except InputError as error:
-                warnings.warn(f"{error} It is skipped.", stacklevel=2)
-                continue
-            damaged = {segment: table.damage(segment) for segment in table.paths}
-            for segment, reason in damaged.items():
-                if reason:
-                    warnings.warn(f"{Damage(segment, reason)}. It is skipped.", stacklevel=2)
-            for task, number in enumerate(table.segment):
-                if not damaged[table.paths[number]]:
-                    yield iteration, task
+        """Go through what is readable; warns of every file that is not."""
+        for iteration in self.iterations:
+            table, damages = self._open(iteration)
+            for damage in damages.values():
+                warnings.warn(f"{damage} It is skipped.", stacklevel=2)
+            if table:
+                for task, number in enumerate(table.segment):
+                    if table.paths[number] not in damages:
+                        yield iteration, task
 
     def __len__(self) -> int:
         with warnings.catch_warnings(action="ignore"):
@@ -223,18 +215,30 @@ class Rollouts(Mapping[tuple[int, int], Rollout]):
             return False
         return True
 
-    def damages(self, *, verify: bool = False) -> list[Damage]:
-        """Return the committed files that cannot be used; ``verify`` reads all of every one."""
-        found = []
-        for path in archived_iterations(self.folder).values():
-            try:
-                table = _Table.read(path)
-            except InputError as error:
-                found.append(Damage(path, str(error)))
-                continue
-            reasons = ((segment, table.damage(segment, verify)) for segment in table.paths)
-            found += [Damage(segment, reason) for segment, reason in reasons if reason]
-        return found
+    def damages(self, *, verify: bool = False) -> list[InputError]:
+        """Return what is wrong with committed files; ``verify`` reads all of every one."""
+        return [
+            damage
+            for iteration in self.iterations
+            for damage in self._open(iteration, verify)[1].values()
+        ]
+
+    def _open(
+        self, iteration: int, verify: bool = False
+    ) -> tuple["_Table | None", dict[Path, InputError]]:
+        """Return where the tasks of an iteration are, and which of its files are damaged."""
+        path = iteration_path(self.folder, iteration)
+        table, damages = None, {}
+        try:
+            table = _read_table(path)
+            for segment in table.paths:
+                if damage := table.damage(segment, verify):
+                    damages[segment] = damage
+        except InputError as error:
+            damages[path] = error
+        if damages and not path.exists():  # the run has thinned its archive at this moment
+            return None, {}
+        return table, damages
 
 
 class _Table(NamedTuple):
@@ -247,39 +251,46 @@ class _Table(NamedTuple):
     paths: list[Path]  # of the segments
     sizes: list[int]  # bytes
 
-    @classmethod
-    def read(cls, path: Path) -> "_Table":
-        with _open(path, FORMAT_VERSION) as file:
-            try:
-                return cls(
-                    int(file.attrs["iteration"]),
-                    file["task"][...],
-                    file["segment"][...],
-                    file["row"][...],
-                    [path.parent / name for name in file["segments"].asstr()[...]],
-                    file["segment_bytes"][...].tolist(),
-                )
-            except (OSError, KeyError) as error:
-                raise InputError(f"{Damage(path, _text(error))}.") from None
-
-    def damage(self, segment: Path, verify: bool = False) -> str | None:
-        """Say what is wrong with a segment; what is in its arrays is seen only with ``verify``."""
+    def damage(self, segment: Path, verify: bool = False) -> DamagedError | None:
+        """Return what is wrong with a segment; with ``verify``, also what is in its arrays."""
         size = self.sizes[self.paths.index(segment)]
         try:
             if (found := segment.stat().st_size) != size:
-                return f"it has {found} bytes, not {size}"
+                return DamagedError(segment, f"it has {found} bytes, not {size}")
             with h5py.File(segment, "r") as file:
                 if file.attrs["iteration"] != self.iteration:
-                    return f"it is of iteration {file.attrs['iteration']}"
+                    return DamagedError(segment, f"it is of iteration {file.attrs['iteration']}")
                 if missing := [name for name in FIELDS if name not in file]:
-                    return f"it has no {', '.join(missing)}"
+                    return DamagedError(segment, f"it has no {', '.join(missing)}")
                 if verify:
                     for dataset in file.values():
                         for row in dataset:  # the library compares the checksums
                             del row
         except (OSError, KeyError) as error:
-            return _text(error)
+            return DamagedError(segment, error)
         return None
+
+
+def _read_table(path: Path) -> _Table:
+    """Return where the tasks of an iteration are; raises InputError."""
+    status = path.stat() if path.exists() else None
+    return _read_table_once(path, status and (status.st_ino, status.st_mtime_ns))
+
+
+@lru_cache(maxsize=1)  # a loop over the tasks of an iteration asks for one table many times
+def _read_table_once(path: Path, identity: object) -> _Table:
+    with _open(path, FORMAT_VERSION) as file:
+        try:
+            return _Table(
+                int(file.attrs["iteration"]),
+                file["task"][...],
+                file["segment"][...],
+                file["row"][...],
+                [path.parent / name for name in file["segments"].asstr()[...]],
+                file["segment_bytes"][...].tolist(),
+            )
+        except (OSError, KeyError) as error:
+            raise DamagedError(path, error) from None
 
 
 def _open(path: Path, newest: int) -> h5py.File:
@@ -290,12 +301,8 @@ def _open(path: Path, newest: int) -> h5py.File:
     except FileNotFoundError:
         raise InputError(f"{path} is not there: the run has not got that far.") from None
     except (OSError, KeyError) as error:
-        raise InputError(f"{Damage(path, _text(error))}.") from None
+        raise DamagedError(path, error) from None
     if version > newest:
         file.close()
         raise InputError(f"{path} has format version {version}; this program reads up to {newest}.")
     return file
-
-
-def _text(error: Exception) -> str:
-    return " ".join(str(error).split())

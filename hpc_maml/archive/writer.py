@@ -88,11 +88,11 @@ class SegmentWriter:
                         array[row, phase] = (
                             phases[phase + 1][1] if field == ADAPTED else phases[phase][0][field]
                         )
-                # One chunk is what a reader asks for at once; its checksum is seen to when read.
+                # A chunk is a batch, below the 4 GB of HDF5; the library compares its checksum.
                 dataset = file.create_dataset(
                     field,
                     data=array,
-                    chunks=(1, *shape),
+                    chunks=(1, 1, *shape[1:]),
                     fletcher32=True,
                     **FILTERS[self.settings.compression],
                 )
@@ -148,12 +148,10 @@ class RolloutArchive:
             file["segment"], file["row"] = places.T
             for field, (dtype, shape) in self.shapes.arrays.items():
                 layout = h5py.VirtualLayout((len(tasks), *shape), dtype)
-                for task, (number, row) in enumerate(places):
-                    segment = segments[number]
-                    source = h5py.VirtualSource(
+                for segment in segments:  # whose rows are in the order of the tasks
+                    layout[list(segment.tasks)] = h5py.VirtualSource(
                         segment.name, field, (len(segment.tasks), *shape), dtype
                     )
-                    layout[task] = source[row]
                 _describe(file.create_virtual_dataset(field, layout), field)
 
         write_hdf5(iteration_path(self.folder, iteration), fill)

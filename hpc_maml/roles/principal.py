@@ -135,13 +135,13 @@ async def lead(
         started = time.perf_counter()
         tasks = env.sample_tasks(stream(config.seed, Purpose.TASKS, done), config.meta_batch_size)
         agents.send(done, tasks, theta, step_sizes, evaluation=False)
+        working = time.perf_counter() - started
         await Until(agents.messenger.poll, "the agents to take their orders")
-        working = 0.0
         if unrecorded:
             on_disk = await written(done)
             began = time.perf_counter()
             record(*unrecorded, on_disk)
-            working = time.perf_counter() - began
+            working += time.perf_counter() - began
         outcomes = await agents.outcomes()
         done += 1
         theta = outcomes[0].step.theta
