@@ -27,6 +27,7 @@ TENSORBOARD = "tensorboard"  # folder of the event files in a run folder
 LONGEST_QUEUE = 1000  # rows a sink may be behind
 HISTOGRAM_BINS = 30
 CLOSE_LIMIT = 30.0  # seconds the end of a run waits for its sinks
+SERVER_LIMIT = 20.0  # seconds for the W&B server to answer, at the start and at the end
 # Shown as histograms; the tasks themselves and arrays of returns stay in metrics.h5.
 DISTRIBUTIONS = {name: each for name, each in PER_TASK.items() if each.shape == "[iteration, task]"}
 
@@ -198,7 +199,9 @@ def write_wandb(folder: Path, config: Config, entries: Iterator[Entry]) -> None:
         id=earlier[-1].name.rsplit("-", 1)[-1] if earlier else secrets.token_hex(4),
         resume="allow",
         config=config.model_dump(),
-        settings=wandb.Settings(console="off", silent=True),
+        settings=wandb.Settings(
+            console="off", silent=True, init_timeout=SERVER_LIMIT, finish_timeout=SERVER_LIMIT
+        ),
     )
     for iteration, _, row in entries:
         if iteration < run.starting_step:  # an earlier job has sent it
