@@ -23,6 +23,7 @@ DAMAGED, BAD_INPUT = 1, 2
 SUMMARY = """\
 usage: python -m hpc_maml [train] [--config FILE] [--run-dir DIR] [key=value ...]
        python -m hpc_maml evaluate RUN [--tasks N] [--updates K] [--json FILE]
+       python -m hpc_maml report RUN [RUN ...] -o DIR
        python -m hpc_maml inspect RUN [--tree] [--verify]
        python -m hpc_maml COMMAND --help
 
@@ -131,6 +132,27 @@ def _evaluate(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     return run
 
 
+def _report(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
+    parser = argparse.ArgumentParser(
+        "hpc_maml report",
+        description="Draw runs, side by side, seeds of one configuration as one: a page, PNG, SVG "
+        "and CSV files.",
+    )
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder")
+    parser.add_argument(
+        "-o", dest="folder", type=Path, required=True, metavar="DIR", help="folder to write to"
+    )
+    options = parser.parse_args(arguments)
+
+    def report() -> int:
+        from hpc_maml.report.writing import PAGE, write_report
+
+        print(*write_report(options.runs, options.folder), options.folder / PAGE, sep="\n")
+        return 0
+
+    return lambda comm: from_rank_0(comm, report)
+
+
 def _inspect(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     parser = argparse.ArgumentParser(
         "hpc_maml inspect",
@@ -165,4 +187,4 @@ def _at_least(smallest: int) -> Callable[[str], int]:
     return number
 
 
-COMMANDS = {"train": _train, "evaluate": _evaluate, "inspect": _inspect}
+COMMANDS = {"train": _train, "evaluate": _evaluate, "report": _report, "inspect": _inspect}

@@ -51,7 +51,7 @@ def train(
 
     ``load_settings`` is called on rank 0 only. Raises InputError on every rank.
     """
-    run = env = None
+    run = env = sinks = None
 
     def prepare_run() -> Job:
         # Only the principal prints and keeps files, so only rank 0 imports what that takes.
@@ -59,10 +59,12 @@ def train(
         from hpc_maml.files import size_text
         from hpc_maml.run import Run
         from hpc_maml.run_folder import default_path
+        from hpc_maml.sinks import check_installed
 
         nonlocal run, env
         config = load_settings()
         assign_roles([0] * world.size, config.topology.agents, config.topology.layout)
+        check_installed(config.metrics)
         env = make_env(config, episodes=1)
         job = prepare(config, env)
         shapes = archive_shapes(job)
@@ -81,7 +83,9 @@ def train(
     async def principal(agents: Agents, topology: Topology) -> None:
         from hpc_maml import console
         from hpc_maml.run import flatten
+        from hpc_maml.sinks import Sinks
 
+        nonlocal sinks
         first = run.checkpoint.iteration
         console.say(f"run folder {run.path}" + (f", continued at {first}" if first else ""))
         hellos = await greet(topology.world)
@@ -92,12 +96,15 @@ def train(
         run.metrics.versions["hosts"] = ", ".join(dict.fromkeys(topology.hosts))
         segments = Segments(Messenger(topology.world))
         reporter = console.Reporter(first, job.config.num_iterations)
+        if first < job.config.num_iterations:
+            sinks = Sinks(job.config, run.path, run.metrics.rows, reporter.note)
 
         def record(
             done: int, theta: np.ndarray, row: dict[str, Any], on_disk: Sequence[Segment]
         ) -> None:
             run.record(done, theta, row, on_disk)
             reporter.iteration(done, row)
+            sinks.put(run.metrics.rows[-1])
 
         try:
             theta = flatten(run.checkpoint)
@@ -115,6 +122,8 @@ def train(
     def conclude() -> int:
         from hpc_maml import console
 
+        if sinks:
+            sinks.close()
         done = run.checkpoint.iteration
         if done < job.config.num_iterations:
             console.say(

@@ -18,7 +18,7 @@ LAYERS = [
     ["mpi", "checkpoint", "metrics", "run_folder", "archive"],
     ["meta_step", "task_groups"],
     ["roles"],
-    ["run", "console"],
+    ["run", "console", "sinks", "report"],
     ["training"],
     ["bench"],
     ["cli", "__main__"],
@@ -76,7 +76,7 @@ def test_only_agents_with_a_gpu_need_torch():
 def test_a_job_on_cpus_never_imports_torch():
     code = (
         "import sys; from mpi4py import MPI; from hpc_maml.cli import main;"
-        "assert main(sys.argv[1:]) == 0; assert 'torch' not in sys.modules"
+        "assert main(sys.argv[1:]) == 0; assert not {'torch', 'tensorflow'} & set(sys.modules)"
     )
-    words = (*SMALL, "num_iterations=1", "device=cpu")
+    words = (*SMALL, "num_iterations=1", "device=cpu", "metrics.tensorboard=on")
     subprocess.run([sys.executable, "-c", code, *words], check=True, env=environment())
