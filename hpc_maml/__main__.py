@@ -1,7 +1,11 @@
 """``python -m hpc_maml``: an exception on any rank ends the job on all of them."""
 
 import os
+import signal
 import sys
+
+# A warning that comes before the job listens (stopping.py) must wait, not kill.
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
 
 # Before NumPy and torch are loaded: their thread pools would take every core of the node on every
 # rank, and with more than one thread OpenBLAS gives other bits. More cores are for more ranks.
