@@ -9,6 +9,7 @@ import numpy as np
 from mpi4py import MPI
 
 from hpc_maml.config import Config, TopologyConfig
+from hpc_maml.doctor import warn
 from hpc_maml.envs import make
 from hpc_maml.envs.batched import TaskVectorEnv
 from hpc_maml.errors import InputError
@@ -62,7 +63,13 @@ def train(
         run = Run(run_dir or default_path(config), config, job.policy)
         return job
 
+    def say(text: str) -> None:
+        from hpc_maml import console
+
+        console.say(text)
+
     job = from_rank_0(world, prepare_run)
+    warn(world, job.config, say)
 
     async def principal(agents: Agents, topology: Topology) -> None:
         from hpc_maml import console

@@ -18,7 +18,7 @@ LAYERS = [
     ["mpi", "checkpoint", "metrics", "run_folder"],
     ["meta_step"],
     ["roles"],
-    ["run", "console"],
+    ["run", "console", "doctor"],
     ["training"],
     ["cli", "__main__"],
 ]
