@@ -22,7 +22,7 @@ from hpc_maml import __version__
 from hpc_maml.config import Config
 from hpc_maml.errors import InputError
 from hpc_maml.mpi.runtime import check_world, from_rank_0, has_launcher, launcher_rank, to_rank_0
-from hpc_maml.mpi.topology import Place, assign_roles, rank_ranges
+from hpc_maml.mpi.topology import Place, assign_roles, rank_ranges, visible_gpus
 
 GIGABYTE = 1e9
 LEAST_SPACE, SLOW_SYNC = 1.0, 0.5  # GB, s
@@ -64,7 +64,7 @@ def look(environment: Mapping[str, str] = os.environ) -> Facts:
         library=" ".join(MPI.Get_library_version().strip(" \0").split("\n")[0].split()),
         library_file=file,
         cuda_aware=cuda_aware(file),
-        gpus=_visible_gpus(environment),
+        gpus=visible_gpus(environment),
         versions=(
             f"hpc_maml {__version__}",
             f"Python {platform.python_version()}",
@@ -92,14 +92,6 @@ def _mpi_library_file() -> str:
     return next((word for word in mapped if "/libmpi" in word and ".so" in word), "")
 
 
-def _visible_gpus(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the GPUs of this host that a process may use, without asking the driver."""
-    devices = sorted(path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
-    if devices and "CUDA_VISIBLE_DEVICES" in environment:
-        return tuple(filter(None, environment["CUDA_VISIBLE_DEVICES"].split(",")))
-    return tuple(devices)
-
-
 def examine(ranks: Sequence[Facts], config: Config) -> list[Check]:
     """Return what follows from the facts of all ranks, in the order of the ranks."""
     hosts: dict[str, list[int]] = {}
@@ -118,6 +110,7 @@ def examine(ranks: Sequence[Facts], config: Config) -> list[Check]:
             config.topology.agents,
             config.topology.layout,
             cores,
+            [len(facts.gpus) if config.device != "cpu" else 0 for facts in ranks],
         )
     except InputError as error:
         return [*checks, Check("error", "roles", str(error))]

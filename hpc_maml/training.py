@@ -16,7 +16,7 @@ from hpc_maml.errors import InputError
 from hpc_maml.mpi.exchange import BatchReceiver, BatchSender, Messenger
 from hpc_maml.mpi.reduce import ExactSum
 from hpc_maml.mpi.runtime import from_rank_0
-from hpc_maml.mpi.topology import Topology, assign_roles, build_topology
+from hpc_maml.mpi.topology import Topology, assign_roles, build_topology, visible_gpus
 from hpc_maml.mpi.waiting import Until, run_roles
 from hpc_maml.policy import Policy, make_policy
 from hpc_maml.roles.agent import Team, act, choose_device, keep_freed_memory
@@ -192,7 +192,8 @@ def run_job(world: MPI.Intracomm, job: Job, principal: Principal, stop: StopSign
     """Take up the roles of this rank and run them to their end; ``principal`` runs on rank 0."""
     config = job.config
     limit = config.mpi.wait_limit
-    topology = build_topology(world, config.topology.agents, config.topology.layout, limit)
+    gpus = 0 if config.device == "cpu" else len(visible_gpus())
+    topology = build_topology(world, config.topology.agents, config.topology.layout, limit, gpus)
     place = topology.place
     device = "cpu"
     roles: dict[str, Coroutine[Until, None, None]] = {}

@@ -89,12 +89,12 @@ def test_a_wait_has_a_limit_and_says_for_what():
 
 def test_a_suspended_job_goes_on():
     folder = Path.cwd() / "run"
-    words = (*SMALL, "num_iterations=30", "mpi.wait_limit=3", "--run-dir", str(folder))
+    words = (*SMALL, "num_iterations=30", "mpi.wait_limit=6", "--run-dir", str(folder))
     job = start(3, *words)
     while not (folder / "metrics.h5").exists():
         assert job.poll() is None
         time.sleep(0.01)
-    for signal, pause in (("-STOP", 5), ("-CONT", 0)):
+    for signal, pause in (("-STOP", 8), ("-CONT", 0)):
         subprocess.run(["pkill", signal, "-f", f"hpc_maml .*{folder}"], check=True)
         time.sleep(pause)
     out, err = job.communicate(timeout=60)
