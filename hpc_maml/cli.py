@@ -25,6 +25,7 @@ usage: python -m hpc_maml [train] [--config FILE] [--run-dir DIR] [key=value ...
        python -m hpc_maml evaluate RUN [--tasks N] [--updates K] [--json FILE]
        python -m hpc_maml report RUN [RUN ...] -o DIR
        python -m hpc_maml inspect RUN [--tree] [--verify]
+       python -m hpc_maml doctor [--config FILE] [--run-dir DIR] [key=value ...]
        python -m hpc_maml COMMAND --help
 
 Meta-trains a policy on all ranks of an MPI job: mpirun -np N python -m hpc_maml ...
@@ -46,7 +47,8 @@ def main(arguments: Sequence[str]) -> int:
                 stack.enter_context(contextlib.redirect_stdout(silence))
                 stack.enter_context(contextlib.redirect_stderr(silence))
             command = parse(arguments)
-        check_world(world.size)
+        if arguments[:1] != ["doctor"]:  # which says so among the rest
+            check_world(world.size)
         comm = world.Dup()
         code = command(comm)
         comm.Free()
@@ -76,9 +78,32 @@ def parse(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
 
 
 def _train(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
-    parser = argparse.ArgumentParser(
-        "hpc_maml train", description="Meta-train a policy, or go on with a run."
-    )
+    options = _parse_job("train", "Meta-train a policy, or go on with a run.", arguments)
+
+    def run(comm: MPI.Intracomm) -> int:
+        stop = StopSignal()
+        stop.listen()
+        from hpc_maml.training import train
+
+        return train(comm, lambda: _load(options), options.run_dir, stop)
+
+    return run
+
+
+def _doctor(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
+    description = "Check whether the job that train would be with the same words will run well."
+    options = _parse_job("doctor", description, arguments)
+
+    def run(comm: MPI.Intracomm) -> int:
+        from hpc_maml.doctor import doctor
+
+        return doctor(comm, lambda: _load(options), options.run_dir)
+
+    return run
+
+
+def _parse_job(name: str, description: str, arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(f"hpc_maml {name}", description=description)
     parser.add_argument("--config", metavar="FILE", help="YAML file; see configs/")
     parser.add_argument(
         "--run-dir",
@@ -89,25 +114,17 @@ def _train(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     parser.add_argument(
         "settings", nargs="*", metavar="key=value", help="for example trpo.max_kl=0.02"
     )
-    options = parser.parse_intermixed_args(arguments)
+    return parser.parse_intermixed_args(arguments)
 
-    def run(comm: MPI.Intracomm) -> int:
-        stop = StopSignal()
-        stop.listen()
-        from hpc_maml.config import load_config
-        from hpc_maml.training import train
 
-        def load() -> "Config":
-            from hpc_maml.run_folder import CONFIG, has_config
+def _load(options: argparse.Namespace) -> "Config":
+    from hpc_maml.config import load_config
+    from hpc_maml.run_folder import CONFIG, has_config
 
-            file = options.config
-            if file is None and options.run_dir and has_config(options.run_dir):
-                file = options.run_dir / CONFIG
-            return load_config(file, options.settings)
-
-        return train(comm, load, options.run_dir, stop)
-
-    return run
+    file = options.config
+    if file is None and options.run_dir and has_config(options.run_dir):
+        file = options.run_dir / CONFIG
+    return load_config(file, options.settings)
 
 
 def _evaluate(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
@@ -187,4 +204,10 @@ def _at_least(smallest: int) -> Callable[[str], int]:
     return number
 
 
-COMMANDS = {"train": _train, "evaluate": _evaluate, "report": _report, "inspect": _inspect}
+COMMANDS = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "report": _report,
+    "inspect": _inspect,
+    "doctor": _doctor,
+}

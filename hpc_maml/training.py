@@ -12,13 +12,14 @@ from mpi4py import MPI
 from hpc_maml.archive.plan import Shapes, estimate
 from hpc_maml.archive.schema import Segment
 from hpc_maml.config import Config, TopologyConfig
+from hpc_maml.doctor import warn
 from hpc_maml.envs import make
 from hpc_maml.envs.batched import TaskVectorEnv
 from hpc_maml.errors import InputError
 from hpc_maml.mpi.exchange import BatchReceiver, BatchSender, Messenger, empty_batch
 from hpc_maml.mpi.gpu_aware import sum_of_agents
 from hpc_maml.mpi.runtime import from_rank_0
-from hpc_maml.mpi.topology import Topology, assign_roles, build_topology
+from hpc_maml.mpi.topology import Topology, assign_roles, build_topology, visible_gpus
 from hpc_maml.mpi.waiting import Until, run_roles
 from hpc_maml.policy import Policy, make_policy
 from hpc_maml.roles.agent import Team, act, choose_gpu, keep_freed_memory
@@ -78,7 +79,13 @@ def train(
             )
         return replace(job, rollouts=run.archive.folder.absolute()) if total else job
 
+    def say(text: str) -> None:
+        from hpc_maml import console
+
+        console.say(text)
+
     job = from_rank_0(world, prepare_run)
+    warn(world, job.config, say)
 
     async def principal(agents: Agents, topology: Topology) -> None:
         from hpc_maml import console
@@ -226,7 +233,8 @@ def run_job(world: MPI.Intracomm, job: Job, principal: Principal, stop: StopSign
     """Take up the roles of this rank and run them to their end; ``principal`` runs on rank 0."""
     config = job.config
     limit = config.mpi.wait_limit
-    topology = build_topology(world, config.topology.agents, config.topology.layout, limit)
+    gpus = 0 if config.device == "cpu" else len(visible_gpus())
+    topology = build_topology(world, config.topology.agents, config.topology.layout, limit, gpus)
     place = topology.place
     hello = Hello("cpu", topology.threads)
     roles: dict[str, Coroutine[Until, None, None]] = {}

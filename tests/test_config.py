@@ -38,10 +38,10 @@ def test_resolved_yaml_reads_back(tmp_path):
     assert load_config(str(file), []) == config
 
 
-@pytest.mark.parametrize("word", ["on", "off", "auto", "'on'", "false"])
+@pytest.mark.parametrize("word", ["on", "off", "auto", "'on'"])
 def test_on_and_off_are_words(word, tmp_path):
     config = load_config(None, [f"mpi.cuda_aware={word}"])
-    assert config.mpi.cuda_aware == {"'on'": "on", "false": "off"}.get(word, word)
+    assert config.mpi.cuda_aware == word.strip("'")
     file = tmp_path / "c.yaml"
     file.write_text(to_yaml(config))
     assert load_config(str(file), []) == config

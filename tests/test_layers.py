@@ -18,7 +18,7 @@ LAYERS = [
     ["mpi", "checkpoint", "metrics", "run_folder", "archive"],
     ["meta_step", "task_groups"],
     ["roles"],
-    ["run", "console", "sinks", "report"],
+    ["run", "console", "doctor", "sinks", "report"],
     ["training"],
     ["bench"],
     ["cli", "__main__"],
