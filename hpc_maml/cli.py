@@ -26,6 +26,7 @@ usage: python -m hpc_maml [train] [--config FILE] [--run-dir DIR] [key=value ...
        python -m hpc_maml report RUN [RUN ...] -o DIR
        python -m hpc_maml inspect RUN [--tree] [--verify]
        python -m hpc_maml doctor [--config FILE] [--run-dir DIR] [key=value ...]
+       python -m hpc_maml bench [NAME ...] [--rounds N] [--json FILE]
        python -m hpc_maml COMMAND --help
 
 Meta-trains a policy on all ranks of an MPI job: mpirun -np N python -m hpc_maml ...
@@ -195,6 +196,40 @@ def _inspect(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     return lambda comm: from_rank_0(comm, inspect)
 
 
+def _bench(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
+    parser = argparse.ArgumentParser(
+        "hpc_maml bench", description="Measure this machine, each figure beside a yardstick."
+    )
+    names = ("rollout", "update", "reduce", "iteration", "scale")
+    parser.add_argument(
+        "names", nargs="*", choices=[*names, []], metavar="NAME", help=f"{', '.join(names)} (all)"
+    )
+    parser.add_argument(
+        "--rounds", type=_at_least(1), default=5, metavar="N", help="rounds, for medians (5)"
+    )
+    parser.add_argument(
+        "--build",
+        type=Path,
+        default=Path("build"),
+        metavar="DIR",
+        help="where CMake built the yardsticks (build)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to FILE")
+    options = parser.parse_args(arguments)
+
+    def run(comm: MPI.Intracomm) -> int:
+        if comm.size > 1:
+            error = InputError("bench starts its jobs itself: call it without mpirun.")
+            error.on_every_rank = True
+            raise error
+        from hpc_maml.bench.command import bench
+
+        bench(options.names or names, options.rounds, options.build, options.json)
+        return 0
+
+    return run
+
+
 def _at_least(smallest: int) -> Callable[[str], int]:
     def number(text: str) -> int:
         if int(text) < smallest:
@@ -210,4 +245,5 @@ COMMANDS = {
     "report": _report,
     "inspect": _inspect,
     "doctor": _doctor,
+    "bench": _bench,
 }

@@ -3,8 +3,9 @@
    physics MODEL.mjb EPISODES steps the episodes of a file in lockstep and prints the seconds that
    took, then the sum of all final positions, by which one sees that the physics was the same. The
    file holds doubles in native order: episodes B, environment steps T, physics steps per environment
-   step; then qpos [B, nq], qvel [B, nv] and controls [T, B, nu]. */
+   step; then qpos [B, nq], qvel [B, nv] and controls [T, B, nu], NaN after the end of an episode. */
 
+#include <math.h>
 #include <mujoco/mujoco.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -55,6 +56,7 @@ int main(int argc, char **argv) {
   const double *control = controls;
   for (int step = 0; step < steps; step++)
     for (int i = 0; i < episodes; i++, control += model->nu) {
+      if (isnan(control[0])) continue;
       memcpy(data[i]->ctrl, control, model->nu * sizeof(double));
       for (int k = 0; k < substeps; k++) mj_step(model, data[i]);
     }

@@ -1,0 +1,33 @@
+"""The programs that benchmarks start: MPI jobs, and the yardsticks that CMake built."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+HOW_TO_BUILD = "not built: cmake -S . -B build && cmake --build build"
+
+
+def yardstick(name: str, build: Path) -> Path | None:
+    """Return the program of a yardstick, None where it has not been built."""
+    path = build / "benchmarks" / "yardsticks" / name
+    return path if path.exists() else None
+
+
+def run(command: Sequence[str | Path], ranks: int | None = None) -> list[str]:
+    """Run a command on one core a process, under mpirun for ``ranks``; return what it printed.
+
+    Raises CalledProcessError.
+    """
+    # A benchmark may itself have been started as an MPI process.
+    launcher = ("PMI", "OMPI", "PMIX", "MPI_LOCAL")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(launcher)}
+    if ranks:
+        mpirun = shutil.which("mpirun", path=str(Path(sys.executable).parent)) or "mpirun"
+        command = [mpirun, "-np", str(ranks), *command]
+    result = subprocess.run(
+        list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True, env=clean
+    )
+    return result.stdout.splitlines()
