@@ -101,7 +101,7 @@ def test_evaluate(ranks):
         (["topology.agents=4"], "topology.agents is 4, but there "),
         (["evaluate", "nowhere"], "nowhere is not a run folder"),
         (["trian"], "settings are written key=value"),
-        (["device=cuda", "env.name=ant_vel"], "no GPU"),
+        (["device=cuda", "env.name=ant_vel"], "device is cuda, but"),
         (["horizon=1000000000"], "must be below 2 GB"),
         (["--run-dir", "x" * 300], "cannot be read: File name too long"),
     ],
