@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
@@ -54,6 +54,20 @@ def load(path: Path, fingerprint: str, shapes: Mapping[str, tuple[int, ...]]) ->
 
     Raises InputError if it is damaged, or belongs to another configuration.
     """
+    checkpoint, found = read(path)
+    if found != fingerprint:
+        raise InputError(
+            f"The checkpoint {path} belongs to a run with another configuration; "
+            "give the run folder it was written in, or remove it."
+        )
+    parameters = checkpoint.parameters
+    if {name: value.shape for name, value in parameters.items()} != dict(shapes):
+        raise _damaged(path, "the parameters have other shapes than the policy's")
+    return replace(checkpoint, parameters={name: parameters[name] for name in shapes})
+
+
+def read(path: Path) -> tuple[Checkpoint, str]:
+    """Return a checkpoint and the fingerprint of its configuration; raises InputError."""
     try:
         with h5py.File(path, "r") as file:
             version = int(file.attrs["format_version"])
@@ -62,29 +76,25 @@ def load(path: Path, fingerprint: str, shapes: Mapping[str, tuple[int, ...]]) ->
                     f"The checkpoint {path} has format version {version}; "
                     f"this program reads version {FORMAT_VERSION}."
                 )
-            if file.attrs["config_fingerprint"] != fingerprint:
-                raise InputError(
-                    f"The checkpoint {path} belongs to a run with another configuration; "
-                    "give the run folder it was written in, or remove it."
-                )
             if checkpoint_path(path.parent, int(file.attrs["iteration"])) != path:
                 raise ValueError(f"it is of iteration {file.attrs['iteration']}")
-            parameters = {name: file["parameters"][name][...] for name in shapes}
-            if any(parameters[name].shape != tuple(shapes[name]) for name in shapes):
-                raise ValueError("the parameters have other shapes than the policy's")
-            return Checkpoint(
+            checkpoint = Checkpoint(
                 iteration=int(file.attrs["iteration"]),
-                parameters=parameters,
+                parameters={name: value[...] for name, value in file["parameters"].items()},
                 environment_steps=int(file.attrs["environment_steps"]),
                 rejected_updates=int(file.attrs["rejected_updates"]),
             )
+            return checkpoint, file.attrs["config_fingerprint"]
     except InputError:
         raise
     except (OSError, KeyError, ValueError) as error:
-        raise InputError(
-            f"The checkpoint {path} is damaged ({' '.join(str(error).split())}); "
-            "remove it to go on from the one before."
-        ) from None
+        raise _damaged(path, " ".join(str(error).split())) from None
+
+
+def _damaged(path: Path, reason: str) -> InputError:
+    return InputError(
+        f"The checkpoint {path} is damaged ({reason}); remove it to go on from the one before."
+    )
 
 
 def checkpoints(folder: Path) -> dict[int, Path]:

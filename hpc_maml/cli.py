@@ -12,17 +12,20 @@ from mpi4py import MPI
 
 from hpc_maml import __version__
 from hpc_maml.errors import InputError
-from hpc_maml.mpi.runtime import check_world, launcher_rank
+from hpc_maml.mpi.runtime import check_world, from_rank_0, launcher_rank
 from hpc_maml.stopping import StopSignal
 
 if TYPE_CHECKING:
     from hpc_maml.config import Config
 
-BAD_INPUT = 2
+DAMAGED, BAD_INPUT = 1, 2
 
 SUMMARY = """\
 usage: python -m hpc_maml [train] [--config FILE] [--run-dir DIR] [key=value ...]
        python -m hpc_maml evaluate RUN [--tasks N] [--updates K] [--json FILE]
+       python -m hpc_maml report RUN [RUN ...] -o DIR
+       python -m hpc_maml inspect RUN [--tree] [--verify]
+       python -m hpc_maml doctor [--config FILE] [--run-dir DIR] [key=value ...]
        python -m hpc_maml COMMAND --help
 
 Meta-trains a policy on all ranks of an MPI job: mpirun -np N python -m hpc_maml ...
@@ -44,7 +47,8 @@ def main(arguments: Sequence[str]) -> int:
                 stack.enter_context(contextlib.redirect_stdout(silence))
                 stack.enter_context(contextlib.redirect_stderr(silence))
             command = parse(arguments)
-        check_world(world.size)
+        if arguments[:1] != ["doctor"]:  # which says so among the rest
+            check_world(world.size)
         comm = world.Dup()
         code = command(comm)
         comm.Free()
@@ -74,9 +78,32 @@ def parse(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
 
 
 def _train(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
-    parser = argparse.ArgumentParser(
-        "hpc_maml train", description="Meta-train a policy, or go on with a run."
-    )
+    options = _parse_job("train", "Meta-train a policy, or go on with a run.", arguments)
+
+    def run(comm: MPI.Intracomm) -> int:
+        stop = StopSignal()
+        stop.listen()
+        from hpc_maml.training import train
+
+        return train(comm, lambda: _load(options), options.run_dir, stop)
+
+    return run
+
+
+def _doctor(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
+    description = "Check whether the job that train would be with the same words will run well."
+    options = _parse_job("doctor", description, arguments)
+
+    def run(comm: MPI.Intracomm) -> int:
+        from hpc_maml.doctor import doctor
+
+        return doctor(comm, lambda: _load(options), options.run_dir)
+
+    return run
+
+
+def _parse_job(name: str, description: str, arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(f"hpc_maml {name}", description=description)
     parser.add_argument("--config", metavar="FILE", help="YAML file; see configs/")
     parser.add_argument(
         "--run-dir",
@@ -87,25 +114,17 @@ def _train(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     parser.add_argument(
         "settings", nargs="*", metavar="key=value", help="for example trpo.max_kl=0.02"
     )
-    options = parser.parse_intermixed_args(arguments)
+    return parser.parse_intermixed_args(arguments)
 
-    def run(comm: MPI.Intracomm) -> int:
-        stop = StopSignal()
-        stop.listen()
-        from hpc_maml.config import load_config
-        from hpc_maml.training import train
 
-        def load() -> "Config":
-            from hpc_maml.run_folder import CONFIG, has_config
+def _load(options: argparse.Namespace) -> "Config":
+    from hpc_maml.config import load_config
+    from hpc_maml.run_folder import CONFIG, has_config
 
-            file = options.config
-            if file is None and options.run_dir and has_config(options.run_dir):
-                file = options.run_dir / CONFIG
-            return load_config(file, options.settings)
-
-        return train(comm, load, options.run_dir, stop)
-
-    return run
+    file = options.config
+    if file is None and options.run_dir and has_config(options.run_dir):
+        file = options.run_dir / CONFIG
+    return load_config(file, options.settings)
 
 
 def _evaluate(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
@@ -130,6 +149,52 @@ def _evaluate(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     return run
 
 
+def _report(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
+    parser = argparse.ArgumentParser(
+        "hpc_maml report",
+        description="Draw runs, side by side, seeds of one configuration as one: a page, PNG, SVG "
+        "and CSV files.",
+    )
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder")
+    parser.add_argument(
+        "-o", dest="folder", type=Path, required=True, metavar="DIR", help="folder to write to"
+    )
+    options = parser.parse_args(arguments)
+
+    def report() -> int:
+        from hpc_maml.report.writing import PAGE, write_report
+
+        print(*write_report(options.runs, options.folder), options.folder / PAGE, sep="\n")
+        return 0
+
+    return lambda comm: from_rank_0(comm, report)
+
+
+def _inspect(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
+    parser = argparse.ArgumentParser(
+        "hpc_maml inspect",
+        description="Say what is in a run folder. Exit code 1 if something is damaged.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument("--tree", action="store_true", help="also print the HDF5 layout")
+    parser.add_argument(
+        "--verify", action="store_true", help="read all rollouts and compare their checksums"
+    )
+    options = parser.parse_args(arguments)
+
+    def inspect() -> int:
+        from hpc_maml import open_run
+        from hpc_maml.archive.inspection import damages, describe, tree
+
+        run = open_run(options.run)
+        print(*describe(run), *(tree(run) if options.tree else ()), sep="\n")
+        damaged = damages(run, verify=options.verify)
+        print(*damaged, sep="\n", end="\n" if damaged else "", file=sys.stderr)
+        return DAMAGED if damaged else 0
+
+    return lambda comm: from_rank_0(comm, inspect)
+
+
 def _at_least(smallest: int) -> Callable[[str], int]:
     def number(text: str) -> int:
         if int(text) < smallest:
@@ -139,4 +204,10 @@ def _at_least(smallest: int) -> Callable[[str], int]:
     return number
 
 
-COMMANDS = {"train": _train, "evaluate": _evaluate}
+COMMANDS = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "report": _report,
+    "inspect": _inspect,
+    "doctor": _doctor,
+}

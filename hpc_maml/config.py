@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from hpc_maml.errors import InputError, nearest
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
+
+BOOLEAN = "tag:yaml.org,2002:bool"
 
 
 class Section(BaseModel):
@@ -59,16 +61,32 @@ class CheckpointConfig(Section):
     keep: Count = Field(3, description="checkpoints kept")
 
 
-def _on_off(value: Any) -> Any:
-    """Return what was written: the YAML reader takes on and off for true and false."""
-    return ("off", "on")[value] if isinstance(value, bool) else value
+class MetricsConfig(Section):
+    tensorboard: Literal["auto", "on", "off"] = Field(
+        "auto", description="event files for TensorBoard; auto: where it is installed"
+    )
+    wandb: Literal["online", "offline", "off"] = Field(
+        "off", description="Weights & Biases; offline: kept in the run folder, for wandb sync"
+    )
+
+
+class ArchiveConfig(Section):
+    rollouts: Count | Literal["every", "none"] = Field(
+        10, description="every, none, or n: the first iteration and every n-th after it"
+    )
+    compression: Literal["none", "lzf", "gzip"] = Field("none", description="filter")
+    adapted_parameters: bool = Field(False, description="also the adapted policies of every task")
+    max_bytes: Count | None = Field(None, description="limit of the rollouts, null for none")
+    when_full: Literal["refuse", "thin"] = Field(
+        "refuse", description="refuse: at the start, if they could exceed it; thin: drop the oldest"
+    )
 
 
 class MpiConfig(Section):
     wait_limit: Positive = Field(
         1800.0, description="seconds a rank waits for another before it ends the job"
     )
-    cuda_aware: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_off)] = Field(
+    cuda_aware: Literal["auto", "on", "off"] = Field(
         "auto", description="hand the MPI library memory of GPUs; auto: if it can take it"
     )
 
@@ -101,11 +119,21 @@ class Config(Section):
     topology: TopologyConfig = TopologyConfig()
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where agents compute")
     checkpoint: CheckpointConfig = CheckpointConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    archive: ArchiveConfig = ArchiveConfig()
     mpi: MpiConfig = MpiConfig()
 
 
 # Keys that do not change what is computed: they may differ when a run is continued.
-NEUTRAL_KEYS = ("num_iterations", "topology", "device", "checkpoint", "mpi")
+NEUTRAL_KEYS = (
+    "num_iterations",
+    "topology",
+    "device",
+    "checkpoint",
+    "metrics",
+    "archive",
+    "mpi",
+)
 
 
 def load_config(file: str | Path | None, overrides: Sequence[str]) -> Config:
@@ -150,7 +178,12 @@ def differing_keys(config: Config, other: Config) -> list[str]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats (PyYAML takes ``1e-2`` for a string), and no key twice."""
+    """YAML 1.2: ``1e-2`` is a number, ``on`` and ``off`` are words; and no key twice."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (where PyYAML looks for them)
+        first: [each for each in resolvers if each[0] != BOOLEAN or first in "tTfF"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         """Return the mapping; raises ConstructorError for a key that stands there twice."""

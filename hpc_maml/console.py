@@ -53,12 +53,19 @@ class Reporter:
         if self.live:
             self.live.update(self.bar, completed=done, description=text)
             if not row["accepted"]:
-                self.live.console.print(f"iteration {done}: update rejected: {row['reason']}")
+                self.note(f"iteration {done}: update rejected: {row['reason']}")
             return
         pace = (time.monotonic() - self.started) / (done - self.first_iteration)
         left = timedelta(seconds=round(pace * (self.num_iterations - done)))
         width = len(str(self.num_iterations))
         say(f"iteration {done:{width}}/{self.num_iterations}   {text}   eta {left}")
+
+    def note(self, text: str) -> None:
+        """Print a sentence."""
+        if self.live:
+            self.live.console.print(text, markup=False)
+        else:
+            say(text)
 
     def close(self) -> None:
         """End the live display."""

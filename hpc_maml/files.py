@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, whenever the process is killed."""
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,8 @@ def write_whole(path: Path, write: Callable[[Path], None], *, durable: bool = Tr
         if durable:
             _sync(path.parent)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()  # on a full disk it takes the room that a checkpoint needs
         reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
         raise InputError(f"{path} cannot be written: {reason}.") from None
 
@@ -39,10 +42,25 @@ def write_hdf5(path: Path, fill: Callable[[h5py.File], None], *, durable: bool =
     """Write an HDF5 file whole; ``fill`` puts the content into the open file."""
 
     def write(temporary: Path) -> None:
-        with h5py.File(temporary, "w") as file:
+        # Made in memory: the HDF5 library does not get over a disk that is full.
+        # The format of HDF5 1.10 (2016), which virtual datasets need: small files are a third.
+        settings = {"driver": "core", "backing_store": False, "block_size": 2**20}
+        with h5py.File(temporary, "w", libver=("v110", "v110"), **settings) as file:
             fill(file)
+            file.flush()
+            image = file.id.get_file_image()
+        temporary.write_bytes(image)
 
     write_whole(path, write, durable=durable)
+
+
+def size_text(size: float) -> str:
+    """Return a number of bytes as text, like 17.0 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
 
 
 def _sync(path: Path) -> None:

@@ -22,6 +22,7 @@ class Metric:
     description: str
     wall_clock: bool = False  # differs from run to run
     dtype: type = np.float64
+    shape: str = "[iteration]"
 
 
 def _return_metrics(phase: str) -> dict[str, Metric]:
@@ -67,11 +68,25 @@ METRICS: dict[str, Metric] = {
 
 # Recorded for every task of an iteration, in the order of the tasks.
 PER_TASK: dict[str, Metric] = {
+    "task": Metric(
+        "see docs/environments.md",
+        "what distinguishes the task",
+        shape="[iteration, task, task_dim]",
+    ),
     "pre_update_return": Metric(
-        "reward", "undiscounted return before adaptation, mean of episodes"
+        "reward",
+        "undiscounted return before adaptation, mean of episodes",
+        shape="[iteration, task]",
     ),
     "post_update_return": Metric(
-        "reward", "undiscounted return after adaptation, mean of episodes"
+        "reward",
+        "undiscounted return after adaptation, mean of episodes",
+        shape="[iteration, task]",
+    ),
+    "return_after_updates": Metric(
+        "reward",
+        "undiscounted return after 0, 1, ... inner steps, mean of episodes",
+        shape="[iteration, task, updates]",
     ),
 }
 
@@ -121,9 +136,7 @@ class Metrics:
                     dataset = folder.create_dataset(name, data=column)
                     dataset.attrs["unit"] = metric.unit
                     dataset.attrs["description"] = metric.description
-                    dataset.attrs["shape"] = (
-                        "[iteration, task]" if column.ndim > 1 else "[iteration]"
-                    )
+                    dataset.attrs["shape"] = metric.shape
                     dataset.attrs["wall_clock"] = metric.wall_clock
             file.attrs["committed_iterations"] = len(self.rows)
 

@@ -84,12 +84,13 @@ def collect(
     gamma: float,
     gae_lambda: float,
     dtype: np.dtype,
-) -> Iterator[np.ndarray]:
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield batches ``[G]`` for each phase of G tasks: roll out, adapt, roll out again.
 
-    ``theta`` is ``[P]``, ``tasks`` are ``[G, task_dim]``, and each task has a key (seed, iteration,
-    index of the task). There is one phase more than ``step_sizes``: phase k is collected with the
-    parameters after k inner steps. A task gets the same bits beside any others.
+    With them come the parameters ``[G, P]`` they were collected with. ``theta`` is ``[P]``,
+    ``tasks`` are ``[G, task_dim]``, and each task has a key (seed, iteration, index of the task).
+    There is one phase more than ``step_sizes``: phase k is collected with the parameters after k
+    inner steps. A task gets the same bits beside any others.
     """
     purposes = (
         (Purpose.EVALUATION_ACTIONS, Purpose.EVALUATION_ENVIRONMENT)
@@ -107,6 +108,7 @@ def collect(
         )
         with np.errstate(over="ignore", invalid="ignore"):  # a divergence is seen by its NaN
             roll_out(policy, env, thetas, actions, environment, batches)
+            behaviour, thetas = thetas, thetas.copy()
             for task, (batch, (_, iteration, index)) in enumerate(zip(batches, keys, strict=True)):
                 batch["iteration"], batch["task"], batch["phase"] = iteration, index, phase
                 batch["advantages"][:] = task_advantages(
@@ -115,4 +117,4 @@ def collect(
                 if phase < len(step_sizes):
                     thetas[task] = adapt(policy, thetas[task], samples(batch), step_sizes[phase])
         batches["observer_seconds"] = (time.perf_counter() - started) / len(tasks)
-        yield batches
+        yield batches, behaviour

@@ -1,26 +1,32 @@
 """The record of a meta-training run: where it stands, and what is kept of each iteration."""
 
+import contextlib
 import importlib.metadata
 import platform
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mpi4py import MPI
 
+from hpc_maml.archive.plan import Shapes
+from hpc_maml.archive.schema import Segment
+from hpc_maml.archive.writer import RolloutArchive
 from hpc_maml.checkpoint import Checkpoint, load, newest, prune, save
 from hpc_maml.config import Config, fingerprint, to_yaml
+from hpc_maml.errors import InputError
 from hpc_maml.metrics import Metrics
 from hpc_maml.policy import Policy
 from hpc_maml.random_streams import Purpose, stream
-from hpc_maml.run_folder import CHECKPOINTS, METRICS, begin, open_folder
+from hpc_maml.run_folder import CHECKPOINTS, METRICS, ROLLOUTS, begin, open_folder
 
 
 class Run:
     """An open run folder, held by the principal."""
 
-    def __init__(self, path: Path, config: Config, policy: Policy) -> None:
+    def __init__(self, path: Path, config: Config, policy: Policy, shapes: Shapes) -> None:
         """Open the folder and read where the run stands; raises InputError."""
         self.config = config
         self.policy = policy
@@ -39,9 +45,17 @@ class Run:
         )
         self.metrics.read(self.checkpoint.iteration)
         begin(path, config)
+        self.archive = RolloutArchive(path / ROLLOUTS, config, shapes, self.checkpoint.iteration)
 
-    def record(self, done: int, theta: np.ndarray, row: dict[str, Any]) -> None:
-        """Keep the metrics ``row`` and the parameters ``[P]`` after ``done`` iterations."""
+    def record(
+        self, done: int, theta: np.ndarray, row: dict[str, Any], segments: Sequence[Segment]
+    ) -> None:
+        """Keep the metrics ``row``, the parameters ``[P]`` and rollouts after ``done`` iterations.
+
+        Raises InputError.
+        """
+        if segments:  # first, as the checkpoint relies on it
+            self.archive.commit(done, row["task"], segments)
         self.checkpoint = Checkpoint(
             iteration=done,
             parameters=self.policy.unflatten(theta),
@@ -62,10 +76,18 @@ class Run:
 
     def write_checkpoint(self) -> None:
         """Write the present state, and remove what is older than the last ``checkpoint.keep``."""
-        self.metrics.write(durable=True)  # first, as the checkpoint relies on it
+        self.metrics.write(durable=True)  # first, likewise
         text = to_yaml(self.config, neutral=False)
         save(self.checkpoints, self.checkpoint, self.fingerprint, text)
         prune(self.checkpoints, self.config.checkpoint.keep)
+
+    def end_early(self, error: InputError) -> InputError:
+        """Write a checkpoint, if that can be done; return the error with where the run stands."""
+        with contextlib.suppress(InputError):
+            self.write_checkpoint()
+        last = newest(self.checkpoints)
+        where = f"with the checkpoint {last.name}" if last else "without a checkpoint"
+        return InputError(f"{str(error).rstrip('.')}; the run ends {where}.")
 
 
 def latest_checkpoint(path: Path, config: Config, policy: Policy) -> Checkpoint | None:

@@ -1,6 +1,7 @@
 """The folder of a run: continued by the same configuration only, and by one job at a time."""
 
 import fcntl
+import re
 from datetime import datetime
 from pathlib import Path
 from typing import IO
@@ -11,11 +12,13 @@ from hpc_maml.errors import InputError
 from hpc_maml.files import TEMPORARY, write_text
 
 CONFIG, METRICS, CHECKPOINTS, LOCK = "config.yaml", "metrics.h5", "checkpoints", ".lock"
+ROLLOUTS = "rollouts"
 
 
 def default_path(config: Config) -> Path:
     """Make and return ``runs/<environment>-<date>-<time>``; jobs of one second get their own."""
-    name = Path("runs") / f"{config.env.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    environment = re.split("[/:]", config.env.name)[-1]  # of module:Class the class
+    name = Path("runs") / f"{environment}-{datetime.now():%Y%m%d-%H%M%S}"
     path, number = name, 1
     while True:
         try:

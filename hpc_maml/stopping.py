@@ -12,9 +12,10 @@ class StopSignal:
         self.requested = False
 
     def listen(self) -> None:
-        """Take over the signals of this process."""
+        """Take over the signals of this process, and the warnings __main__ held back."""
         for number in SIGNALS:
             signal.signal(number, self._receive)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
 
     def _receive(self, number: int, frame: object) -> None:
         self.requested = True

@@ -1,7 +1,7 @@
 """A job from start to end: what rank 0 prepares, what each rank builds, and who then runs what."""
 
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -9,20 +9,23 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
+from hpc_maml.archive.plan import Shapes, estimate
+from hpc_maml.archive.schema import Segment
 from hpc_maml.config import Config, TopologyConfig
+from hpc_maml.doctor import warn
 from hpc_maml.envs import make
 from hpc_maml.envs.batched import TaskVectorEnv
 from hpc_maml.errors import InputError
 from hpc_maml.mpi.exchange import BatchReceiver, BatchSender, Messenger, empty_batch
 from hpc_maml.mpi.gpu_aware import sum_of_agents
 from hpc_maml.mpi.runtime import from_rank_0
-from hpc_maml.mpi.topology import Topology, assign_roles, build_topology
+from hpc_maml.mpi.topology import Topology, assign_roles, build_topology, visible_gpus
 from hpc_maml.mpi.waiting import Until, run_roles
 from hpc_maml.policy import Policy, make_policy
 from hpc_maml.roles.agent import Team, act, choose_gpu, keep_freed_memory
 from hpc_maml.roles.messages import REQUESTS_AHEAD, Hello, Tag
 from hpc_maml.roles.observer import observe
-from hpc_maml.roles.principal import Agents, greet, lead, meta_test, sums_of_agents
+from hpc_maml.roles.principal import Agents, Segments, greet, lead, meta_test, sums_of_agents
 from hpc_maml.stopping import StopSignal
 from hpc_maml.trajectory import batch_dtype
 
@@ -36,6 +39,7 @@ class Job:
     config: Config
     policy: Policy
     dtype: np.dtype  # of a trajectory batch
+    rollouts: Path | None = None  # folder of the archive, if there is to be one
 
 
 def train(
@@ -48,27 +52,47 @@ def train(
 
     ``load_settings`` is called on rank 0 only. Raises InputError on every rank.
     """
-    run = env = None
+    run = env = sinks = None
 
     def prepare_run() -> Job:
         # Only the principal prints and keeps files, so only rank 0 imports what that takes.
+        from hpc_maml import console
+        from hpc_maml.files import size_text
         from hpc_maml.run import Run
         from hpc_maml.run_folder import default_path
+        from hpc_maml.sinks import check_installed
 
         nonlocal run, env
         config = load_settings()
         assign_roles([0] * world.size, config.topology.agents, config.topology.layout)
+        check_installed(config.metrics)
         env = make_env(config, episodes=1)
         job = prepare(config, env)
-        run = Run(run_dir or default_path(config), config, job.policy)
-        return job
+        shapes = archive_shapes(job)
+        each, total = estimate(config, shapes)
+        run = Run(run_dir or default_path(config), config, job.policy, shapes)
+        if total:
+            console.say(
+                f"rollouts: {size_text(each)} an archived iteration, "
+                f"{size_text(total)} for {config.num_iterations} iterations"
+                + ("" if config.archive.compression == "none" else ", before compression")
+            )
+        return replace(job, rollouts=run.archive.folder.absolute()) if total else job
+
+    def say(text: str) -> None:
+        from hpc_maml import console
+
+        console.say(text)
 
     job = from_rank_0(world, prepare_run)
+    warn(world, job.config, say)
 
     async def principal(agents: Agents, topology: Topology) -> None:
         from hpc_maml import console
         from hpc_maml.run import flatten
+        from hpc_maml.sinks import Sinks
 
+        nonlocal sinks
         first = run.checkpoint.iteration
         console.say(f"run folder {run.path}" + (f", continued at {first}" if first else ""))
         hellos = await greet(topology.world)
@@ -76,24 +100,37 @@ def train(
         if sums := sums_of_agents(hellos):
             console.say(f"sums between agents: {sums}")
             run.metrics.versions["sums_of_agents"] = sums
+        run.metrics.versions["hosts"] = ", ".join(dict.fromkeys(topology.hosts))
+        segments = Segments(Messenger(topology.world))
         reporter = console.Reporter(first, job.config.num_iterations)
+        if first < job.config.num_iterations:
+            sinks = Sinks(job.config, run.path, run.metrics.rows, reporter.note)
 
-        def record(done: int, theta: np.ndarray, row: dict[str, Any]) -> None:
-            run.record(done, theta, row)
+        def record(
+            done: int, theta: np.ndarray, row: dict[str, Any], on_disk: Sequence[Segment]
+        ) -> None:
+            run.record(done, theta, row, on_disk)
             reporter.iteration(done, row)
+            sinks.put(run.metrics.rows[-1])
 
         try:
-            await lead(job.config, env, agents, flatten(run.checkpoint), first, record, stop)
+            theta = flatten(run.checkpoint)
+            await lead(job.config, env, agents, theta, first, segments, record, stop)
+        except InputError as error:  # a file cannot be written
+            raise run.end_early(error) from None
         finally:
             reporter.close()
         if run.checkpoint.iteration < job.config.num_iterations:
             run.write_checkpoint()
+        run.archive.write_index()
 
     run_job(world, job, principal, stop)
 
     def conclude() -> int:
         from hpc_maml import console
 
+        if sinks:
+            sinks.close()
         done = run.checkpoint.iteration
         if done < job.config.num_iterations:
             console.say(
@@ -183,6 +220,12 @@ def prepare(config: Config, env: TaskVectorEnv) -> Job:
     return Job(config, policy, dtype)
 
 
+def archive_shapes(job: Job) -> Shapes:
+    """Return the shapes that the rollouts of a job have in the archive."""
+    num_parameters = sum(int(np.prod(shape)) for shape in job.policy.shapes.values())
+    return Shapes(job.config, job.dtype, num_parameters)
+
+
 Principal = Callable[[Agents, Topology], Coroutine[Until, None, None]]
 
 
@@ -190,7 +233,8 @@ def run_job(world: MPI.Intracomm, job: Job, principal: Principal, stop: StopSign
     """Take up the roles of this rank and run them to their end; ``principal`` runs on rank 0."""
     config = job.config
     limit = config.mpi.wait_limit
-    topology = build_topology(world, config.topology.agents, config.topology.layout, limit)
+    gpus = 0 if config.device == "cpu" else len(visible_gpus())
+    topology = build_topology(world, config.topology.agents, config.topology.layout, limit, gpus)
     place = topology.place
     hello = Hello("cpu", topology.threads)
     roles: dict[str, Coroutine[Until, None, None]] = {}
@@ -207,10 +251,16 @@ def run_job(world: MPI.Intracomm, job: Job, principal: Principal, stop: StopSign
             Messenger(topology.team_comm),
             BatchReceiver(topology.team_comm, job.dtype, depth, empty),
             observers,
+            topology.observers_at_once(place.team),
         )
         learner = Messenger(topology.learner_comm)
         roles["agent"] = act(config, job.policy, gpu, learner, team, reduce, stop)
     if place.observer:
+        archive = None
+        if job.rollouts:
+            from hpc_maml.archive.writer import SegmentWriter  # others do without h5py
+
+            archive = SegmentWriter(job.rollouts, config.archive, archive_shapes(job), world.rank)
         roles["observer"] = observe(
             config,
             job.policy,
@@ -218,6 +268,8 @@ def run_job(world: MPI.Intracomm, job: Job, principal: Principal, stop: StopSign
             job.dtype,
             Messenger(topology.team_comm),
             BatchSender(topology.team_comm),
+            archive,
+            Messenger(topology.world),
             stop,
         )
     greeting = Messenger(topology.world)

@@ -9,12 +9,30 @@ import gymnasium
 import mujoco
 import numpy as np
 import pytest
+from gymnasium.spaces import Discrete
 from gymnasium.utils.env_checker import check_env
 from mujoco.batch import SimulationError
 
 from hpc_maml import envs
 
-LOCOMOTION = [name for name in envs.ENVIRONMENTS if name != "navigation"]
+LOCOMOTION = [name for name in envs.ENVIRONMENTS if name.startswith(("half_cheetah", "ant"))]
+# Every environment, and those of its versions that run other code.
+CASES = (
+    [(name, {}) for name in envs.ENVIRONMENTS]
+    + [
+        (name, {"lineage": lineage})
+        for name in ("navigation", "half_cheetah_vel", "ant_goal")
+        for lineage in ("pytorch", "original")
+    ]
+    + [("bandit", {"rewards": "gaussian", "arms": 10})]
+    + [("lander", {"continuous": False}), ("lander", {"vary_gravity": True})]
+)
+if sys.version_info >= (3, 14):  # no wheel of Box2D
+    CASES = [(name, kwargs) for name, kwargs in CASES if name != "lander"]
+each_case = pytest.mark.parametrize(
+    ("name", "kwargs"), CASES, ids=["-".join(map(str, [n, *k.values()])) for n, k in CASES]
+)
+needs_box2d = pytest.mark.skipif(sys.version_info >= (3, 14), reason="no wheel of Box2D")
 GYMNASIUM_IDS = {"half_cheetah": "HalfCheetah-v5", "ant": "Ant-v5"}
 
 
@@ -35,7 +53,10 @@ def started(name, *seeds, episodes_per_task=3, **kwargs):
 
 
 def random_actions(env, steps, reach=1.0):
-    """Draw actions [steps, num_envs, action_dim], up to ``reach`` times the limit."""
+    """Draw actions [steps, num_envs, action_dim], up to ``reach`` times the limit, or choices."""
+    if isinstance(env.single_action_space, Discrete):
+        size = (steps, env.num_envs)
+        return np.random.default_rng(0).integers(env.single_action_space.n, size=size)
     limit = reach * env.single_action_space.high[0]
     shape = (steps, *env.action_space.shape)
     return np.random.default_rng(0).uniform(-limit, limit, shape).astype(np.float32)
@@ -180,6 +201,71 @@ def test_navigation_needs_both_coordinates_near_and_prefers_the_goal_to_the_hori
     assert truncated.tolist() == [False, True]
 
 
+@pytest.mark.parametrize("rewards", ["bernoulli", "gaussian"])
+def test_arms_pay_what_the_task_says(rewards):
+    env = envs.make("bandit", num_tasks=2, episodes_per_task=2000, arms=3, rewards=rewards)
+    means = np.array([[0.2, 0.9, 0.5], [0.6, 0.1, 0.0]])
+    env.set_tasks(means)
+    observations, _ = env.reset(seed=0)
+    assert (observations == 1).all()
+    pay = np.zeros((10, 2, 2000))
+    for pull in range(10):
+        _, received, terminated, truncated, _ = env.step(np.full(4000, pull % 3))
+        pay[pull] = received.reshape(2, 2000)
+        assert not terminated.any()
+        assert truncated.all() == truncated.any() == (pull == 9)
+    for arm in range(3):
+        assert pay[arm::3].mean((0, 2)) == pytest.approx(means[:, arm], abs=0.05)
+    if rewards == "bernoulli":
+        assert set(np.unique(pay)) == {0.0, 1.0}
+    else:
+        assert pay.std(2) == pytest.approx(1.0, abs=0.06)
+    # draws of one arm are independent from pull to pull and from episode to episode
+    assert np.corrcoef(pay[0, 0], pay[3, 0])[0, 1] == pytest.approx(0, abs=0.08)
+    assert np.corrcoef(pay[0, 0, :-1], pay[0, 0, 1:])[0, 1] == pytest.approx(0, abs=0.08)
+
+
+def test_a_bandit_reset_on_its_own_begins_its_draws_anew():
+    env, undisturbed = started("bandit", 1, horizon=6), started("bandit", 1, horizon=6)
+    actions = random_actions(env, 6)
+    expected = [undisturbed.step(step_actions)[1] for step_actions in actions]
+    for step_actions in actions[:2]:
+        env.step(step_actions)
+    mask = np.array([False, True, False])
+    env.reset(options={"generators": generators(1), "reset_mask": mask})
+    for taken in range(4):
+        mixed = np.where(mask, actions[taken], actions[taken + 2])
+        rewards = env.step(mixed)[1]
+        assert (rewards == np.where(mask, expected[taken], expected[taken + 2])).all()
+
+
+def test_tabular_mdp_moves_and_pays_as_the_task_says():
+    env = envs.make("tabular_mdp", num_tasks=1, episodes_per_task=8000)
+    rng = np.random.default_rng(1)
+    transitions, means = rng.dirichlet(np.ones(10), (10, 5)), rng.normal(1, 1, (10, 5))
+    env.set_tasks([[*transitions.ravel(), *means.ravel()]])
+    observations, _ = env.reset(seed=0)
+    assert (observations == np.eye(10)[0]).all()
+    visits, pay = np.zeros((10, 5, 10)), [[[] for _ in range(5)] for _ in range(10)]
+    for step in range(10):
+        states, actions = observations.argmax(1), rng.integers(5, size=8000)
+        observations, rewards, terminated, truncated, _ = env.step(actions)
+        assert (observations.sum(1) == 1).all()
+        np.add.at(visits, (states, actions, observations.argmax(1)), 1)
+        for state, action, reward in zip(states, actions, rewards, strict=True):
+            pay[state][action].append(reward)
+        assert not terminated.any()
+        assert truncated.all() == truncated.any() == (step == 9)
+    counts = visits.sum(-1)
+    assert counts.min() > 300
+    assert abs(visits / counts[..., None] - transitions).max() < 0.1
+    for state in range(10):
+        for action in range(5):
+            error = 5 / len(pay[state][action]) ** 0.5
+            assert np.mean(pay[state][action]) == pytest.approx(means[state, action], abs=error)
+            assert np.std(pay[state][action]) == pytest.approx(1, abs=error)
+
+
 @pytest.mark.parametrize("name", LOCOMOTION)
 def test_horizon_truncates_every_episode(name):
     env = started(name, 1, horizon=2)
@@ -236,22 +322,25 @@ def test_reset_mask_restarts_only_the_chosen():
         assert (rewards != 0).tolist() == [number <= 97, True, False]
 
 
-@pytest.mark.parametrize("name", envs.ENVIRONMENTS)
-def test_a_task_does_not_depend_on_its_neighbours_or_the_threads(name):
-    together = started(name, 1, 2, num_threads=2)
-    alone = [started(name, 1), started(name, 2)]
+@each_case
+def test_a_task_does_not_depend_on_its_neighbours_or_the_threads(name, kwargs):
+    together = started(name, 1, 2, num_threads=2, **kwargs)
+    alone = [started(name, 1, **kwargs), started(name, 2, **kwargs)]
+    rewards = []
     for actions in random_actions(together, 25):
         result = together.step(actions)
         parts = [env.step(half) for env, half in zip(alone, np.split(actions, 2), strict=True)]
         for index in range(4):
             expected = np.concatenate([part[index] for part in parts])
             assert result[index].tobytes() == expected.tobytes()
-    assert not (result[1][:3] == result[1][3:]).any()
+        rewards.append(result[1])
+    rewards = np.array(rewards)
+    assert not (rewards[:, :3] == rewards[:, 3:]).all(0).any()
 
 
-@pytest.mark.parametrize("name", envs.ENVIRONMENTS)
-def test_an_episode_does_not_depend_on_those_before_it(name):
-    used, fresh = started(name, 9), started(name, 9)
+@each_case
+def test_an_episode_does_not_depend_on_those_before_it(name, kwargs):
+    used, fresh = started(name, 9, **kwargs), started(name, 9, **kwargs)
     actions = random_actions(used, 10)
     for step_actions in actions:
         used.step(step_actions)
@@ -288,6 +377,89 @@ def test_task_distributions(name, lowest, highest):
         assert tasks.std(0) == pytest.approx(width / 12**0.5, rel=0.05)
 
 
+@needs_box2d
+@pytest.mark.parametrize("continuous", [True, False])
+def test_landers_are_those_of_gymnasium_in_the_wind_of_the_task(continuous):
+    env = envs.make("lander", num_tasks=2, episodes_per_task=2, continuous=continuous)
+    env.set_tasks([[18.0, 0.3], [4.0, 1.9]])
+    env.reset(options={"generators": generators(1, 2)})
+    seeds = [rng.integers(2**32, size=(2, 1))[:, 0] for rng in generators(1, 2)]
+    references = []
+    for row in range(4):
+        wind, turbulence = ((18.0, 0.3), (4.0, 1.9))[row // 2]
+        reference = gymnasium.make(
+            "LunarLander-v3",
+            continuous=continuous,
+            enable_wind=True,
+            wind_power=wind,
+            turbulence_power=turbulence,
+        )
+        reference.reset(seed=int(seeds[row // 2][row % 2]))
+        references.append(reference)
+    running = np.ones(4, bool)
+    for actions in random_actions(env, 60):
+        observations, rewards, terminated, _, _ = env.step(actions)
+        for row in np.flatnonzero(running):
+            seen, reward, ended, _, _ = references[row].step(actions[row])
+            assert observations[row].tobytes() == seen.tobytes()
+            assert (rewards[row], terminated[row]) == (reward, ended)
+        running &= ~terminated
+    assert running.any()
+
+
+@needs_box2d
+@pytest.mark.parametrize(
+    "other", [(20.0, 0.5, -9.0), (5.0, 2.0, -9.0), (5.0, 0.5, -7.0)], ids=["wind", "turb", "grav"]
+)
+def test_each_part_of_a_landers_task_matters(other):
+    paths = []
+    for task in ((5.0, 0.5, -9.0), (5.0, 0.5, -9.0), other):
+        env = envs.make("lander", num_tasks=1, episodes_per_task=2, vary_gravity=True)
+        env.set_tasks([task])
+        observations, _ = env.reset(options={"generators": generators(3)})
+        path = [observations]
+        path += [env.step(np.zeros((2, 2)))[0] for _ in range(40)]
+        paths.append(np.array(path))
+    assert (paths[0] == paths[1]).all()
+    # x, y, their velocities, angle: both episodes go elsewhere within 40 steps
+    assert (abs(paths[0] - paths[2])[-1, :, :5].max(-1) > 0.01).all()
+
+
+@needs_box2d
+def test_distribution_of_landers():
+    env = envs.make("lander", num_tasks=1, episodes_per_task=1, vary_gravity=True)
+    tasks = env.sample_tasks(np.random.default_rng(0), 2000)
+    lowest, highest = np.array([0, 0, -12]), np.array([20, 2, -6])
+    assert (tasks >= lowest).all()
+    assert (tasks <= highest).all()
+    assert tasks.mean(0) == pytest.approx((lowest + highest) / 2, abs=0.3)
+    assert tasks.std(0) == pytest.approx((highest - lowest) / 12**0.5, rel=0.05)
+    plain = envs.make("lander", num_tasks=1, episodes_per_task=1)
+    assert plain.sample_tasks(np.random.default_rng(0), 3).shape == (3, 2)
+
+
+def test_without_box2d_one_sentence_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"^the lander needs Box2D: pip install 'hpc_maml\[box2d"):
+        envs.make("lander", num_tasks=1, episodes_per_task=1)
+
+
+def test_distributions_of_bandits_and_processes():
+    bandit = envs.make("bandit", num_tasks=1, episodes_per_task=1, arms=50)
+    means = bandit.sample_tasks(np.random.default_rng(0), 500)
+    assert means.shape == (500, 50)
+    assert (means.min() >= 0, means.max() <= 1) == (True, True)
+    assert (means.mean(), means.std()) == pytest.approx((0.5, 12**-0.5), rel=0.02)
+    process = envs.make("tabular_mdp", num_tasks=1, episodes_per_task=1)
+    tasks = process.sample_tasks(np.random.default_rng(0), 400)
+    transitions = tasks[:, :500].reshape(400, 10, 5, 10)
+    assert transitions.min() >= 0
+    assert transitions.sum(-1) == pytest.approx(1.0)
+    # a component of a flat Dirichlet distribution over ten: Beta(1, 9)
+    assert transitions.std() == pytest.approx((9 / (100 * 11)) ** 0.5, rel=0.02)
+    assert (tasks[:, 500:].mean(), tasks[:, 500:].std()) == pytest.approx((1, 1), rel=0.03)
+
+
 @pytest.mark.parametrize("name", ["half_cheetah_dir", "ant_goal"])
 def test_a_diverged_simulation_ends_with_finite_numbers(name):
     env, undisturbed = started(name, 6), started(name, 6)
@@ -313,7 +485,7 @@ def test_a_diverged_simulation_ends_with_finite_numbers(name):
 def test_a_simulation_mujoco_gives_up_on_ends(monkeypatch):
     env = started("half_cheetah_vel", 6)
 
-    def step(ids, nstep):
+    def step(ids, nstep, stage):
         raise SimulationError(np.array([2]), "arena full")
 
     with monkeypatch.context() as patch:
@@ -329,15 +501,19 @@ def test_a_simulation_mujoco_gives_up_on_ends(monkeypatch):
     assert not infos
 
 
-@pytest.mark.parametrize("name", envs.ENVIRONMENTS)
-def test_gymnasium_accepts_the_single_environment(name):
+@each_case
+def test_gymnasium_accepts_the_single_environment(name, kwargs):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        env = gymnasium.make(registered_id(name))
+        warnings.simplefilter("ignore", DeprecationWarning)  # of what Box2D was built with
+        env = gymnasium.make(registered_id(name), **kwargs)
         check_env(env.unwrapped)
     messages = [str(warning.message) for warning in caught]
-    if name != "navigation":  # positions and velocities have no bounds, in Gymnasium's own either
-        messages = [message for message in messages if "infinity" not in message]
+    if name in LOCOMOTION:
+        # Positions and velocities have no bounds, in Gymnasium's own either; actions of the PyTorch
+        # lineage reach 10.
+        expected = ("infinity", "normalized space")
+        messages = [each for each in messages if not any(words in each for words in expected)]
     assert messages == []
 
 
@@ -383,9 +559,15 @@ def test_unknown_names_are_answered_with_those_there_are():
         envs.make("ant_velocity", **sizes)
     with pytest.raises(ValueError, match=r"ant_goal takes the keyword lineage, not frame_skip"):
         envs.make("ant_goal", **sizes, frame_skip=2)
-    for name in envs.ENVIRONMENTS:
-        with pytest.raises(ValueError, match=r"no lineage 'gym'; there is gymnasium"):
+    with pytest.raises(ValueError, match=r"tabular_mdp takes no keyword, not arms"):
+        envs.make("tabular_mdp", **sizes, arms=2)
+    for name in ("navigation", *LOCOMOTION):
+        with pytest.raises(ValueError, match=r"no lineage 'gym'; there is gymnasium, pytorch, or"):
             envs.make(name, **sizes, lineage="gym")
+    with pytest.raises(ValueError, match=r"at least 2 arms, not 1"):
+        envs.make("bandit", **sizes, arms=1)
+    with pytest.raises(ValueError, match=r"rewards are bernoulli or gaussian, not 'beta'"):
+        envs.make("bandit", **sizes, rewards="beta")
 
 
 def test_wrong_arrays_are_refused():
@@ -403,10 +585,18 @@ def test_wrong_arrays_are_refused():
         env.step(np.zeros(2))
 
 
-@pytest.mark.parametrize("name", envs.ENVIRONMENTS)
-def test_nan_actions_are_refused_and_infinite_ones_clipped(name):
-    env, clipped = started(name, 1), started(name, 1)
+@each_case
+def test_wrong_actions_are_refused_and_infinite_ones_clipped(name, kwargs):
+    env, clipped = started(name, 1, **kwargs), started(name, 1, **kwargs)
     actions = random_actions(env, 1)[0]
+    if isinstance(env.single_action_space, Discrete):
+        for wrong in (-1, env.single_action_space.n):
+            actions[1] = wrong
+            with pytest.raises(ValueError, match="actions must be integers from 0 to"):
+                env.step(actions)
+        with pytest.raises(ValueError, match="actions must be integers from 0 to"):
+            env.step(np.zeros(3))
+        return
     actions[1, 0], finite = np.inf, actions.copy()
     finite[1, 0] = env.single_action_space.high[0]
     assert (env.step(actions)[1] == clipped.step(finite)[1]).all()

@@ -87,6 +87,21 @@ def test_a_wait_has_a_limit_and_says_for_what():
     assert "trajectory batches from the observers" in err or "the outcome of an agent" in err
 
 
+def test_a_suspended_job_goes_on():
+    folder = Path.cwd() / "run"
+    words = (*SMALL, "num_iterations=30", "mpi.wait_limit=6", "--run-dir", str(folder))
+    job = start(3, *words)
+    while not (folder / "metrics.h5").exists():
+        assert job.poll() is None
+        time.sleep(0.01)
+    for signal, pause in (("-STOP", 8), ("-CONT", 0)):
+        subprocess.run(["pkill", signal, "-f", f"hpc_maml .*{folder}"], check=True)
+        time.sleep(pause)
+    out, err = job.communicate(timeout=60)
+    assert job.returncode == 0, err
+    assert "done: 30 iterations" in out
+
+
 def test_a_diverged_adaptation_is_a_rejected_update():
     words = (*SMALL, "fast_lr=1e30", "num_iterations=3", "checkpoint.keep=9", "--run-dir", "run")
     result = run(3, *words)

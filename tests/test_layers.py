@@ -15,11 +15,12 @@ LAYERS = [
     ["errors", "config", "trajectory", "random_streams", "files", "stopping"],
     ["mlp", "policy", "baseline", "advantages", "trust_region", "envs"],
     ["maml", "rollout", "gpu"],
-    ["mpi", "checkpoint", "metrics", "run_folder"],
+    ["mpi", "checkpoint", "metrics", "run_folder", "archive"],
     ["meta_step", "task_groups"],
     ["roles"],
-    ["run", "console"],
+    ["run", "console", "doctor", "sinks", "report"],
     ["training"],
+    ["bench"],
     ["cli", "__main__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -69,13 +70,13 @@ def test_the_algorithm_knows_no_mpi(name):
 
 def test_only_agents_with_a_gpu_need_torch():
     with_torch = {path.relative_to(PACKAGE) for path in FILES if "torch" in top_level(path)}
-    assert with_torch == {Path("gpu.py")}
+    assert {path for path in with_torch if path.parent != Path("bench")} == {Path("gpu.py")}
 
 
 def test_a_job_on_cpus_never_imports_torch():
     code = (
         "import sys; from mpi4py import MPI; from hpc_maml.cli import main;"
-        "assert main(sys.argv[1:]) == 0; assert 'torch' not in sys.modules"
+        "assert main(sys.argv[1:]) == 0; assert not {'torch', 'tensorflow'} & set(sys.modules)"
     )
-    words = (*SMALL, "num_iterations=1", "device=cpu")
+    words = (*SMALL, "num_iterations=1", "device=cpu", "metrics.tensorboard=on")
     subprocess.run([sys.executable, "-c", code, *words], check=True, env=environment())

@@ -111,9 +111,8 @@ def check_fisher_vector_product(policy, problem, theta, tasks):
     for vector in vectors:
         products = fisher_vector_product(policy, group, vector)
         for task, found in zip(tasks, products, strict=True):
-            expected = reference.mean_fisher_vector_product(
-                problem, torch.tensor(theta), [task], vector
-            )
+            product = reference.mean_fisher_vector_product(problem, torch.tensor(theta), [task])
+            expected = product(vector)
             np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-11)
 
 

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from conftest import ROOT, SMALL, run, start
 
+from hpc_maml import open_run
+from hpc_maml.archive.schema import FIELDS
 from hpc_maml.metrics import METRICS, PER_TASK
 
 FAULT = str(ROOT / "tests" / "fault.py")
-SETTINGS = (*SMALL, "num_iterations=16", "checkpoint.keep=99", "horizon=40")
+SETTINGS = (*SMALL, "num_iterations=16", "checkpoint.keep=99", "horizon=40", "archive.rollouts=5")
 STOPPED_EARLY = 75
 
 
@@ -28,6 +30,9 @@ def state(folder: Path) -> dict[str, bytes]:
             for name, metric in metrics.items():
                 if not metric.wall_clock:
                     found[f"{group}/{name}"] = file[group][name][...].tobytes()
+    for (iteration, task), rollout in open_run(folder).rollouts.items():
+        for name in FIELDS:
+            found[f"rollouts/{iteration}/{task}/{name}"] = getattr(rollout, name).tobytes()
     return found
 
 

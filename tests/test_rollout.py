@@ -4,23 +4,24 @@ import numpy as np
 import pytest
 
 from hpc_maml import rollout
-from hpc_maml.envs import ENVIRONMENTS, make
-from hpc_maml.policy import make_policy
+from hpc_maml.config import load_config
+from hpc_maml.envs import ENVIRONMENTS
 from hpc_maml.rollout import collect
-from hpc_maml.trajectory import batch_dtype
+from hpc_maml.training import make_env, prepare
 
 HORIZON, EPISODES, STEP_SIZES = 15, 3, (0.1, 0.05)
 
 
 def collected(name, chosen):
     """Return the batches ``[phases, G]`` of some of four tasks."""
-    env = make(name, num_tasks=len(chosen), episodes_per_task=EPISODES, horizon=HORIZON)
-    observations, actions = env.single_observation_space.shape, env.single_action_space
-    policy = make_policy(observations[0], actions.shape[0], False, (8, 8), "tanh")
+    sizes = [f"horizon={HORIZON}", f"fast_batch_size={EPISODES}", "policy.hidden_sizes=[8, 8]"]
+    config = load_config(None, [f"env.name={name}", *sizes])
+    env = make_env(config, EPISODES, num_tasks=len(chosen))
+    job = prepare(config, env)
+    policy = job.policy
     rng = np.random.default_rng(3)
     theta = policy.initial_parameters(rng)
     tasks = env.sample_tasks(rng, 4)[chosen]
-    dtype = batch_dtype(HORIZON, EPISODES, observations, actions.shape, np.float32)
     phases = collect(
         policy,
         env,
@@ -31,9 +32,9 @@ def collected(name, chosen):
         step_sizes=STEP_SIZES,
         gamma=0.99,
         gae_lambda=1.0,
-        dtype=dtype,
+        dtype=job.dtype,
     )
-    return policy, theta, np.stack(list(phases))
+    return policy, theta, np.stack([batches for batches, _ in phases])
 
 
 def bits(batches):

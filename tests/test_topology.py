@@ -35,6 +35,17 @@ def test_auto_makes_no_more_agents_than_cores():
         assert sum(place.agent for place in places) == expected
 
 
+@pytest.mark.parametrize("agents", [2, "auto"])
+def test_agents_go_to_the_nodes_with_gpus(agents):
+    nodes, gpus = [0] * 3 + [1] * 8 + [2] * 8, [2] * 3 + [0] * 16
+    places = assign_roles(nodes, agents, "split", cores=64, gpus=gpus)
+    assert [place.roles for place in places[:3]] == [("principal",), ("agent",), ("agent",)]
+    assert all(place.roles == ("observer",) for place in places[3:])
+    places = assign_roles([0] * 8 + [1] * 8, "auto", "split", gpus=[1] * 8 + [3] * 8)
+    assert [rank for rank, place in enumerate(places) if place.agent] == [1, 8, 9, 10]
+    assert sum(p.agent for p in assign_roles([0] * 4, "auto", "split", gpus=[8] * 4)) == 2
+
+
 def test_colocated_ranks_are_agent_and_observer():
     assert names([0, 0, 0], "auto", "colocated") == ["p+a+o", "a+o", "a+o"]
 

@@ -2,8 +2,10 @@
 
 import importlib
 import inspect
+from collections.abc import Callable
 
 import gymnasium
+from gymnasium.vector import VectorEnv
 
 from hpc_maml.envs.batched import TaskVectorEnv
 from hpc_maml.errors import nearest
@@ -16,18 +18,10 @@ ENVIRONMENTS = {
     "ant_vel": "hpc_maml.envs.locomotion:AntVel",
     "ant_dir": "hpc_maml.envs.locomotion:AntDir",
     "ant_goal": "hpc_maml.envs.locomotion:AntGoal",
+    "lander": "hpc_maml.envs.lander:Lander",
+    "bandit": "hpc_maml.envs.bandit:Bandit",
+    "tabular_mdp": "hpc_maml.envs.tabular_mdp:TabularMdp",
 }
-
-
-def environment_class(name: str) -> type[TaskVectorEnv]:
-    """Import the class behind an environment name; ValueError names the nearest ones."""
-    if name not in ENVIRONMENTS:
-        raise ValueError(
-            f"there is no environment {name!r}{nearest(name, ENVIRONMENTS)}; "
-            f"there are {', '.join(ENVIRONMENTS)}"
-        )
-    module, _, attribute = ENVIRONMENTS[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
 
 
 def make(
@@ -39,19 +33,70 @@ def make(
     num_threads: int = 1,
     **kwargs,
 ) -> TaskVectorEnv:
-    """Make the batched environment of that name; ValueError for a keyword it does not take."""
-    env_class = environment_class(name)
+    """Make the batched environment of that name: one of ours, ``module:Class``, or a Gymnasium ID.
+
+    Raises ValueError for an unknown name, a keyword it does not take, an environment without tasks.
+    """
     sizes = {
         "num_tasks": num_tasks,
         "episodes_per_task": episodes_per_task,
         "horizon": horizon,
         "num_threads": num_threads,
     }
-    taken = [key for key in inspect.signature(env_class).parameters if key not in sizes]
+    found = find(name)
+    if not (inspect.isclass(found) and issubclass(found, TaskVectorEnv)):
+        return _adapt(found, sizes, **kwargs)
+    taken = [key for key in inspect.signature(found).parameters if key not in sizes]
     unknown = [key for key in kwargs if key not in taken]
     if unknown:
-        raise ValueError(f"{name} takes the keyword {', '.join(taken)}, not {', '.join(unknown)}")
-    return env_class(**sizes, **kwargs)
+        known = f"the keyword {', '.join(taken)}" if taken else "no keyword"
+        raise ValueError(f"{name} takes {known}, not {', '.join(unknown)}")
+    return found(**sizes, **kwargs)
+
+
+def _adapt(
+    maker: Callable[..., VectorEnv | gymnasium.Env],
+    sizes: dict[str, int | None],
+    task_ranges: dict[str, list[float]] | None = None,
+    **kwargs,
+) -> TaskVectorEnv:
+    """Return the batch of an environment from elsewhere."""
+    if task_ranges is not None:
+        from hpc_maml.envs.parameter_tasks import ParameterTasks
+
+        return ParameterTasks(maker, sizes, kwargs, task_ranges)
+    from hpc_maml.envs.own_tasks import SingleEnvsWithTasks, VectorEnvsWithTasks
+
+    if inspect.isclass(maker) and issubclass(maker, VectorEnv):
+        return VectorEnvsWithTasks(maker, sizes, kwargs)
+    return SingleEnvsWithTasks(maker, sizes, kwargs)
+
+
+def find(name: str) -> Callable[..., TaskVectorEnv | VectorEnv | gymnasium.Env]:
+    """Return the class or the maker behind an environment name; ValueError if there is none."""
+    module, colon, attribute = ENVIRONMENTS.get(name, name).partition(":")
+    if colon:
+        try:
+            imported = importlib.import_module(module)
+        except ImportError as error:
+            raise ValueError(f"the module of {name!r} cannot be imported: {error}") from None
+        found = getattr(imported, attribute, None)
+        if inspect.isclass(found) and issubclass(found, gymnasium.Env | VectorEnv):
+            return found
+        if found is not None:
+            raise ValueError(f"{name!r} is no Gymnasium environment")
+    if (attribute or module) in gymnasium.registry:  # importing a module may register its IDs
+        from hpc_maml.envs.foreign import maker_of_id
+
+        return maker_of_id(attribute or module)
+    if colon:
+        raise ValueError(
+            f"the module {module} has no {attribute!r}{nearest(attribute, vars(imported))}"
+        )
+    raise ValueError(
+        f"there is no environment {name!r}{nearest(name, [*ENVIRONMENTS, *gymnasium.registry])}; "
+        f"there are {', '.join(ENVIRONMENTS)}, module:Class, and the IDs of Gymnasium"
+    )
 
 
 def make_vector(num_envs: int, name: str, **kwargs) -> TaskVectorEnv:

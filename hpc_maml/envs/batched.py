@@ -18,6 +18,13 @@ def lineage_row(lineages: Mapping[str, Any], lineage: str) -> Any:
     return lineages[lineage]
 
 
+def check_choices(actions: np.ndarray, count: int) -> None:
+    """Raise ValueError for an action that is not one of the integers below ``count``."""
+    valid = np.issubdtype(actions.dtype, np.integer) and actions.min() >= 0
+    if not valid or actions.max() >= count:
+        raise ValueError(f"actions must be integers from 0 to {count - 1}")
+
+
 class TaskVectorEnv(VectorEnv, ABC):
     """B episodes of each of G tasks; the episodes of task g are rows g*B to (g+1)*B.
 
@@ -78,8 +85,17 @@ class TaskVectorEnv(VectorEnv, ABC):
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Advance the active episodes (None: all); return observations, rewards, terminated, infos.
 
-        What is returned for a resting episode is overwritten. Raises ValueError for NaN actions.
+        What is returned for a resting episode is overwritten. Raises ValueError for actions that
+        are NaN or no choice.
         """
+
+    def _truncated(self) -> np.ndarray:
+        """Return which episodes end now without a terminal state, bool ``[num_envs]``."""
+        return self._clock >= self._horizon_at
+
+    def _steps_taken(self) -> np.ndarray:
+        """Return the steps that each running episode has taken, int64 ``[num_envs]``."""
+        return (self._clock + self.horizon - self._horizon_at).clip(max=self.horizon - 1)
 
     def set_tasks(self, tasks: np.ndarray) -> None:
         """Set the tasks, ``[num_tasks, task_dim]``; ValueError for any other shape."""
@@ -137,8 +153,8 @@ class TaskVectorEnv(VectorEnv, ABC):
         """Step all running episodes with actions ``[num_envs, ...]``.
 
         Returns observations float32 ``[num_envs, obs_dim]``, rewards float64 and terminated and
-        truncated bool ``[num_envs]``, and infos. Raises ValueError for actions of another shape or
-        with NaN, ResetNeeded before the first reset.
+        truncated bool ``[num_envs]``, and infos. Raises ValueError for actions of another shape,
+        NaN or no choice, ResetNeeded before the first reset.
         """
         if not self._was_reset:
             raise ResetNeeded("reset the environments before the first step")
@@ -152,7 +168,7 @@ class TaskVectorEnv(VectorEnv, ABC):
             actions, None if self._all_active else active
         )
         self._clock += 1
-        truncated = self._clock >= self._horizon_at
+        truncated = self._truncated()
         if not self._all_active:
             observations[~active] = 0
             rewards[~active] = 0

@@ -16,17 +16,15 @@ from hpc_maml.envs.batched import TaskVectorEnv, lineage_row
 RESET_VELOCITY_NOISE = 0.1  # standard deviation
 HEALTHY_HEIGHT = (0.2, 1.0)  # of the ant's torso, in m
 CONTACT_COST = 5.0e-4
+TORSO = 1  # the body every other one hangs on
 
 
-class Lineage(NamedTuple):
-    """What differs between published versions of a robot; a part of an array is (field, index)."""
+class Part(NamedTuple):
+    """A part of a field of each simulation, clipped to the limit, either way."""
 
-    horizon: int
-    substeps: int  # physics steps per environment step
-    observation: tuple[tuple[str, slice], ...]
-    travel: tuple[str, int]  # m; the velocity v is its change over an environment step
-    action_limit: float  # actions are clipped to this, either way, and divided by it
-    position_noise: Callable[[np.random.Generator, tuple[int, int]], np.ndarray]
+    field: str
+    index: slice | int = slice(None)
+    limit: float = np.inf
 
 
 def uniform_noise(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
@@ -34,25 +32,62 @@ def uniform_noise(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarra
     return rng.uniform(-0.1, 0.1, shape)
 
 
+def normal_noise(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    """Draw from N(0, 0.01^2)."""
+    return 0.01 * rng.standard_normal(shape)
+
+
+class Lineage(NamedTuple):
+    """What differs between published versions of a robot."""
+
+    observation: tuple[Part, ...]
+    horizon: int = 100
+    substeps: int = 5  # physics steps per environment step
+    timestep: float | None = None  # of the physics, in s; None: the model's
+    geom_solimp: tuple[float, float, float] | None = None  # of all contacts; None: the model's
+    stage: mujoco.mjtStage = mujoco.mjtStage.mjSTAGE_NONE  # computed at the state after a step
+    velocity: Part | None = None  # in m/s; None: the change of the torso's x over a step
+    position: Part = Part("qpos", slice(0, 2))  # where the robot is: x, y, in m
+    action_limit: float = 1.0  # actions are clipped to this, either way, and divided by it
+    initial_positions: str | None = None  # a numeric of the model; None: its reference, qpos0
+    position_noise: Callable[[np.random.Generator, tuple[int, int]], np.ndarray] = uniform_noise
+
+
+def centre_of_mass_lineage(**changes: Any) -> Lineage:
+    """Return what the robots of the original experiments have in common."""
+    return Lineage(
+        horizon=200,
+        substeps=1,
+        velocity=Part("subtree_linvel", TORSO),
+        position=Part("subtree_com", TORSO),
+        position_noise=normal_noise,
+        **changes,
+    )
+
+
+JOINTS = (Part("qpos", slice(1, None)), Part("qvel"))
 HALF_CHEETAH_LINEAGES = {
-    "gymnasium": Lineage(
-        horizon=100,
-        substeps=5,
-        observation=(("qpos", slice(1, None)), ("qvel", slice(None))),
-        travel=("qpos", 0),
-        action_limit=1.0,
-        position_noise=uniform_noise,
-    )
+    "gymnasium": Lineage(JOINTS),
+    "pytorch": Lineage(
+        (*JOINTS, Part("xpos", TORSO)), stage=mujoco.mjtStage.mjSTAGE_POS, action_limit=10.0
+    ),
+    "original": centre_of_mass_lineage(
+        observation=(*JOINTS, Part("subtree_com", TORSO)), stage=mujoco.mjtStage.mjSTAGE_VEL
+    ),
 }
+BODIES = (Part("qpos"), Part("qvel"), Part("cfrc_ext", limit=1.0), Part("xmat", TORSO))
 ANT_LINEAGES = {
-    "gymnasium": Lineage(
-        horizon=100,
-        substeps=5,
-        observation=(("qpos", slice(2, None)), ("qvel", slice(None))),
-        travel=("qpos", 0),
-        action_limit=1.0,
-        position_noise=uniform_noise,
-    )
+    "gymnasium": Lineage((Part("qpos", slice(2, None)), Part("qvel"))),
+    "pytorch": Lineage(
+        (*BODIES, Part("xpos", TORSO)), stage=mujoco.mjtStage.mjSTAGE_ACC, action_limit=10.0
+    ),
+    "original": centre_of_mass_lineage(
+        observation=(*BODIES, Part("subtree_com", TORSO)),
+        stage=mujoco.mjtStage.mjSTAGE_ACC,
+        timestep=0.02,
+        geom_solimp=(0.8, 0.8, 0.01),
+        initial_positions="init_qpos",
+    ),
 }
 
 
@@ -61,7 +96,6 @@ class Locomotion(TaskVectorEnv):
 
     model_file: str
     lineages: dict[str, Lineage]
-    task_observation: tuple[tuple[str, slice], ...] = ()  # what the family shows besides
 
     def __init__(
         self,
@@ -75,9 +109,12 @@ class Locomotion(TaskVectorEnv):
         """Make the batch; ValueError for an unknown lineage."""
         self._lineage = row = lineage_row(self.lineages, lineage)
         model = self._compile()
-        self.simulations = Batch(model, num_tasks * episodes_per_task, num_threads)
+        # Persistent: a step goes on from the stages computed after the one before, at no cost.
+        persistent = row.stage != mujoco.mjtStage.mjSTAGE_NONE
+        self.simulations = Batch(model, num_tasks * episodes_per_task, num_threads, persistent)
         self._bind()
-        self._initial_positions = model.qpos0.copy()
+        start = model.numeric(row.initial_positions).data if row.initial_positions else model.qpos0
+        self._initial_positions = start.copy()
         self._seconds_per_step = row.substeps * model.opt.timestep
         observation_dim = sum(part.shape[1] for part in self._observed)
         super().__init__(
@@ -102,21 +139,44 @@ class Locomotion(TaskVectorEnv):
 
     def _edit(self, spec: mujoco.MjSpec) -> None:
         """Change the model before it is compiled."""
+        row = self._lineage
+        if row.timestep:
+            spec.option.timestep = row.timestep
+        if row.geom_solimp:
+            for geom in spec.geoms:
+                geom.solimp[:3] = row.geom_solimp
+        if row.velocity:  # MuJoCo computes velocities of subtrees only if a sensor needs them
+            spec.add_sensor(
+                name="torso_subtree_velocity",
+                type=mujoco.mjtSensor.mjSENS_SUBTREELINVEL,
+                objtype=mujoco.mjtObj.mjOBJ_BODY,
+                objname="torso",
+            )
 
     def _bind(self) -> None:
         """Take live views into the batch, which MuJoCo reads and writes at every step."""
         batch, row = self.simulations, self._lineage
         self._positions, self._velocities = batch.bind("qpos"), batch.bind("qvel")
         self._controls = batch.bind("ctrl")
-        self._travelled = batch.bind(row.travel[0])[:, row.travel[1]]
-        self._observed = [
-            batch.bind(field)[:, index] for field, index in row.observation + self.task_observation
+        self._torso_x = self._positions[:, 0]
+        self._velocity = self._view(row.velocity)[:, 0] if row.velocity else None
+        self._observed = [self._view(part) for part in row.observation]
+        ends = np.cumsum([view.shape[1] for view in self._observed])
+        self._clipped = [
+            (slice(end - view.shape[1], end), part.limit)
+            for part, view, end in zip(row.observation, self._observed, ends, strict=True)
+            if np.isfinite(part.limit)
         ]
         # MuJoCo resets a simulation that diverges and goes on, and sets NaN controls to 0; only
         # these counters tell.
         self._divergences = batch.warning[
             :, mujoco.mjtWarning.mjWARN_BADQPOS : mujoco.mjtWarning.mjWARN_BADCTRL + 1, 1
         ]
+
+    def _view(self, part: Part) -> np.ndarray:
+        """Return a live view ``[num_envs, size]`` of a part."""
+        field = self.simulations.bind(part.field)
+        return field[:, part.index].reshape(len(field), -1)
 
     @abstractmethod
     def _rewards(self, velocities: np.ndarray) -> np.ndarray:
@@ -138,23 +198,32 @@ class Locomotion(TaskVectorEnv):
         self._positions[chosen], self._velocities[chosen] = np.split(
             starts, [self._positions.shape[1]], axis=1
         )
+        if self.simulations.persistent:
+            self.simulations.forward(chosen, self._lineage.stage.value)
 
     def _observations(self) -> np.ndarray:
-        return np.concatenate(self._observed, axis=1, dtype=np.float32)
+        observations = np.concatenate(self._observed, axis=1, dtype=np.float32)
+        for columns, limit in self._clipped:
+            np.clip(observations[:, columns], -limit, limit, out=observations[:, columns])
+        return observations
 
     def _advance(
         self, actions: np.ndarray, active: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        limit = self._lineage.action_limit
+        row = self._lineage
+        limit = row.action_limit
         np.divide(actions.clip(-limit, limit), limit, out=self._controls)
-        before = self._travelled.copy()
+        before = self._torso_x.copy()
         try:
-            self.simulations.step(active, nstep=self._lineage.substeps)
+            self.simulations.step(active, nstep=row.substeps, stage=row.stage.value)
         except SimulationError as error:
             # The other simulations ran to completion; these kept their state and end here.
             warnings.warn(str(error), RuntimeWarning, stacklevel=3)
             self._divergences[error.ids] = 1
-        rewards = self._rewards((self._travelled - before) / self._seconds_per_step)
+        velocities = self._velocity
+        if velocities is None:
+            velocities = (self._torso_x - before) / self._seconds_per_step
+        rewards = self._rewards(velocities)
         observations = self._observations()
         terminated = self._terminated()
         # count_nonzero takes half the time of any().
@@ -236,6 +305,7 @@ class Ant(Locomotion):
         self._contact_forces = self.simulations.bind("cfrc_ext")  # [num_envs, bodies, 6]
 
     def _edit(self, spec: mujoco.MjSpec) -> None:
+        super()._edit(spec)
         # MuJoCo computes contact forces per body only if a sensor needs them, and then with the
         # sensors, which RK4 evaluates at the state before the last physics step. Gymnasium calls
         # mj_rnePostConstraint after the step and gets the force of the last RK4 stage instead: the
@@ -277,15 +347,21 @@ class AntDir(TargetDirection, Ant):
 
 
 class AntGoal(Ant):
-    """Run to the task's point, in [-3, 3]^2 m; the observation ends with the torso's x and y."""
+    """Run to the task's point, in [-3, 3]^2 m; the observation ends with where the robot is."""
 
     task_dim = 2
-    task_observation = (("qpos", slice(0, 2)),)
+    lineages = ANT_LINEAGES | {
+        "gymnasium": Lineage((*ANT_LINEAGES["gymnasium"].observation, Part("qpos", slice(0, 2))))
+    }
+
+    def _bind(self) -> None:
+        super()._bind()
+        self._place = self._view(self._lineage.position)[:, :2]
 
     def sample_tasks(self, rng: np.random.Generator, n: int) -> np.ndarray:
         """Draw n points, float64 ``[n, 2]``, in m."""
         return rng.uniform(-3.0, 3.0, (n, 2))
 
     def _rewards(self, velocities: np.ndarray) -> np.ndarray:
-        offsets = self._positions[:, :2] - self._tasks
+        offsets = self._place - self._tasks
         return 4.0 - abs(offsets).sum(-1) - self._cost() + 0.05

@@ -19,7 +19,12 @@ class Lineage(NamedTuple):
     distance_per_action: float
 
 
-LINEAGES = {"gymnasium": Lineage(horizon=100, action_limit=0.1, distance_per_action=1.0)}
+RAW_STEPS = Lineage(horizon=100, action_limit=0.1, distance_per_action=1.0)
+LINEAGES = {
+    "gymnasium": RAW_STEPS,
+    "pytorch": RAW_STEPS,
+    "original": Lineage(horizon=100, action_limit=1.0, distance_per_action=0.1),
+}
 
 
 class Navigation(TaskVectorEnv):

@@ -75,6 +75,19 @@ def from_rank_0(world: MPI.Comm, prepare: Callable[[], T]) -> T:
     return outcome
 
 
+def to_rank_0(world: MPI.Comm, value: T) -> list[T]:
+    """Return what every rank passes, by rank, on rank 0, and nothing elsewhere; waits passively."""
+    mine = np.frombuffer(pickle.dumps(value), np.uint8)
+    sizes = np.zeros(world.size, np.int64)
+    wait(world.Iallgather(np.array([mine.size]), sizes), "all ranks to start", START_LIMIT)
+    payload = np.empty(sizes.sum() if world.rank == 0 else 0, np.uint8)
+    everyone = [payload, sizes] if world.rank == 0 else None
+    wait(world.Igatherv(mine, everyone), "all ranks to say what they found", START_LIMIT)
+    ends = np.cumsum(sizes)[:-1]
+    parts = np.split(payload, ends) if world.rank == 0 else []
+    return [pickle.loads(part) for part in parts]
+
+
 def _broadcast(world: MPI.Comm, value: Any) -> Any:
     """Return the object that rank 0 passes, on every rank; waits passively."""
     payload = np.frombuffer(pickle.dumps(value), np.uint8)

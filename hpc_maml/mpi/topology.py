@@ -4,8 +4,9 @@ import os
 import socket
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from mpi4py import MPI
 from hpc_maml.errors import InputError
 from hpc_maml.mpi.waiting import wait
 
-HOST = np.dtype([("name", "S64"), ("cores", np.int64), ("affinity", np.uint64)])
+HOST = np.dtype([("name", "S64"), ("cores", np.int64), ("affinity", np.uint64), ("gpus", np.int64)])
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,18 @@ def assign_roles(
     agents: int | Literal["auto"],
     layout: Literal["split", "colocated"],
     cores: int | None = None,
+    gpus: Sequence[int] = (),
 ) -> list[Place]:
     """Return the place of every rank; ``nodes[rank]`` is any number that names its node.
 
-    ``auto`` makes a quarter of the ranks agents, but not more than there are ``cores``.
+    ``auto`` makes one agent for each GPU, at most half of the ranks; without GPUs a quarter of the
+    ranks, but not more than there are ``cores``. ``gpus[rank]`` are those that its node has.
 
-    Teams are formed node by node: agents are dealt to nodes in proportion to their free ranks,
-    observers join an agent of their own node, and only those of nodes without an agent go to the
-    smallest teams elsewhere. Roles are composed where ranks are few: without 1 + 2 agents ranks the
-    principal shares rank 0 with another role, and an agent without an observer observes for itself.
+    Teams are formed node by node: agents are dealt to nodes in proportion to their GPUs, or without
+    any to their free ranks; observers join an agent of their own node, and only those of nodes
+    without an agent go to the smallest teams elsewhere. Roles are composed where ranks are few:
+    without 1 + 2 agents ranks the principal shares rank 0 with another role, and an agent without
+    an observer observes for itself.
 
     Raises InputError for more agents than ranks.
     """
@@ -57,8 +61,12 @@ def assign_roles(
                 f"topology.agents must be auto, not {agents}."
             )
         return [Place(rank == 0, True, True, rank) for rank in range(size)]
+    gpus_of = dict.fromkeys(nodes, 0)
+    for node, number in zip(nodes, gpus, strict=False):
+        gpus_of[node] = max(gpus_of[node], number)
     if agents == "auto":
-        agents = max(1, min(size // 4, cores or size))
+        wanted = sum(gpus_of.values())
+        agents = max(1, min(size // 2, wanted) if wanted else min(size // 4, cores or size))
     if agents > size:
         raise InputError(f"topology.agents is {agents}, but there are only {size} MPI ranks.")
 
@@ -67,11 +75,15 @@ def assign_roles(
     for rank in range(1 if principal_alone else 0, size):
         free[nodes[rank]].append(rank)
 
-    # An agent goes to the node with the most free ranks per agent that it would then have.
+    # An agent goes to the node with the most GPUs, then free ranks, per agent it would then have.
     dealt = Counter()
     for _ in range(agents):
         roomy = [node for node in free if len(free[node]) > dealt[node]]
-        dealt[max(roomy, key=lambda node: len(free[node]) / (dealt[node] + 1))] += 1
+        share = {
+            node: (gpus_of[node] / (dealt[node] + 1), len(free[node]) / (dealt[node] + 1))
+            for node in roomy
+        }
+        dealt[max(roomy, key=share.__getitem__)] += 1
     agent_ranks = [rank for node in free for rank in free[node][: dealt[node]]]
 
     teams = {rank: index for index, rank in enumerate(sorted(agent_ranks))}
@@ -105,6 +117,7 @@ class Topology:
     world: MPI.Intracomm
     places: tuple[Place, ...]
     hosts: tuple[str, ...]  # by rank
+    cores: int  # of all ranks together
     threads: int  # this rank's share of the cores it may run on
     local_agent: int  # index of this agent among the agents of its node
     principal_comm: MPI.Comm
@@ -135,6 +148,12 @@ class Topology:
         """Return the number of observers of a team."""
         return sum(place.observer and place.team == team for place in self.places)
 
+    def observers_at_once(self, team: int) -> int:
+        """Return the number of observers of a team that have a core each."""
+        observers = sum(place.observer for place in self.places)
+        mine = self.team_observers(team)
+        return max(1, min(mine, round(self.cores * mine / observers)))
+
     def free(self) -> None:
         """Free the communicators."""
         for comm in (
@@ -153,16 +172,21 @@ def build_topology(
     agents: int | Literal["auto"],
     layout: Literal["split", "colocated"],
     limit: float,
+    gpus: int = 0,
 ) -> Topology:
-    """Assign the roles on ``world`` and split it; collective. Raises InputError on every rank."""
-    hosts = _gather_hosts(world, limit)
+    """Assign the roles on ``world`` and split it; collective. Raises InputError on every rank.
+
+    ``gpus`` are those of this host that agents are to use.
+    """
+    hosts = _gather_hosts(world, limit, gpus)
     node_comm = world.Split_type(MPI.COMM_TYPE_SHARED)
     nodes = np.zeros(world.size, np.int64)
     node = np.array([smallest(node_comm, world.rank, limit)], np.int64)
     node_comm.Free()
     wait(world.Iallgather(node, nodes), "the nodes of all ranks", limit)
+    cores = _count_cores(hosts, nodes)
     try:
-        places = assign_roles(nodes.tolist(), agents, layout, _count_cores(hosts, nodes))
+        places = assign_roles(nodes.tolist(), agents, layout, cores, hosts["gpus"].tolist())
     except InputError as error:
         error.on_every_rank = True
         raise
@@ -178,6 +202,7 @@ def build_topology(
         world=world,
         places=tuple(places),
         hosts=tuple(host["name"].decode() for host in hosts),
+        cores=cores,
         threads=_threads(world.rank, hosts, nodes, places),
         local_agent=same_node_agents.index(world.rank) if place.agent else 0,
         principal_comm=split(place.principal),
@@ -195,12 +220,20 @@ def smallest(comm: MPI.Comm, value: int, limit: float) -> int:
     return int(result[0])
 
 
-def _gather_hosts(world: MPI.Comm, limit: float) -> np.ndarray:
+def visible_gpus(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """Return the names of the GPUs of this host that a process may use, without touching any."""
+    devices = sorted(path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
+    if devices and "CUDA_VISIBLE_DEVICES" in environment:
+        return tuple(filter(None, environment["CUDA_VISIBLE_DEVICES"].split(",")))
+    return tuple(devices)
+
+
+def _gather_hosts(world: MPI.Comm, limit: float, gpus: int) -> np.ndarray:
     """Return a HOST record for every rank."""
     affinity = sorted(os.sched_getaffinity(0))
     mine = np.zeros(1, HOST)
     # The set of cores is only compared, so a hash of it is enough.
-    mine[0] = (socket.gethostname(), len(affinity), zlib.crc32(repr(affinity).encode()))
+    mine[0] = (socket.gethostname(), len(affinity), zlib.crc32(repr(affinity).encode()), gpus)
     everyone = np.zeros(world.size, HOST)
     wait(
         world.Iallgather(

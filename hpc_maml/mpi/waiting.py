@@ -2,8 +2,8 @@
 
 MPI libraries spin while they wait. Many ranks on few cores then take the cores from the ranks that
 have work, so every wait here polls, and sleeps between polls for a fraction of the time it has
-waited so far (0.1 to 20 ms): short waits stay short, long ones cost nothing. The fraction is
-smaller for a request, of which an outer step has many in a row, than for the roles of a rank.
+waited so far: short waits stay short, long ones cost nothing. On a busy machine a poll costs its
+neighbours a tenth to half a millisecond.
 """
 
 import time
@@ -12,8 +12,11 @@ from dataclasses import dataclass
 
 from mpi4py import MPI
 
-SHORTEST_SLEEP, LONGEST_SLEEP = 1e-4, 2e-2  # seconds
-OF_A_REQUEST, OF_ROLES = 1 / 20, 1 / 8  # of the time waited so far
+SHORTEST_SLEEP, LONGEST_SLEEP = 1e-4, 0.5  # seconds
+LONGEST_LOOK = 1.0  # seconds between two looks; a process that was suspended looked for less
+# Fractions of the time waited so far: of an outer step's reductions, of which there are many in a
+# row; of the roles of a rank; and of either beyond 20 ms.
+OF_A_REQUEST, OF_ROLES, OF_LONG_WAITS = 1 / 20, 1 / 8, 1 / 50
 
 
 @dataclass(frozen=True)
@@ -29,19 +32,26 @@ class Until:
 
 
 class Idle:
-    """The time since something last happened: sleeps a fraction of it, and has a limit."""
+    """The time since something last happened: sleeps a fraction of it, and has a limit.
+
+    Time in which the process did not run, as while its job is suspended, hardly counts.
+    """
 
     def __init__(self, limit: float, fraction: float) -> None:
         self.limit = limit
         self.fraction = fraction
-        self.since = time.monotonic()
+        self.waited = 0.0  # seconds
+        self.looked = time.monotonic()
 
     def sleep(self, what: str) -> None:
         """Sleep once; raise TimeoutError that names ``what`` if the limit (seconds) has passed."""
-        waited = time.monotonic() - self.since
-        if waited > self.limit:
-            raise TimeoutError(f"waited {waited:.0f} s for {what}")
-        time.sleep(min(max(waited * self.fraction, SHORTEST_SLEEP), LONGEST_SLEEP))
+        now = time.monotonic()
+        self.waited += min(now - self.looked, LONGEST_LOOK)
+        self.looked = now
+        if self.waited > self.limit:
+            raise TimeoutError(f"waited {self.waited:.0f} s for {what}")
+        seconds = min(self.waited * self.fraction, max(self.waited * OF_LONG_WAITS, 0.02))
+        time.sleep(min(max(seconds, SHORTEST_SLEEP), LONGEST_SLEEP))
 
 
 def wait(request: MPI.Request, what: str, limit: float) -> None:

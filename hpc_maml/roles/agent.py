@@ -1,7 +1,7 @@
 """The agent: gives its tasks to observers on demand, and takes the outer step with the others."""
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hpc_maml.archive.plan import is_archived
 from hpc_maml.config import Config
 from hpc_maml.errors import InputError
 from hpc_maml.meta_step import TaskGroup, linearise, meta_step
@@ -17,7 +18,7 @@ from hpc_maml.mpi.reduce import ExactSum
 from hpc_maml.mpi.topology import Topology, smallest
 from hpc_maml.mpi.waiting import Until
 from hpc_maml.policy import Policy
-from hpc_maml.roles.messages import REQUESTS_AHEAD, Order, Outcome, Tag
+from hpc_maml.roles.messages import REQUESTS_AHEAD, Order, Outcome, Pause, Tag
 from hpc_maml.stopping import StopSignal
 from hpc_maml.task_groups import TaskGroups
 from hpc_maml.trajectory import Array, Samples, samples
@@ -60,28 +61,48 @@ def choose_gpu(setting: str, topology: Topology, limit: float) -> "Gpu | None":
 class Team:
     """The agent's side of its team: who asked for a task, and which batches have arrived."""
 
-    def __init__(self, messenger: Messenger, receiver: BatchReceiver, num_observers: int) -> None:
+    def __init__(
+        self, messenger: Messenger, receiver: BatchReceiver, num_observers: int, at_once: int
+    ) -> None:
         self.messenger = messenger
         self.receiver = receiver
         self.num_observers = num_observers
-        self.requests: deque[int] = deque()  # observers, in the order they asked
+        self.at_once = at_once  # observers that have a core each
+        self.requests: Counter[int] = Counter()  # observer -> tasks it waits for
+        self.at_work: set[int] = set()  # observers given something since the last pause
         self.arrived: deque[np.ndarray] = deque()  # batches [1] nobody has looked at yet
 
     def has_request(self) -> bool:
         """Take the requests that have arrived; tell whether an observer waits for a task."""
-        self.requests.extend(self.messenger.take(Tag.REQUEST))
+        self.requests.update(self.messenger.take(Tag.REQUEST))
         return bool(self.requests)
+
+    def assign(self, order: Order | None) -> None:
+        """Send an order, None for the end, to the observer that has least to do.
+
+        Among equals the first, so that where cores are few the last ones can sleep on.
+        """
+        observer = max(sorted(self.requests), key=self.requests.__getitem__)
+        self.requests -= Counter([observer])
+        self.at_work.add(observer)
+        self.messenger.send(order, observer, Tag.ASSIGNMENT)
 
     def has_batch(self) -> bool:
         """Take the batches that have arrived; tell whether there is one."""
         self.arrived.extend(self.receiver.take())
         return bool(self.arrived)
 
+    def pause(self) -> None:
+        """Tell the observers with tasks of this iteration that there are no more."""
+        for rank in self.at_work:
+            self.messenger.send(Pause(), rank, Tag.ASSIGNMENT)
+        self.at_work.clear()
+
     async def dismiss(self) -> None:
         """Answer every request that is still to come with the end."""
         for _ in range(REQUESTS_AHEAD * self.num_observers):
             await Until(self.has_request, "the last requests of the observers")
-            self.messenger.send(None, self.requests.popleft(), Tag.ASSIGNMENT)
+            self.assign(None)
         await Until(self.messenger.poll, "the observers to end")
         self.receiver.close()
 
@@ -122,7 +143,7 @@ async def carry_out(
     started = time.perf_counter()
     working = observer_seconds = 0.0
     stop_requested = False
-    to_give = deque(side_by_side(order, team.num_observers))
+    to_give = deque(side_by_side(order, team.at_once))
     phases: dict[int, dict[int, np.ndarray]] = {index: {} for index in order.indices}
     per_task: dict[int, dict[str, float]] = {}
     groups = TaskGroups()
@@ -143,7 +164,9 @@ async def carry_out(
 
     def next_batch() -> bool:
         while to_give and team.has_request():
-            team.messenger.send(to_give.popleft(), team.requests.popleft(), Tag.ASSIGNMENT)
+            team.assign(to_give.popleft())
+            if not to_give and is_archived(config.archive, order.iteration + 1):
+                team.pause()
         return team.has_batch()
 
     while len(per_task) < len(order.tasks):
@@ -188,14 +211,14 @@ async def carry_out(
     )
 
 
-def side_by_side(order: Order, num_observers: int) -> list[Order]:
+def side_by_side(order: Order, observers: int) -> list[Order]:
     """Return the tasks of an order as parts, each for an observer to take side by side.
 
-    Many small environments together take little longer than one; but every observer should have
-    two parts, so that the agent can work on one while it collects the other.
+    Many small environments together take little longer than one; but each of the ``observers`` that
+    can work at once should have two parts, so that the agent is at one while it collects the other.
     """
     number = len(order.tasks)
-    most = max(1, min(MOST_SIDE_BY_SIDE, number // (REQUESTS_AHEAD * num_observers)))
+    most = max(1, min(MOST_SIDE_BY_SIDE, number // (2 * observers)))
     return [order.part(range(first, min(first + most, number))) for first in range(0, number, most)]
 
 

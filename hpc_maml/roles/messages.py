@@ -15,8 +15,9 @@ class Tag(IntEnum):
     ORDER = 2  # principal to agent: Order, or None to end
     OUTCOME = 3  # agent to principal: Outcome
     REQUEST = 4  # observer to agent: ready for a task
-    ASSIGNMENT = 5  # agent to observer: Order of some of its tasks, or None to end
+    ASSIGNMENT = 5  # agent to observer: Order of some of its tasks, Pause, or None to end
     HELLO = 6  # every rank to the principal: Hello
+    SEGMENT = 7  # observer to principal: archive.schema.Segment, or InputError
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class Order:
     def indices(self) -> range:
         """The tasks' indices within the iteration."""
         return range(self.first, self.first + len(self.tasks))
+
+
+@dataclass(frozen=True)
+class Pause:
+    """All tasks of the iteration are given out: time to write rollouts. Answers no request."""
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
+from hpc_maml.archive.plan import is_archived
+from hpc_maml.archive.schema import Segment
 from hpc_maml.config import Config
 from hpc_maml.envs.batched import TaskVectorEnv
+from hpc_maml.errors import InputError
 from hpc_maml.mpi.exchange import Messenger
 from hpc_maml.mpi.waiting import Until
 from hpc_maml.random_streams import Purpose, stream
@@ -61,6 +64,28 @@ class Agents:
         await Until(self.messenger.poll, "the agents to end")
 
 
+class Segments:
+    """The principal's side of the archive: which segments the observers have written."""
+
+    def __init__(self, messenger: Messenger) -> None:
+        self.messenger = messenger
+        self.arrived: dict[int, list[Segment]] = {}  # by iteration
+
+    async def of(self, iteration: int, num_tasks: int) -> list[Segment]:
+        """Return the segments of an iteration once all its tasks are on the disk.
+
+        Raises the InputError of an observer that cannot write.
+        """
+        segments = self.arrived.setdefault(iteration, [])
+        what = f"the observers to write the rollouts of iteration {iteration}"
+        while sum(len(segment.tasks) for segment in segments) < num_tasks:
+            message, _ = await self.messenger.receive(Tag.SEGMENT, what)
+            if isinstance(message, InputError):
+                raise message
+            self.arrived.setdefault(message.iteration, []).append(message)
+        return self.arrived.pop(iteration)
+
+
 def gather_tasks(outcomes: Sequence[Outcome]) -> dict[str, np.ndarray]:
     """Return the per-task values of all agents by name, ``[n]`` in the order of the tasks."""
     per_task = dict(pair for outcome in outcomes for pair in outcome.per_task.items())
@@ -88,34 +113,43 @@ async def lead(
     agents: Agents,
     theta: np.ndarray,
     first_iteration: int,
-    record: Callable[[int, np.ndarray, dict[str, Any]], None],
+    segments: Segments,
+    record: Callable[[int, np.ndarray, dict[str, Any], Sequence[Segment]], None],
     stop: StopSignal,
 ) -> int:
     """Run the iterations that are left, or until a stop signal; return how many are done then.
 
-    ``record(iterations_done, theta, row)`` keeps what an iteration gave. It is called while the
-    observers already work on the next iteration.
+    ``record(iterations_done, theta, row, segments)`` keeps what an iteration gave. It is called
+    while the observers already work on the next iteration, and when the segments of the archive
+    are on the disk, of which there are none if the iteration is not archived.
     """
+
+    async def written(iteration: int) -> list[Segment]:
+        archived = is_archived(config.archive, iteration)
+        return await segments.of(iteration, config.meta_batch_size) if archived else []
+
     step_sizes = (config.fast_lr,) * config.num_inner_steps
     done, unrecorded, stopped = first_iteration, None, False
     while done < config.num_iterations and not (stopped or stop.requested):
         started = time.perf_counter()
         tasks = env.sample_tasks(stream(config.seed, Purpose.TASKS, done), config.meta_batch_size)
         agents.send(done, tasks, theta, step_sizes, evaluation=False)
+        working = time.perf_counter() - started
         await Until(agents.messenger.poll, "the agents to take their orders")
-        began = time.perf_counter()
         if unrecorded:
-            record(*unrecorded)
-        working = time.perf_counter() - began
+            on_disk = await written(done)
+            began = time.perf_counter()
+            record(*unrecorded, on_disk)
+            working += time.perf_counter() - began
         outcomes = await agents.outcomes()
         done += 1
         theta = outcomes[0].step.theta
-        row = summarise(outcomes, config.num_inner_steps)
+        row = summarise(tasks, outcomes, config.num_inner_steps)
         row |= _clock(outcomes, agents, time.perf_counter() - started, working)
         unrecorded = (done, theta, row)
         stopped = any(outcome.stop_requested for outcome in outcomes)
     if unrecorded:
-        record(*unrecorded)
+        record(*unrecorded, await written(done))
     await agents.dismiss()
     return done
 
@@ -140,17 +174,23 @@ async def meta_test(
     return [values[f"return_{updates}"] for updates in range(num_updates + 1)]
 
 
-def summarise(outcomes: Sequence[Outcome], num_inner_steps: int) -> dict[str, Any]:
+def summarise(
+    tasks: np.ndarray, outcomes: Sequence[Outcome], num_inner_steps: int
+) -> dict[str, Any]:
     """Return the values of metrics.METRICS and metrics.PER_TASK that do not depend on time."""
-    tasks = gather_tasks(outcomes)
+    values = gather_tasks(outcomes)
     step = outcomes[0].step
-    row: dict[str, Any] = {}
+    phases = range(num_inner_steps + 1)
+    row: dict[str, Any] = {
+        "task": tasks,
+        "return_after_updates": np.stack([values[f"return_{phase}"] for phase in phases], axis=1),
+    }
     for name, phase in (("pre_update", 0), ("post_update", num_inner_steps)):
-        returns = tasks[f"return_{phase}"]
+        returns = values[f"return_{phase}"]
         row[f"{name}_return"] = returns
         for statistic in ("mean", "std", "min", "max"):
             row[f"{name}_return_{statistic}"] = getattr(returns, statistic)()
-        row[f"{name}_episode_length"] = tasks[f"episode_length_{phase}"].mean()
+        row[f"{name}_episode_length"] = values[f"episode_length_{phase}"].mean()
     for name in (
         "inner_loss_before",
         "inner_loss_after",
@@ -166,9 +206,8 @@ def summarise(outcomes: Sequence[Outcome], num_inner_steps: int) -> dict[str, An
         "reason",
     ):
         row[name] = getattr(step, name)
-    phases = range(num_inner_steps + 1)
-    row["environment_steps"] = sum(int(tasks[f"steps_{phase}"].sum()) for phase in phases)
-    row["diverged_episodes"] = sum(int(tasks[f"diverged_{phase}"].sum()) for phase in phases)
+    row["environment_steps"] = sum(int(values[f"steps_{phase}"].sum()) for phase in phases)
+    row["diverged_episodes"] = sum(int(values[f"diverged_{phase}"].sum()) for phase in phases)
     return row
 
 

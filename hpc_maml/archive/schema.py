@@ -1,0 +1,61 @@
+"""What stands in the archive of rollouts, and under which names; docs/archive.md explains it."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+FORMAT_VERSION = 1
+INDEX = "index.h5"
+NAME = re.compile(r"iteration_(\d{6,})\.h5")
+
+
+@dataclass(frozen=True)
+class Field:
+    """An array that is kept of every task of an archived iteration."""
+
+    unit: str
+    shape: str  # K: updates before, T: steps, B: episodes
+    description: str
+
+
+FIELDS: dict[str, Field] = {
+    "observations": Field("see docs/environments.md", "[task, K, T, B, ...]", "before each step"),
+    "actions": Field("see docs/environments.md", "[task, K, T, B, ...]", "of the policy"),
+    "rewards": Field("reward", "[task, K, T, B]", "of each step"),
+    "log_probs": Field("nat", "[task, K, T, B]", "of the actions, under the policy that took them"),
+    "advantages": Field("1", "[task, K, T, B]", "normalised over the batch of a task"),
+    "terminated": Field("1", "[task, K, T, B]", "the environment ended the episode at this step"),
+    "truncated": Field("1", "[task, K, T, B]", "the horizon ended the episode at this step"),
+    "lengths": Field("steps", "[task, K, B]", "steps of each episode; later ones are zero"),
+    "diverged": Field("1", "[task, K]", "episodes that the simulator gave up"),
+}
+ADAPTED = "adapted_parameters"
+OPTIONAL_FIELDS: dict[str, Field] = {
+    ADAPTED: Field("1", "[task, K - 1, P]", "of the policy after each update, in one vector"),
+}
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What an observer says of a segment that is on the disk."""
+
+    iteration: int  # counted from 1
+    name: str  # of the file, below the folder of the archive
+    tasks: tuple[int, ...]  # indices within the iteration, one for each row
+    size: int  # bytes
+
+
+def iteration_path(folder: Path, iteration: int) -> Path:
+    """Return the file that presents the segments of an iteration as one."""
+    return folder / f"iteration_{iteration:06d}.h5"
+
+
+def segment_name(iteration: int, rank: int) -> str:
+    """Return the name of the segment that a rank writes of an iteration."""
+    return f"iteration_{iteration:06d}/rank_{rank:04d}.h5"
+
+
+def archived_iterations(folder: Path) -> dict[int, Path]:
+    """Return the files of the committed iterations, in order; other files are left alone."""
+    matches = ((NAME.fullmatch(path.name), path) for path in folder.glob("iteration_*.h5"))
+    return dict(sorted((int(match[1]), path) for match, path in matches if match))

@@ -1,0 +1,137 @@
+"""Gymnasium environments from elsewhere as batches; subclasses know where the tasks come from."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.registration import load_env_creator
+
+from hpc_maml.envs.batched import TaskVectorEnv, check_choices
+
+LONGEST_EPISODE = 1000  # where nothing else is said
+Maker = Callable[..., Any]  # an environment class, or gymnasium.make with an ID
+
+
+def maker_of_id(env_id: str) -> Maker:
+    """Return what makes a registered environment."""
+    return partial(gymnasium.make, env_id, disable_env_checker=True)
+
+
+def creator_of(maker: Maker) -> Callable[..., Any]:
+    """Return the class, or the entry point behind an ID, that takes the keyword arguments."""
+    if isinstance(maker, partial):
+        return load_env_creator(gymnasium.spec(maker.args[0]).entry_point)
+    return maker
+
+
+def title(maker: Maker) -> str:
+    """Return the name by which messages call an environment."""
+    return maker.args[0] if isinstance(maker, partial) else maker.__name__
+
+
+def make_one(maker: Maker, **kwargs: Any) -> Any:
+    """Make one environment; ValueError says what Gymnasium complains about."""
+    try:
+        return maker(**kwargs)
+    except (gymnasium.error.Error, AssertionError) as error:
+        raise ValueError(f"{title(maker)}: {' '.join(str(error).split()).rstrip('.')}") from None
+
+
+class Foreign(TaskVectorEnv):
+    """What all adapters share: spaces made flat, and the environment's own truncation.
+
+    All draws of an episode follow from a seed, which comes from the task's generator.
+    """
+
+    def __init__(
+        self, name: str, observations: spaces.Space, actions: spaces.Space, **sizes: Any
+    ) -> None:
+        """Make the batch for the spaces of one environment; ValueError for unsuitable ones."""
+        self._original_observations, self._original_actions = observations, actions
+        try:
+            flat = spaces.flatten_space(observations)
+        except NotImplementedError:
+            flat = None
+        if not isinstance(flat, spaces.Box):
+            raise ValueError(f"observations of {name} cannot be made an array: {observations}")
+        if isinstance(actions, spaces.Box) and np.issubdtype(actions.dtype, np.floating):
+            low, high = (bound.ravel().astype(np.float32) for bound in (actions.low, actions.high))
+            flat_actions = spaces.Box(low, high, dtype=np.float32)
+        elif isinstance(actions, spaces.Discrete):
+            flat_actions = spaces.Discrete(actions.n)
+        else:
+            raise ValueError(f"actions of {name} must be a Box of floats or Discrete: {actions}")
+        super().__init__(
+            **sizes | {"horizon": sizes["horizon"] or LONGEST_EPISODE},
+            single_observation_space=spaces.Box(
+                flat.low.astype(np.float32), flat.high.astype(np.float32), dtype=np.float32
+            ),
+            single_action_space=flat_actions,
+        )
+        self._seen = np.zeros(self.observation_space.shape, np.float32)
+        self._cut_short = np.zeros(self.num_envs, np.bool_)
+
+    def _draw_starts(self, rng: np.random.Generator) -> np.ndarray:
+        return rng.integers(2**32, size=(self.episodes_per_task, 1))
+
+    def _observations(self) -> np.ndarray:
+        return self._seen.copy()
+
+    def _truncated(self) -> np.ndarray:
+        return super()._truncated() | self._cut_short
+
+    def _flat(self, observation: Any) -> np.ndarray:
+        return spaces.flatten(self._original_observations, observation)
+
+    def _original(self, actions: np.ndarray) -> np.ndarray:
+        """Return actions as the environments take them, ``[num_envs, ...]``."""
+        space = self._original_actions
+        if isinstance(space, spaces.Discrete):
+            check_choices(actions, space.n)
+            return actions + space.start
+        if np.isnan(actions).any():
+            raise ValueError("actions hold NaN")
+        shaped = actions.reshape(-1, *space.shape)
+        return shaped.clip(space.low, space.high).astype(space.dtype)
+
+    def _advance(
+        self, actions: np.ndarray, active: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        rewards, terminated = np.zeros(self.num_envs), np.zeros(self.num_envs, np.bool_)
+        self._step_all(
+            self._original(actions), self._active if active is None else active, rewards, terminated
+        )
+        return self._observations(), rewards, terminated, {}
+
+    @abstractmethod
+    def _step_all(
+        self, actions: np.ndarray, active: np.ndarray, rewards: np.ndarray, terminated: np.ndarray
+    ) -> None:
+        """Step the active episodes; fill rewards and terminated, ``_seen`` and ``_cut_short``."""
+
+
+class SingleEnvs(Foreign):
+    """Single environments, stepped one after the other."""
+
+    def __init__(self, name: str, envs: Sequence[gymnasium.Env], **sizes: Any) -> None:
+        """Make the batch of environments of one kind."""
+        self._envs = list(envs)
+        super().__init__(name, envs[0].observation_space, envs[0].action_space, **sizes)
+
+    def _start(self, chosen: np.ndarray, starts: np.ndarray) -> None:
+        for row, seed in zip(np.flatnonzero(chosen), starts[:, 0], strict=True):
+            self._seen[row] = self._flat(self._envs[row].reset(seed=int(seed))[0])
+        self._cut_short[chosen] = False
+
+    def _step_all(
+        self, actions: np.ndarray, active: np.ndarray, rewards: np.ndarray, terminated: np.ndarray
+    ) -> None:
+        for row in np.flatnonzero(active):
+            observation, rewards[row], terminated[row], self._cut_short[row], _ = self._envs[
+                row
+            ].step(actions[row])
+            self._seen[row] = self._flat(observation)

@@ -1,0 +1,127 @@
+"""The page of a report: one HTML file with everything in it, so that it can be sent by mail."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from html import escape
+
+import numpy as np
+import yaml
+
+from hpc_maml.report.experiments import Environment, Experiment, RunData
+from hpc_maml.report.figures import Picture
+from hpc_maml.report.statistics import half_width
+from hpc_maml.report.tables import QUANTITIES, Quantity
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff;
+       max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }
+h1, h2, h3 { line-height: 1.2; }
+h2 { margin-top: 3rem; border-bottom: 1px solid #ccc; }
+figure { margin: 2rem 0; }
+figure img { max-width: 100%; height: auto; }
+figcaption, .note { color: #555; font-size: 0.9rem; max-width: 48rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 0.85rem; }
+th, td { padding: 0.3rem 0.7rem; border-bottom: 1px solid #ddd; text-align: right;
+         white-space: nowrap; font-variant-numeric: tabular-nums; }
+th { text-align: left; font-weight: 600; }
+thead th { text-align: right; vertical-align: bottom; }
+thead th:first-child { text-align: left; }
+th.mean, td.mean { background: #f4f4f4; font-weight: 600; }
+.unit { color: #555; font-weight: 400; }
+pre { font-size: 0.8rem; background: #f7f7f7; padding: 0.7rem; overflow-x: auto; }
+"""
+
+
+def page(
+    environments: Sequence[Environment],
+    pictures: Mapping[str, Sequence[tuple[Picture, bytes]]],
+    notes: Sequence[str],
+) -> str:
+    """Return the HTML of a report; ``pictures`` are those of each environment with their SVG."""
+    names = ", ".join(environment.name for environment in environments)
+    parts = [
+        "<!DOCTYPE html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        '<link rel="icon" href="data:,">',
+        f"<title>{escape(names)}: report of hpc_maml</title><style>{STYLE}</style></head><body>",
+        f"<h1>{escape(names)}</h1>",
+        f'<p class="note">Report of hpc_maml, {datetime.now():%Y-%m-%d %H:%M}. All numbers are in '
+        "CSV files and all pictures in PNG and SVG files, too, written with this page.</p>",
+    ]
+    parts += [f'<p class="note">Note: {escape(note)}</p>' for note in notes]
+    for environment in environments:
+        parts.append(f"<h2>{escape(environment.name)}</h2>")
+        parts += [
+            f'<p class="note">{escape(each.key)}</p>'
+            for each in environment.experiments
+            if each.key != each.label
+        ]
+        parts.append(_table(environment))
+        parts += [_figure(*each) for each in pictures[environment.name]]
+        parts.append("<h3>Runs</h3>")
+        parts += [_details(run) for each in environment.experiments for run in each.runs]
+    parts.append("</body></html>\n")
+    return "\n".join(parts)
+
+
+def _figure(picture: Picture, svg: bytes) -> str:
+    data = base64.b64encode(svg).decode("ascii")
+    return (
+        f"<h3>{escape(picture.title)}</h3><figure>"
+        f'<img alt="{escape(picture.title)}" src="data:image/svg+xml;base64,{data}">'
+        f"<figcaption>{escape(picture.caption)}</figcaption></figure>"
+    )
+
+
+def _table(environment: Environment) -> str:
+    """Return the quantities as rows, runs and experiments as columns."""
+    columns: list[tuple[str, Experiment, RunData | None]] = []
+    for experiment in environment.experiments:
+        columns += [(run.name, experiment, run) for run in experiment.runs]
+        if len(experiment.runs) > 1:
+            columns.append((f"mean of {experiment.label}", experiment, None))
+    head = "".join(_cell("th", escape(name), mean=run is None) for name, _, run in columns)
+    iterations = "".join(
+        _cell("td", str(len(run.metrics) if run else experiment.iterations), mean=run is None)
+        for _, experiment, run in columns
+    )
+    body = [f"<tr><th>iterations</th>{iterations}</tr>"]
+    for quantity in QUANTITIES.values():
+        unit = "" if quantity.unit == "1" else f' <span class="unit">[{quantity.unit}]</span>'
+        cells = "".join(
+            _cell("td", _text(quantity, [run] if run else experiment.runs), mean=run is None)
+            for _, experiment, run in columns
+        )
+        body.append(f"<tr><th>{escape(quantity.words)}{unit}</th>{cells}</tr>")
+    return (
+        f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+        '<p class="note">Returns are means over the last tenth of the iterations; medians and sums '
+        "are over all of them. ± is the 95 % confidence interval of the mean over seeds.</p>"
+    )
+
+
+def _text(quantity: Quantity, runs: Sequence[RunData]) -> str:
+    values = np.array([quantity.of(run) for run in runs])
+    mean = values.mean()
+    digits = quantity.digits or int(len(values) > 1 and mean < 100)
+    text = f"{mean:,.{digits}f}"
+    if len(values) > 1:
+        text += f" ± {half_width(values):,.{digits}f}"
+    return text.replace("-", "−")
+
+
+def _cell(tag: str, content: str, *, mean: bool) -> str:
+    return f'<{tag} class="mean">{content}</{tag}>' if mean else f"<{tag}>{content}</{tag}>"
+
+
+def _details(run: RunData) -> str:
+    versions = "\n".join(f"{name}: {value or 'unknown'}" for name, value in run.versions.items())
+    config = yaml.safe_dump(run.config, sort_keys=False)
+    return (
+        f"<details><summary>{escape(run.name)}: {escape(str(run.run.path))}</summary>"
+        f"<pre>{escape(versions)}</pre><pre>{escape(config)}</pre></details>"
+    )

@@ -1,0 +1,55 @@
+"""From run folders to the files of a report."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from hpc_maml.errors import InputError
+from hpc_maml.files import write_whole
+from hpc_maml.report import tables
+from hpc_maml.report.experiments import by_environment, read_runs
+
+PAGE = "report.html"
+TABLES = {
+    "runs.csv": tables.run_rows,
+    "experiments.csv": tables.experiment_rows,
+    "learning_curves.csv": tables.curve_rows,
+    "metrics.csv": tables.metric_rows,
+}
+
+
+def write_report(folders: Sequence[Path], to: Path) -> list[str]:
+    """Write the page, pictures and tables of some runs into a folder; return what was left out.
+
+    Raises InputError for a run that cannot be read, or a folder that cannot be written.
+    """
+    try:
+        from hpc_maml.report.figures import pictures, render
+        from hpc_maml.report.page import page
+    except ImportError:
+        raise InputError("The report needs matplotlib: pip install 'hpc_maml[report]'.") from None
+    environments = by_environment(read_runs(folders))
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"The folder {to} cannot be made: {error.strerror}.") from None
+    drawn = {}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        for number, environment in enumerate(environments):
+            prefix = f"{number + 1}_" if len(environments) > 1 else ""
+            drawn[environment.name] = []
+            for picture in pictures(environment):
+                svg = render(picture, "svg")
+                _write(to / f"{prefix}{picture.name}.svg", svg)
+                _write(to / f"{prefix}{picture.name}.png", render(picture, "png"))
+                drawn[environment.name].append((picture, svg))
+    notes = list(dict.fromkeys(str(each.message) for each in caught))
+    for name, rows in TABLES.items():
+        _write(to / name, tables.to_csv(rows(environments)).encode())
+    _write(to / PAGE, page(environments, drawn, notes).encode())
+    return notes
+
+
+def _write(path: Path, content: bytes) -> None:
+    write_whole(path, lambda temporary: temporary.write_bytes(content), durable=False)

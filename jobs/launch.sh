@@ -1,0 +1,52 @@
+# What the job scripts share: pick a launcher that works, run the program on every task of the job,
+# pass warnings on, and queue the job again where asked. Read by them, not started by itself.
+#
+#   LAUNCHER   command that starts the ranks, such as "srun --mpi=cray_shasta"; found if not given
+#   REQUEUE    yes: when Slurm warns of the time limit (--signal), queue the job again to go on
+
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # since Slurm 22.05 srun does not take it over
+# Open MPI's mpirun would bind a rank to one core, however many --cpus-per-task it has.
+export OMPI_MCA_hwloc_base_binding_policy=none PRTE_MCA_hwloc_default_binding_policy=none
+
+# find_launcher COMMAND...: set launcher to the first that makes one world of all tasks. Which one
+# does depends on the MPI library and on Slurm, whose srun --mpi=list names even what it cannot load.
+find_launcher() {
+    local world='import sys; from mpi4py import MPI; sys.exit(MPI.COMM_WORLD.size != int(sys.argv[1]))'
+    for launcher in "$@"; do
+        timeout 120 $launcher python -c "$world" "$tasks" </dev/null >/dev/null 2>&1 && return
+    done
+    printf 'No launcher makes one world of the %s tasks of this job: the wrong one starts %s worlds of
+1 rank. Tried: %s
+Load the MPI module that mpi4py uses (python -m mpi4py --mpi-lib-version), or name its launcher:
+LAUNCHER="srun --mpi=TYPE" sbatch ..., with a TYPE of srun --mpi=list.\n' \
+        "$tasks" "$tasks" "$(printf '%s; ' "$@")" >&2
+    exit 2
+}
+
+# launch WORDS...: run python -m hpc_maml WORDS on every task of the job; ends the script.
+launch() {
+    local part groups="" tasks=$SLURM_NTASKS pid="" warned=no code=75
+    trap 'warned=yes; [ -z "$pid" ] || kill -USR1 "$pid"' USR1 # ends the iteration, with checkpoint
+    trap '[ -z "$pid" ] || kill -TERM "$pid"' TERM
+    if [ -n "${SLURM_HET_SIZE:-}" ]; then # one world of all parts of a heterogeneous job
+        groups="--het-group=0-$((SLURM_HET_SIZE - 1))" tasks=0
+        for ((part = 0; part < SLURM_HET_SIZE; part++)); do
+            tasks=$((tasks + $(printenv "SLURM_NTASKS_HET_GROUP_$part")))
+        done
+    fi
+    if [ -n "${LAUNCHER:-}" ]; then
+        find_launcher "$LAUNCHER"
+    else
+        find_launcher "srun $groups --mpi=pmix" "srun $groups --mpi=pmi2" "mpirun -np $tasks"
+    fi
+    if [ "$warned" = no ]; then
+        echo "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): $launcher"
+        $launcher python -m hpc_maml "$@" </dev/null &
+        pid=$!
+        while wait "$pid"; code=$?; kill -0 "$pid" 2>/dev/null; do :; done # a signal ends a wait
+    fi
+    if [ "$code" = 75 ] && [ "$warned" = yes ] && [ "${REQUEUE:-no}" = yes ]; then
+        scontrol requeue "$SLURM_JOB_ID" && sleep 60 # Slurm ends this script
+    fi
+    exit "$code"
+}

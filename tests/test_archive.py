@@ -1,0 +1,454 @@
+"""The archive: the same on any ranks, whole after any kill, and what its reader promises."""
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from functools import cache
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from conftest import ROOT, SMALL, environment, run, start
+
+from hpc_maml import open_run
+from hpc_maml.archive.plan import Shapes, estimate, is_archived
+from hpc_maml.archive.schema import FIELDS, OPTIONAL_FIELDS
+from hpc_maml.archive.writer import RolloutArchive, SegmentWriter
+from hpc_maml.config import ArchiveConfig, load_config
+from hpc_maml.errors import InputError
+from hpc_maml.maml import adapt
+from hpc_maml.metrics import METRICS, PER_TASK
+from hpc_maml.policy import make_policy
+from hpc_maml.trajectory import batch_dtype, samples
+
+SETTINGS = (*SMALL, "num_iterations=3", "archive.rollouts=every", "checkpoint.keep=9")
+BAD_INPUT, DAMAGED = 2, 1
+KILLS = 50
+
+
+def content(folder: Path) -> list[tuple[int, int, str, bytes]]:
+    """Return all of an archive in the order in which the reader presents it."""
+    with warnings.catch_warnings(action="error"):
+        return [
+            (iteration, task, name, getattr(rollout, name).tobytes())
+            for (iteration, task), rollout in open_run(folder).rollouts.items()
+            for name in ("task", *FIELDS)
+        ]
+
+
+@cache
+def serial(folder: Path) -> list[tuple[int, int, str, bytes]]:
+    run(None, *SETTINGS, "--run-dir", str(folder))
+    return content(folder)
+
+
+@pytest.fixture(scope="session")
+def serial_run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("archive") / "run"
+    serial(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("ranks", "topology"), [(3, "agents=1"), (8, "agents=3"), (3, "layout=colocated")]
+)
+def test_the_same_data_on_any_ranks(ranks, topology, serial_run):
+    run(ranks, *SETTINGS, f"topology.{topology}", "--run-dir", "run")
+    assert content(Path("run")) == serial(serial_run)
+    assert len(content(Path("run"))) == 3 * 6 * (1 + len(FIELDS))
+
+
+def test_rollouts_are_those_the_metrics_and_the_policies_tell_of():
+    settings = ("archive.adapted_parameters=true", "num_inner_steps=2", "env.name=ant_goal")
+    run(2, *SETTINGS, *settings, "horizon=30", "--run-dir", "run")
+    archive = open_run("run")
+    policy = make_policy(29, 8, False, (8, 8), "tanh")
+    assert list(archive.rollouts) == [(k, task) for k in (1, 2, 3) for task in range(6)]
+    returns = archive.per_task["return_after_updates"]
+    lengths = []
+    for (iteration, index), rollout in archive.rollouts.items():
+        # [K, T, B] -> [K]
+        found = rollout.rewards.sum(1, np.float64).mean(1)
+        np.testing.assert_allclose(found, returns[iteration - 1, index], rtol=1e-6)
+        assert np.array_equal(rollout.task, archive.tasks[iteration - 1, index])
+        ends = (rollout.terminated | rollout.truncated).argmax(1) + 1
+        assert np.array_equal(ends, rollout.lengths)
+        lengths += rollout.lengths.ravel().tolist()
+        if iteration == 1:
+            continue
+        values = archive.checkpoint(iteration - 1).parameters.values()
+        meta = np.concatenate([value.ravel() for value in values])
+        for phase, theta in enumerate((meta, *rollout.adapted_parameters)):
+            distribution = policy.forward(policy.unflatten(theta), rollout.observations[phase])
+            log_probs = policy.log_prob(distribution, rollout.actions[phase])
+            valid = np.arange(30)[:, None] < rollout.lengths[phase]
+            np.testing.assert_allclose(log_probs[valid], rollout.log_probs[phase][valid], atol=1e-4)
+            assert not rollout.observations[phase][~valid].any()
+            if phase < 2:
+                batch = {name: getattr(rollout, name)[phase] for name in FIELDS}
+                np.testing.assert_allclose(
+                    adapt(policy, theta, samples(batch), 0.1),
+                    rollout.adapted_parameters[phase],
+                    atol=1e-6,
+                )
+    assert len(set(lengths)) > 3  # ragged
+
+
+def test_any_tool_opens_every_file(serial_run):
+    files = sorted((serial_run / "rollouts").rglob("*.h5"))
+    assert len(files) == 1 + 3 + 3  # index, iterations, one rank's segments
+    for path in files:
+        with h5py.File(path) as file:
+            assert file.attrs["format_version"] == 1
+    rollouts = open_run(serial_run).rollouts
+    with h5py.File(serial_run / "rollouts" / "index.h5") as index:
+        assert list(index) == [f"iteration_{k:06d}" for k in (1, 2, 3)]
+        for (iteration, task), rollout in rollouts.items():
+            group = index[f"iteration_{iteration:06d}"]
+            for name in ("task", *FIELDS):
+                assert np.array_equal(group[name][task], getattr(rollout, name))
+                assert group[name].attrs["unit"]
+
+
+def test_every_nth_iteration():
+    every, none, third = (ArchiveConfig(rollouts=value) for value in ("every", "none", 3))
+    assert all(is_archived(every, k) for k in range(1, 9))
+    assert not any(is_archived(none, k) for k in range(1, 9))
+    assert [k for k in range(1, 9) if is_archived(third, k)] == [1, 4, 7]
+
+
+@pytest.mark.parametrize("compression", ["lzf", "gzip"])
+def test_compression_changes_the_size_only(compression, serial_run):
+    words = (f"archive.compression={compression}", "archive.rollouts=2", "--run-dir", "run")
+    run(2, *SETTINGS, *words)
+    expected = [row for row in serial(serial_run) if row[0] != 2]
+    assert content(Path("run")) == expected
+    segment = "rollouts/iteration_000001"
+    sizes = [
+        sum(part.stat().st_size for part in (folder / segment).iterdir())
+        for folder in (Path("run"), serial_run)
+    ]
+    assert sizes[0] < sizes[1]
+
+
+def test_without_an_archive_there_is_no_folder():
+    run(2, *SETTINGS, "archive.rollouts=none", "--run-dir", "run")
+    assert not Path("run/rollouts").exists()
+    assert list(open_run("run").rollouts) == []
+
+
+def test_the_documentation_names_everything():
+    text = (ROOT / "docs" / "archive.md").read_text()
+    for name in (*METRICS, *FIELDS, *OPTIONAL_FIELDS):
+        assert f"`{name}`" in text, name
+    for name in PER_TASK:
+        assert f"`tasks/{name}`" in text, name
+    for name in ArchiveConfig.model_fields:
+        assert f"`archive.{name}`" in text, name
+
+
+# Limits
+
+
+def test_the_estimate_is_shown_and_is_the_size(serial_run):
+    config = load_config(None, SETTINGS)
+    batch = batch_dtype(12, 3, (2,), (2,), np.float32)
+    each, total = estimate(config, Shapes(config, batch, 0))
+    # [6 tasks, 2 phases] of 12 x 3 steps of 7 floats and 2 flags, 3 lengths, a count
+    assert each == 6 * 2 * (12 * 3 * (7 * 4 + 2) + 3 * 8 + 8)
+    assert total == 3 * each
+    found = sum(part.stat().st_size for part in serial_run.glob("rollouts/*/*.h5"))
+    assert total < found < total + 3 * 40_000  # what HDF5 itself needs
+    result = run(None, *SETTINGS, "num_iterations=4", "--run-dir", "run")
+    assert "rollouts: 13.3 kB an archived iteration, 53.4 kB for 4 iterations" in result.stdout
+
+
+def test_a_limit_refuses_or_drops_the_oldest(serial_run):
+    words = (*SETTINGS, "archive.max_bytes=30000", "--run-dir", "run")
+    result = run(3, *words, code=BAD_INPUT)
+    assert "take 40032 bytes, more than archive.max_bytes = 30000: archive fewer" in result.stderr
+    assert not Path("run").exists()
+    one = next(iter(serial_run.glob("rollouts/*/*.h5"))).stat().st_size
+    words = (*SETTINGS, f"archive.max_bytes={5 * one // 2}", "archive.when_full=thin")
+    run(None, *words, "--run-dir", "run")
+    assert open_run("run").rollouts.iterations == [2, 3]
+    assert content(Path("run")) == [row for row in serial(serial_run) if row[0] != 1]
+    assert len(list(Path("run/rollouts").iterdir())) == 5
+    result = run(None, *words, "archive.max_bytes=9", "--run-dir", "x", code=BAD_INPUT)
+    assert "The rollouts of one iteration take" in result.stderr
+
+
+# What goes wrong
+
+
+def ranks_of(folder: Path) -> list[int]:
+    """Return the processes of the ranks of a job, without its launcher."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (path / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if words[0].endswith(b"python") and os.fsencode(folder) in words and b"-np" not in words:
+            found.append(int(path.name))
+    return found
+
+
+def test_kills_of_any_rank_at_random_moments(tmp_path):
+    folder = tmp_path / "run"
+    settings = [*SETTINGS, "--run-dir", str(folder), "checkpoint.every=2", "checkpoint.keep=2"]
+    chance = random.Random(1)
+    held = 0
+    for number in range(KILLS):
+        job = start(chance.choice([None, 2, 3, 4]), *settings, "num_iterations=9999")
+        # Some are killed while they start, and most a few iterations later.
+        goal = held + chance.choice([0, 1, 1, 2])
+        deadline = time.monotonic() + 60
+        seen = open_run(folder).rollouts.iterations if folder.exists() else []
+        while max(seen, default=0) < goal:
+            assert job.poll() is None, job.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+            if (folder / "config.yaml").exists():
+                seen = open_run(folder).rollouts.iterations
+        time.sleep(chance.uniform(0, 0.15))
+        before = open_run(folder).rollouts.iterations if number else seen
+        while not (ranks := ranks_of(folder)):
+            assert job.poll() is None, job.communicate()
+        os.kill(chance.choice(ranks), signal.SIGKILL)
+        job.communicate(timeout=30)
+        assert job.returncode
+        if not (folder / "config.yaml").exists():
+            continue
+        left = open_run(folder)
+        assert left.rollouts.iterations[: len(before)] == before
+        assert left.rollouts.damages(verify=True) == []
+        assert left.rollouts.iterations == list(range(1, len(left.rollouts.iterations) + 1))
+        held = max(left.checkpoints, default=0)
+        assert held <= len(left.rollouts.iterations)
+    iterations = f"num_iterations={len(left.rollouts.iterations) + 2}"
+    run(3, *settings, iterations)
+    run(None, *SETTINGS, iterations, "--run-dir", "undisturbed")
+    assert content(folder) == content(Path("undisturbed"))
+    assert not list(folder.rglob("*.partial"))
+
+
+def test_torn_segments_are_skipped_with_a_sentence(serial_run):
+    shutil.copytree(serial_run, "run")
+    assert run(None, "inspect", "run", "--verify").stderr == ""
+    segments = [Path(f"run/rollouts/iteration_{k:06d}/rank_0000.h5") for k in (1, 2, 3)]
+    content = segments[1].read_bytes()
+    segments[1].write_bytes(content[: len(content) // 2])
+    rollouts = open_run("run").rollouts
+    with pytest.warns(
+        UserWarning, match=r"iteration_000002/rank_0000.h5 is damaged: it has .* It is"
+    ):
+        assert list(rollouts) == [(k, task) for k in (1, 3) for task in range(6)]
+    with pytest.raises(InputError, match=r"iteration_000002/rank_0000\.h5 is damaged"):
+        rollouts[2, 0]
+    assert (2, 0) not in rollouts
+    assert (1, 0) in rollouts
+    with pytest.raises(KeyError, match="iteration 4 is not archived"):
+        rollouts[4, 0]
+    result = run(2, "inspect", "run", code=DAMAGED)
+    assert result.stderr.count("is damaged: it has") == 1
+    assert "rollouts    of 3 iterations, 1 to 3" in result.stdout
+    segments[1].unlink()
+    assert "No such file" in run(None, "inspect", "run", code=DAMAGED).stderr
+    segments[1].write_bytes(content)
+
+    # A flipped bit is seen where it is read.
+    with h5py.File(segments[2]) as file:
+        place = file["rewards"].id.get_chunk_info(0).byte_offset
+    flipped = bytearray(segments[2].read_bytes())
+    flipped[place] ^= 1
+    segments[2].write_bytes(flipped)
+    assert run(None, "inspect", "run").stderr == ""
+    assert "rank_0000.h5 is damaged" in run(None, "inspect", "run", "--verify", code=DAMAGED).stderr
+    with pytest.raises(InputError, match=r"rank_0000\.h5 is damaged"):
+        _ = rollouts[3, 0].rewards
+    Path("run/rollouts/iteration_000001.h5").write_bytes(b"torn")
+    Path("run/metrics.h5").write_bytes(b"torn")
+    stderr = run(None, "inspect", "run", code=DAMAGED).stderr
+    assert "iteration_000001.h5 is damaged" in stderr
+    assert "metrics.h5 is damaged" in stderr
+
+
+def test_a_full_disk_ends_the_run_with_a_sentence_and_a_checkpoint(tmp_path):
+    """A limit on the size of files stands for the disk, as not everybody may mount one."""
+    folder = tmp_path / "run"
+    settings = (*SETTINGS, "fast_batch_size=40", "horizon=40", "--run-dir", str(folder))
+    job = start(3, *settings, "num_iterations=99", "checkpoint.every=50")
+    while not (folder / "rollouts/iteration_000002.h5").exists():
+        assert job.poll() is None, job.communicate()
+        time.sleep(0.001)
+    for rank in ranks_of(folder):  # segments have 580 kB, checkpoints and metrics less
+        resource.prlimit(rank, resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+    _, err = job.communicate(timeout=60)
+    assert job.returncode == BAD_INPUT, err
+    last = open_run(folder).committed_iterations
+    assert (
+        f"rank_0002.h5 cannot be written: File too large; the run ends with the checkpoint "
+        f"iteration_{last:06d}.h5." in err
+    )
+    assert "Traceback" not in err
+    assert open_run(folder).checkpoints == [last]
+    assert open_run(folder).rollouts.iterations == list(range(1, last + 1))
+    assert open_run(folder).rollouts.damages(verify=True) == []
+    assert not list(folder.rglob("*.partial"))
+    run(2, *settings, f"num_iterations={last + 1}")
+    run(None, *settings[:-1], "undisturbed", f"num_iterations={last + 1}")
+    assert content(folder) == content(Path("undisturbed"))
+
+
+@pytest.mark.parametrize("ranks", [None, 4])
+def test_a_folder_that_cannot_be_written_ends_the_run_likewise(ranks):
+    words = (*SETTINGS, "num_iterations=5", "checkpoint.every=9", "--run-dir", "run")
+    run(2, *words, "num_iterations=1")
+    # Root may write into any folder, but not into a file.
+    Path("run/rollouts/iteration_000003").write_text("in the way")
+    err = run(ranks, *words, code=BAD_INPUT).stderr
+    assert "rollouts/iteration_000003 cannot be made: File exists; the run ends with the " in err
+    assert "checkpoint iteration_000002.h5." in err
+    assert "Traceback" not in err
+    assert open_run("run").checkpoints == [1, 2]
+    assert open_run("run").rollouts.iterations == [1, 2]
+
+
+# The reader
+
+
+def in_a_process(code: str, *words: str) -> str:
+    result = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment(),
+    )
+    return result.stdout
+
+
+def test_the_reader_needs_neither_mpi_nor_torch_nor_an_environment(serial_run):
+    code = (
+        "import json, sys; from hpc_maml import open_run; run = open_run(sys.argv[1]);"
+        "run.metrics; run.config; run.tasks; run.versions; run.rollouts[1, 0].rewards;"
+        "run.checkpoint(2); print(json.dumps(sorted(sys.modules)))"
+    )
+    modules = {name.partition(".")[0] for name in json.loads(in_a_process(code, str(serial_run)))}
+    assert "h5py" in modules
+    assert not modules & {"mpi4py", "torch", "mujoco", "gymnasium", "rich"}
+
+
+def test_what_the_reader_offers(serial_run):
+    archive = open_run(serial_run)
+    assert archive.config["meta_batch_size"] == 6
+    assert archive.config["policy"]["hidden_sizes"] == [8, 8]
+    assert archive.committed_iterations == 3
+    assert archive.metrics.index.tolist() == [1, 2, 3]
+    assert archive.metrics.index.name == "iteration"
+    returns = archive.per_task["return_after_updates"]
+    assert returns.shape == (3, 6, 2)
+    np.testing.assert_array_equal(returns.mean(1)[:, 1], archive.metrics["post_update_return_mean"])
+    np.testing.assert_array_equal(returns[:, :, 0], archive.per_task["pre_update_return"])
+    assert archive.tasks.shape == (3, 6, 2)
+    assert archive.units["kl_after"] == "nat"
+    assert archive.versions["hosts"]
+    assert archive.checkpoints == [1, 2, 3]
+    assert archive.checkpoint(3).parameters["weight_0"].shape == (2, 8)
+    with pytest.raises(InputError, match="no checkpoint of iteration 4; there is 1, 2, 3"):
+        archive.checkpoint(4)
+    with pytest.raises(InputError, match="is not a run folder"):
+        open_run(serial_run.parent)
+    with pytest.raises(AttributeError, match="has no field 'reward'; it has observations"):
+        _ = archive.rollouts[1, 0].reward
+    with pytest.raises(AttributeError, match="adapted_parameters were not archived"):
+        _ = archive.rollouts[1, 0].adapted_parameters
+
+
+def test_archives_of_format_1_keep_opening():
+    """The folder was written by the first program with an archive: never write it anew."""
+    archive = open_run(ROOT / "tests" / "data" / "run_format_1")
+    assert archive.rollouts.damages(verify=True) == []
+    assert list(archive.rollouts) == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    assert archive.config["policy"]["hidden_sizes"] == [2]
+    returns = archive.per_task["return_after_updates"]  # [iterations, tasks, updates]
+    np.testing.assert_allclose(
+        returns[1], [[-0.94646454, -1.24343586], [-0.83969696, -0.91597069]], rtol=1e-7
+    )
+    np.testing.assert_allclose(archive.metrics["pre_update_return_mean"], returns[..., 0].mean(1))
+    for (iteration, task), rollout in archive.rollouts.items():
+        assert np.array_equal(rollout.task, archive.tasks[iteration - 1, task])
+        assert rollout.observations.shape == rollout.actions.shape == (2, 3, 2, 2)
+        assert rollout.lengths.tolist() == [[3, 3], [3, 3]]
+        assert rollout.truncated[:, -1].all()
+        assert rollout.adapted_parameters.shape == (1, 14)
+        np.testing.assert_allclose(
+            rollout.rewards.sum(1).mean(1), returns[iteration - 1, task], rtol=1e-6
+        )
+        # the reward of navigation: minus the distance to the goal, after the step
+        distances = np.linalg.norm(rollout.observations[:, 1:] - rollout.task, axis=-1)
+        np.testing.assert_allclose(rollout.rewards[:, :-1], -distances, rtol=1e-5)
+    assert archive.checkpoint(2).parameters["weight_0"].shape == (2, 2)
+
+
+def test_pandas_is_asked_for_in_one_sentence(serial_run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(InputError, match=r"pip install 'hpc_maml\[report\]'"):
+        _ = open_run(serial_run).metrics
+
+
+def test_a_run_can_be_read_while_it_is_written():
+    job = start(3, *SETTINGS, "num_iterations=40", "--run-dir", "run", "checkpoint.keep=1")
+    seen = set()
+    while job.poll() is None:
+        if Path("run/config.yaml").exists():
+            archive = open_run("run")
+            done = archive.committed_iterations
+            assert len(archive.metrics) >= done
+            assert len(archive.tasks) >= done
+            iterations = archive.rollouts.iterations
+            assert iterations == list(range(1, len(iterations) + 1))
+            assert len(iterations) >= done
+            if iterations:
+                assert archive.rollouts[iterations[-1], 5].rewards.any()
+            seen.add(done)
+    assert job.returncode == 0, job.communicate()
+    job.communicate()
+    assert len(seen) > 3
+
+
+def test_reading_task_by_task_takes_little_memory(tmp_path):
+    config = load_config(None, ["meta_batch_size=10"])
+    batch = np.ones(1, batch_dtype(100, 40, (60,), (8,), np.float32))
+    shapes = Shapes(config, batch.dtype, 0)
+    archive = RolloutArchive(tmp_path / "rollouts", config, shapes, 0)
+    (tmp_path / "config.yaml").write_text("")
+    (tmp_path / "rollouts").mkdir(exist_ok=True)
+    writer = SegmentWriter(tmp_path / "rollouts", ArchiveConfig(rollouts="every"), shapes, 0)
+    for iteration in range(1, 16):
+        for task in range(10):
+            batch["task"] = task
+            for _ in range(2):
+                writer.keep(iteration, batch, np.zeros(0))
+        archive.commit(iteration, np.zeros((10, 1)), [writer.write()])
+    total = sum(path.stat().st_size for path in tmp_path.rglob("*.h5"))
+    assert total > 300e6
+    code = (
+        "import sys; from pathlib import Path; from hpc_maml import open_run\n"
+        "count = 0\n"
+        "for rollout in open_run(sys.argv[1]).rollouts.values():\n"
+        "    count += rollout.observations.sum() + rollout.actions.sum()\n"
+        "assert count > 1e7\n"
+        "print(next(line for line in Path('/proc/self/status').read_text().splitlines()"
+        " if line.startswith('VmHWM')).split()[1])"
+    )
+    assert int(in_a_process(code, str(tmp_path))) < 200_000  # kB
