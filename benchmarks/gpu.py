@@ -4,7 +4,7 @@
 
 - outer_step: one outer step at half_cheetah sizes, 40 tasks x (2000 + 2000) samples, exact
   curvature; the upload of its batches; memory of the GPU.
-- agreement: gradient, Fisher-vector product and step against the float64 reference of the tests.
+- agreement: gradient, Fisher-vector product and step against the plain one in float64 on the CPU.
 - reduction: two agents on one GPU, sums in its memory against sums through the host: equal bits.
   Needs an MPI that takes memory of GPUs (CUDA-aware).
 - sampling: 15 observers against 15 times one.
@@ -38,7 +38,7 @@ from hpc_maml.mpi.gpu_aware import sum_of_agents
 from hpc_maml.mpi.reduce import ExactSum
 from hpc_maml.mpi.topology import build_topology
 from hpc_maml.policy import GaussianMLP, make_policy
-from hpc_maml.trajectory import batch_dtype, samples
+from hpc_maml.trajectory import Samples, batch_dtype, samples
 
 OBSERVATION, ACTION, HIDDEN, STEP_SIZE = 17, 6, (64, 64), 0.1  # of half_cheetah_vel
 OUTER_STEP_SECONDS = 0.040
@@ -165,21 +165,19 @@ def outer_step(options: argparse.Namespace) -> Iterator[Row]:
 
 
 def agreement(options: argparse.Namespace) -> Iterator[Row]:
-    """Compare with the reference of the tests, task after task in float64 on the CPU."""
-    sys.path.append(str(Path(__file__).parent.parent / "tests"))
-    import reference
+    """Compare with the plain step, task after task by autograd, in float64 on the CPU."""
     import torch
+
+    from hpc_maml.bench import plain
 
     step = Step(options.device, options.agreement_tasks, options.horizon, options.episodes)
     step.upload()
-    problem = reference.Problem((OBSERVATION, *HIDDEN, ACTION), "tanh", False, (STEP_SIZE,))
-    tasks = []
-    for phases in step.batches:
-        *inner, post = (
-            reference.tensors(type(each)(*map(torch.as_tensor, each)))
-            for each in (samples(batch[0]) for batch in phases)
-        )
-        tasks.append((inner, post))
+    problem = plain.Problem((OBSERVATION, *HIDDEN, ACTION), "tanh", False, (STEP_SIZE,))
+
+    def double(batch: np.ndarray) -> Samples:
+        return Samples(*(torch.tensor(field, dtype=torch.float64) for field in samples(batch[0])))
+
+    tasks = [([double(before)], double(after)) for before, after in step.batches]
     theta = torch.tensor(step.theta, dtype=torch.float64)
     group = step.linearised()
 
@@ -188,11 +186,11 @@ def agreement(options: argparse.Namespace) -> Iterator[Row]:
         expected = np.asarray(expected.detach() if hasattr(expected, "detach") else expected)
         return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
-    gradient = reference.mean_gradient(problem, theta, tasks)
-    product = reference.mean_fisher_vector_product(problem, theta, tasks, gradient)
+    gradient = plain.mean_gradient(problem, theta, tasks)
+    product = plain.mean_fisher_vector_product(problem, theta, tasks)(gradient)
     vector = step.gpu.array(gradient.numpy().astype(np.float32))
     found_product = fisher_vector_product(step.policy, group, vector).double().mean(0)
-    expected, measured = reference.meta_step(problem, theta, tasks, TrpoConfig())
+    expected, measured = plain.meta_step(problem, theta, tasks, TrpoConfig())
     taken = step.take()
     assert expected is not None
     assert taken.accepted, taken
