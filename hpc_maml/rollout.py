@@ -49,10 +49,6 @@ def roll_out(
         observations, rewards, terminated, truncated, infos = env.step(
             (actions if finite else np.nan_to_num(actions)).reshape(env.action_space.shape)
         )
-        if not finite:
-            # An inner step has diverged: it must show, and make the agents reject the update.
-            diverged = ~np.isfinite(actions.reshape(num_tasks, -1)).all(1)
-            rewards[np.repeat(diverged, episodes)] = np.nan
         if "diverged" in infos:
             batches["diverged"] += infos["diverged"].reshape(alive.shape).sum(1)
         batches["rewards"][:, step] = rewards.reshape(alive.shape)
@@ -65,6 +61,9 @@ def roll_out(
     taken = slice(step + 1)
     log_probs = policy.log_prob(policy.stacked(distributions, axis=1), batches["actions"][:, taken])
     batches["log_probs"][:, taken] = log_probs
+    # An inner step has diverged: it must show, and make the agents reject the update. Actions would
+    # not tell, as choices are integers even where their probabilities are NaN.
+    batches["rewards"][:, taken][~np.isfinite(log_probs)] = np.nan
     for batch in batches:
         padding = ~valid_steps(batch)
         if padding.any():

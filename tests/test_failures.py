@@ -10,7 +10,7 @@ import pytest
 from conftest import SMALL, run, start
 
 from hpc_maml.envs import make
-from hpc_maml.policy import GaussianMLP
+from hpc_maml.policy import CategoricalMLP, GaussianMLP
 from hpc_maml.rollout import roll_out
 from hpc_maml.trajectory import batch_dtype
 
@@ -135,3 +135,17 @@ def test_an_episode_that_the_simulator_gives_up_is_counted_and_shown(monkeypatch
     roll_out(policy, env, theta, generators, generators, batch)
     assert batch["diverged"].tolist() == [1]
     assert batch["lengths"].tolist() == [[5, 1, 5]]
+
+
+def test_choices_of_a_diverged_policy_pay_nan():
+    env = make("bandit", num_tasks=1, episodes_per_task=3, horizon=4)
+    policy = CategoricalMLP(1, 5, (4,), "tanh")
+    batch = np.zeros(1, batch_dtype(4, 3, (1,), (), np.int64))
+    generators = [np.random.default_rng(1)]
+    env.set_tasks(np.full((1, 5), 0.5))
+    theta = np.full((1, policy.size), np.nan, np.float32)
+    roll_out(policy, env, theta, generators, generators, batch)
+    assert np.isnan(batch["rewards"]).all()
+    batch = np.zeros(1, batch_dtype(4, 3, (1,), (), np.int64))
+    roll_out(policy, env, np.zeros_like(theta), generators, generators, batch)
+    assert np.isfinite(batch["rewards"]).all()

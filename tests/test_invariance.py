@@ -1,10 +1,13 @@
 """Promise 1 with whole jobs; tests/mpi/test_invariance.py has every rank count and layout."""
 
+import sys
 from functools import cache
 from pathlib import Path
 
 import pytest
 from conftest import SMALL, run
+
+needs_box2d = pytest.mark.skipif(sys.version_info >= (3, 14), reason="no wheel of Box2D")
 
 
 def checkpoints(folder: Path) -> dict[str, bytes]:
@@ -38,10 +41,13 @@ def test_every_rank_count(ranks, shared_folder):
         ("num_inner_steps=2", "first_order=true"),
         ("policy.activation=relu", "meta_batch_size=2"),  # fewer tasks than agents
         ("env.name=ant_goal", "horizon=30", "meta_batch_size=3"),  # ragged episodes
+        ("env.name=half_cheetah_dir", "env.kwargs.lineage=original"),
+        ("env.name=tabular_mdp", "horizon=8"),
+        pytest.param(("env.name=lander", "env.kwargs.continuous=false"), marks=needs_box2d),
         # as large as real ones: other paths through the matrix libraries, batches sent in pieces
         ("policy.hidden_sizes=[64, 64]", "horizon=100", "fast_batch_size=20", "meta_batch_size=7"),
     ],
-    ids=["two_steps", "few_tasks", "ant", "large"],
+    ids=["two_steps", "few_tasks", "ant", "original", "choices", "lander", "large"],
 )
 def test_variants(settings, shared_folder):
     settings = (*SMALL, "num_iterations=2", *settings)

@@ -127,6 +127,32 @@ def test_observations_and_rewards_follow_from_the_simulated_states(name, lineage
     assert largest_contact == (1.0 if robot_of(name) == "ant" else 0.0)
 
 
+@pytest.mark.parametrize("lineage", ["pytorch", "original"])
+def test_a_reset_of_some_leaves_the_others_alone(lineage):
+    pair = []
+    for _ in range(2):
+        env = envs.make("ant_vel", num_tasks=1, episodes_per_task=3, lineage=lineage)
+        env.set_tasks([[1.0]])
+        started, _ = env.reset(options={"generators": [np.random.default_rng(1)]})
+        pair.append(env)
+    env, undisturbed = pair
+    actions = 0.1 * np.random.default_rng(0).standard_normal((6, 3, 8))
+    expected = [undisturbed.step(each) for each in actions]
+    for each in actions[:3]:
+        env.step(each)
+    mask = np.array([False, True, False])
+    options = {"generators": [np.random.default_rng(1)], "reset_mask": mask}
+    observations, _ = env.reset(options=options)
+    assert (observations == np.where(mask[:, None], started, expected[2][0])).all()
+    for step in range(3):
+        results = env.step(np.where(mask[:, None], actions[step], actions[step + 3]))
+        for part, anew, going_on in zip(
+            results[:4], expected[step][:4], expected[step + 3][:4], strict=True
+        ):
+            assert part[1].tobytes() == anew[1].tobytes()
+            assert part[[0, 2]].tobytes() == going_on[[0, 2]].tobytes()
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_where_the_original_lineage_starts(name):
     env = envs.make(name, num_tasks=1, episodes_per_task=2000, lineage="original")
