@@ -37,7 +37,10 @@ def main() -> int:
             values = measure(options.ranks, options.iterations, settings)
             seconds[rollouts].append(median(values.tolist()))
         every, none = (values[-1] for values in seconds.values())
-        print(f"round {number + 1}: every {every:.3f} s, none {none:.3f} s, {every / none:.3f}")
+        print(
+            f"round {number + 1}: every {every:.3f} s, none {none:.3f} s, {every / none:.3f}",
+            flush=True,
+        )
     every, none = (median(values) for values in seconds.values())
     ratio = median(a / b for a, b in zip(*seconds.values(), strict=True))
     print(f"median: every {every:.3f} s, none {none:.3f} s; median ratio {ratio:.3f}")
