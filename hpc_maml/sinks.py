@@ -135,7 +135,7 @@ def check_installed(config: MetricsConfig) -> None:
 def write_tensorboard(folder: Path, entries: Iterator[Entry]) -> None:
     """Write rows to a new event file, which replaces what earlier files of the folder show."""
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-    from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary, SummaryMetadata
+    from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     # The older kinds of value, as PyTorch writes them: all readers know these, and purge them.
@@ -145,9 +145,10 @@ def write_tensorboard(folder: Path, entries: Iterator[Entry]) -> None:
             for name, metric in metrics.items():
                 value = values.value.add(tag=f"{group}/{name}")
                 if described:
-                    words = f"{metric.description} [{metric.unit}]"
-                    value.metadata.CopyFrom(SummaryMetadata(summary_description=words))
-                if np.ndim(row[name]):
+                    value.metadata.summary_description = f"{metric.description} [{metric.unit}]"
+                    kind = "histograms" if name in DISTRIBUTIONS else "scalars"
+                    value.metadata.plugin_data.plugin_name = kind
+                if name in DISTRIBUTIONS:
                     value.histo.CopyFrom(histogram(row[name]))
                 else:
                     value.simple_value = float(row[name])

@@ -75,7 +75,7 @@ class Page(HTMLParser):
         if tag == "img":
             assert named["alt"]
             self.images.append(named["src"])
-        if tag not in ("meta", "link", "img"):
+        if tag not in ("meta", "link", "img", "br"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):

@@ -35,7 +35,10 @@ class DamagedError(InputError):
     """A file of the run cannot be read."""
 
     def __init__(self, path: Path, reason: object) -> None:
-        super().__init__(f"{path} is damaged: {' '.join(str(reason).split())}.")
+        super().__init__(path, " ".join(str(reason).split()))  # in full: it travels between ranks
+
+    def __str__(self) -> str:
+        return f"{self.args[0]} is damaged: {self.args[1]}."
 
 
 class Run:

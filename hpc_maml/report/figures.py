@@ -151,7 +151,8 @@ def task_returns(experiments: Sequence[Experiment]) -> Picture:
             weights = np.full(len(values), 100 / max(1, len(values)))
             axis.hist(values, edges, weights=weights, color=colour, alpha=0.45, label=words)
             axis.hist(values, edges, weights=weights, color=colour, histtype="step")
-            axis.axvline(values.mean(), color=colour, linestyle="--", linewidth=1)
+            if len(values):
+                axis.axvline(values.mean(), color=colour, linestyle="--", linewidth=1)
         axis.set_xlabel("mean return of a task [reward]")
         axis.set_title(experiment.label if len(experiments) > 1 else "Returns of tasks")
     axes[0].set_ylabel("tasks [%]")
@@ -383,7 +384,9 @@ def _reach(experiments: Sequence[Experiment]) -> tuple[float, float]:
         for phase in phases
         if len(each.runs) == 1
     ]
-    low, high = min(map(np.nanmin, shown)), max(map(np.nanmax, shown))
+    values = np.concatenate([each.ravel() for each in shown])
+    finite = values[np.isfinite(values)]
+    low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 0.0)
     margin = 0.05 * (high - low) or 1.0
     return low - margin, high + margin
 

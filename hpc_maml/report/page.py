@@ -83,7 +83,11 @@ def _table(environment: Environment) -> str:
         columns += [(run.name, experiment, run) for run in experiment.runs]
         if len(experiment.runs) > 1:
             columns.append((f"mean of {experiment.label}", experiment, None))
-    head = "".join(_cell("th", escape(name), mean=run is None) for name, _, run in columns)
+    several = len(environment.experiments) > 1
+    head = "".join(
+        _cell("th", _heading(name, experiment if run and several else None), mean=run is None)
+        for name, experiment, run in columns
+    )
     iterations = "".join(
         _cell("td", str(len(run.metrics) if run else experiment.iterations), mean=run is None)
         for _, experiment, run in columns
@@ -112,6 +116,11 @@ def _text(quantity: Quantity, runs: Sequence[RunData]) -> str:
     if len(values) > 1:
         text += f" ± {half_width(values):,.{digits}f}"
     return text.replace("-", "−")
+
+
+def _heading(name: str, experiment: Experiment | None) -> str:
+    label = f'<br><span class="unit">{escape(experiment.label)}</span>' if experiment else ""
+    return escape(name) + label
 
 
 def _cell(tag: str, content: str, *, mean: bool) -> str:
