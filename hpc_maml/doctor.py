@@ -179,7 +179,7 @@ def _gpus(
         return [Check("ok", "GPUs", "not used: device is cpu")]
     without = [host for host in hosts if agents[host] and not found[host]]
     if device == "cuda" and without:
-        text = f"device is cuda, but there is none for the agents on {', '.join(without)}"
+        text = f"device is cuda, but there is no GPU for the agents on {', '.join(without)}"
         return [Check("error", "GPUs", text + ": ask for GPUs (--gres=gpu:1), or set device=cpu")]
     if not any(found.values()):
         return [Check("ok", "GPUs", "none: agents compute on the CPU")]

@@ -157,11 +157,13 @@ class Cluster:
 
     def start_node(self, name: str) -> None:
         """Start the slurmd of a node and wait until Slurm counts on it."""
+        self.on(LOGIN, "ip", "link", "set", f"to-{name}", "up")
         self._start_daemon(name, name, ["slurmd", "-D", "-N", name])
         self.wait_for(lambda: self._state_of(name) in ("idle", "mixed", "alloc"), f"node {name}")
 
     def lose_node(self, name: str) -> None:
-        """Kill everything that runs on a node, as if its power had gone."""
+        """Cut a node off and kill what runs there, as if its power had gone."""
+        self.on(LOGIN, "ip", "link", "set", f"to-{name}", "down")
         namespace = Path(f"/proc/{self.hosts[name].pid}/ns/net").readlink()
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -186,7 +188,7 @@ class Cluster:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=120,
             env=self.environment | variables,
         )
         assert not (check and answer.returncode), f"{command}: {answer.stdout}{answer.stderr}"
@@ -205,7 +207,7 @@ class Cluster:
         """Return the state of a job, such as RUNNING."""
         return self.job(number)["JobState"]
 
-    def wait_for(self, ready, what: str, limit: float = 60) -> None:
+    def wait_for(self, ready, what: str, limit: float = 120) -> None:
         """Wait until ``ready()`` is true."""
         deadline = time.monotonic() + limit
         while not ready():

@@ -85,7 +85,7 @@ def test_gpus():
     assert "not used" in findings(with_two, CPU)["GPUs"]
     cuda = Config.model_validate({"device": "cuda", "topology": {"agents": 2}})
     text = findings(ranks("a", 4, 8) + ranks("b", 4, 8), cuda)["GPUs"]
-    assert text.startswith("error: device is cuda, but there is none for the agents on a, b")
+    assert text.startswith("error: device is cuda, but there is no GPU for the agents on a, b")
 
 
 def test_more_agents_than_ranks():

@@ -10,10 +10,11 @@ from conftest import ROOT, SMALL, run
 from slurm_cluster import LOGIN, Cluster, missing, running_cluster
 from test_restart import state
 
-# Ten seconds and more, so that a job can be disturbed; horizon and tasks as small as elsewhere.
-SETTINGS = (*SMALL, "env.name=navigation", "num_iterations=60", "checkpoint.keep=99")
+# Long enough to be disturbed. Slurm looks at time limits every 30 s, so LONG takes more than that.
+SETTINGS = (*SMALL, "env.name=navigation", "num_iterations=40", "checkpoint.keep=99")
 SETTINGS += ("checkpoint.every=5",)
 OVER_FOUR_NODES = ("--nodes=4", "--ntasks=8", "--ntasks-per-node=2")
+LONG = 150  # iterations
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
 
 
@@ -36,7 +37,7 @@ def _checkout() -> None:
 def undisturbed(tmp_path_factory) -> dict[str, bytes]:
     """Return the state of the run by ``python -m hpc_maml`` alone."""
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    run(None, *SETTINGS, "num_iterations=200", "--run-dir", str(folder))
+    run(None, *SETTINGS, f"num_iterations={LONG}", "--run-dir", str(folder), timeout=300)
     return state(folder)
 
 
@@ -44,7 +45,7 @@ def log(name: str) -> str:
     return Path(name).read_text(errors="replace") if Path(name).exists() else ""
 
 
-def wait_for_end(cluster: Cluster, job: str, log_file: str, limit: float = 90) -> dict[str, str]:
+def wait_for_end(cluster: Cluster, job: str, log_file: str, limit: float = 180) -> dict[str, str]:
     """Wait until a job has ended and return what Slurm knows of it."""
     try:
         cluster.wait_for(lambda: cluster.state(job) in ENDED, f"job {job} to end", limit)
@@ -176,9 +177,16 @@ class TestPreemption:
         wait_for_checkpoint(cluster, f"runs/ant-{job}", 5)
         return job
 
-    def goes_on(self, cluster, job, undisturbed, iterations=60) -> str:
+    def wait_for_restart(self, cluster, job) -> None:
+        def restarted() -> bool:
+            now = cluster.job(job)
+            assert now["JobState"] not in ENDED, f"{now}\n{log(f'ant-{job}.log')}"
+            return now["Restarts"] != "0"
+
+        cluster.wait_for(restarted, f"job {job} to be queued again", 120)
+
+    def goes_on(self, cluster, job, undisturbed, iterations=40) -> str:
         """Check how a disturbed job ends, and return its log."""
-        text = log(f"ant-{job}.log")
         ended = wait_for_end(cluster, job, f"ant-{job}.log")
         text = log(f"ant-{job}.log")
         assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), text
@@ -189,15 +197,15 @@ class TestPreemption:
         return text
 
     def test_the_time_limit_is_near(self, cluster, undisturbed):
-        words = ("--config", "configs/navigation.yaml", *SETTINGS, "num_iterations=200")
+        words = ("--config", "configs/navigation.yaml", *SETTINGS, f"num_iterations={LONG}")
         job = cluster.submit(
-            # Slurm looks every 30 s, and warns up to a minute early
+            # Slurm warns at its first look, as it may be up to a minute early
             *("--time=1", "--signal=B:USR1@30", *OVER_FOUR_NODES, "jobs/slurm_ant.sh", *words),
             REQUEUE="yes",
         )
-        cluster.wait_for(lambda: int(cluster.job(job)["Restarts"]), "the job to queue itself")
+        self.wait_for_restart(cluster, job)
         cluster.on(LOGIN, "scontrol", "update", f"JobId={job}", "TimeLimit=10")
-        text = self.goes_on(cluster, job, undisturbed, 200)
+        text = self.goes_on(cluster, job, undisturbed, LONG)
         assert "stopped early after " in text
 
     def test_scancel_signal(self, cluster, job, undisturbed):
@@ -210,7 +218,7 @@ class TestPreemption:
 
     def test_a_node_is_taken_away(self, cluster, job, undisturbed):
         cluster.lose_node("n3")
-        cluster.wait_for(lambda: int(cluster.job(job)["Restarts"]), "the job to be queued again")
+        self.wait_for_restart(cluster, job)
         cluster.start_node("n3")
         self.goes_on(cluster, job, undisturbed)
 
@@ -231,4 +239,4 @@ class TestPreemption:
             *("--run-dir", folder),
         )
         assert wait_for_end(cluster, again, f"ant-{again}.log")["JobState"] == "COMPLETED"
-        assert begins(undisturbed, folder, 60)
+        assert begins(undisturbed, folder, 40)

@@ -222,7 +222,12 @@ def smallest(comm: MPI.Comm, value: int, limit: float) -> int:
 
 def visible_gpus(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
     """Return the names of the GPUs of this host that a process may use, without touching any."""
-    devices = sorted(path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
+    dev = Path("/dev")
+    devices = sorted(path.name.removeprefix("nvidia") for path in dev.glob("nvidia[0-9]*"))
+    if (dev / "kfd").exists():  # ROCm
+        devices = sorted(path.name for path in (dev / "dri").glob("renderD*"))
+    elif (dev / "dxg").exists():  # WSL, which does not tell how many
+        devices = ["0"]
     if devices and "CUDA_VISIBLE_DEVICES" in environment:
         return tuple(filter(None, environment["CUDA_VISIBLE_DEVICES"].split(",")))
     return tuple(devices)
