@@ -201,8 +201,14 @@ def _bench(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
         "hpc_maml bench", description="Measure this machine, each figure beside a yardstick."
     )
     names = ("rollout", "update", "reduce", "iteration", "scale")
+
+    def benchmark(name: str) -> str:
+        if name not in names:
+            raise argparse.ArgumentTypeError(f"choose from {', '.join(names)}")
+        return name
+
     parser.add_argument(
-        "names", nargs="*", choices=[*names, []], metavar="NAME", help=f"{', '.join(names)} (all)"
+        "names", nargs="*", type=benchmark, metavar="NAME", help=f"{', '.join(names)} (all)"
     )
     parser.add_argument(
         "--rounds", type=_at_least(1), default=5, metavar="N", help="rounds, for medians (5)"
