@@ -38,32 +38,35 @@ def roll_out(
     observations, _ = env.reset(options={"generators": list(env_generators)})
     alive = np.ones((num_tasks, episodes), bool)
     distributions = []
+    record = {name: batches[name] for name in batches.dtype.names}  # views
     for step in range(horizon):
         observations = observations.reshape(num_tasks, episodes, -1)
         distributions.append(policy.forward(weights, observations))
         actions = policy.sample(distributions[-1], noise[step])
-        batches["observations"][:, step] = observations
-        batches["actions"][:, step] = actions
-        batches["lengths"] += alive
+        record["observations"][:, step] = observations
+        record["actions"][:, step] = actions
+        record["lengths"] += alive
         finite = np.isfinite(actions).all()
         observations, rewards, terminated, truncated, infos = env.step(
             (actions if finite else np.nan_to_num(actions)).reshape(env.action_space.shape)
         )
         if "diverged" in infos:
-            batches["diverged"] += infos["diverged"].reshape(alive.shape).sum(1)
-        batches["rewards"][:, step] = rewards.reshape(alive.shape)
-        batches["terminated"][:, step] = terminated.reshape(alive.shape)
-        batches["truncated"][:, step] = truncated.reshape(alive.shape)
-        alive &= ~(terminated | truncated).reshape(alive.shape)
-        if not alive.any():
-            break
+            record["diverged"] += infos["diverged"].reshape(alive.shape).sum(1)
+        record["rewards"][:, step] = rewards.reshape(alive.shape)
+        record["terminated"][:, step] = terminated.reshape(alive.shape)
+        record["truncated"][:, step] = truncated.reshape(alive.shape)
+        ended = terminated | truncated
+        if np.count_nonzero(ended):
+            alive &= ~ended.reshape(alive.shape)
+            if not alive.any():
+                break
     # all steps at once, as one step alone is mostly the overhead of NumPy
     taken = slice(step + 1)
-    log_probs = policy.log_prob(policy.stacked(distributions, axis=1), batches["actions"][:, taken])
-    batches["log_probs"][:, taken] = log_probs
+    log_probs = policy.log_prob(policy.stacked(distributions, axis=1), record["actions"][:, taken])
+    record["log_probs"][:, taken] = log_probs
     # An inner step has diverged: it must show, and make the agents reject the update. Actions would
     # not tell, as choices are integers even where their probabilities are NaN.
-    batches["rewards"][:, taken][~np.isfinite(log_probs)] = np.nan
+    record["rewards"][:, taken][~np.isfinite(log_probs)] = np.nan
     for batch in batches:
         padding = ~valid_steps(batch)
         if padding.any():
