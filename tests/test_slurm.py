@@ -14,7 +14,7 @@ from test_restart import state
 SETTINGS = (*SMALL, "env.name=navigation", "num_iterations=40", "checkpoint.keep=99")
 SETTINGS += ("checkpoint.every=5",)
 OVER_FOUR_NODES = ("--nodes=4", "--ntasks=8", "--ntasks-per-node=2")
-LONG = 150  # iterations
+LONG = 300  # iterations
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
 
 
