@@ -1,6 +1,5 @@
 """Will a job run well here? What each rank finds on its host, and what follows from all of it."""
 
-import ctypes
 import fcntl
 import importlib
 import os
@@ -21,6 +20,7 @@ from mpi4py import MPI
 from hpc_maml import __version__
 from hpc_maml.config import Config
 from hpc_maml.errors import InputError
+from hpc_maml.mpi.gpu_aware import ask_library
 from hpc_maml.mpi.runtime import check_world, from_rank_0, has_launcher, launcher_rank, to_rank_0
 from hpc_maml.mpi.topology import Place, assign_roles, rank_ranges, visible_gpus
 
@@ -63,7 +63,7 @@ def look(environment: Mapping[str, str] = os.environ) -> Facts:
         host_cores=os.cpu_count() or 1,
         library=" ".join(MPI.Get_library_version().strip(" \0").split("\n")[0].split()),
         library_file=file,
-        cuda_aware=cuda_aware(file),
+        cuda_aware=ask_library(),
         gpus=visible_gpus(environment),
         versions=(
             f"hpc_maml {__version__}",
@@ -73,15 +73,6 @@ def look(environment: Mapping[str, str] = os.environ) -> Facts:
         # In a heterogeneous job this is the size of one of its parts.
         slurm_tasks=int(tasks) if tasks and "SLURM_HET_SIZE" not in environment else None,
     )
-
-
-def cuda_aware(library_file: str) -> bool | None:
-    """Return whether the MPI library says that it takes memory of a GPU, None if it is silent."""
-    try:
-        query = ctypes.CDLL(library_file or None).MPIX_Query_cuda_support
-    except (OSError, AttributeError):
-        return None
-    return bool(query())
 
 
 def _mpi_library_file() -> str:

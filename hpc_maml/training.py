@@ -18,11 +18,11 @@ from hpc_maml.envs.batched import TaskVectorEnv
 from hpc_maml.errors import InputError
 from hpc_maml.mpi.exchange import BatchReceiver, BatchSender, Messenger, empty_batch
 from hpc_maml.mpi.gpu_aware import sum_of_agents
-from hpc_maml.mpi.runtime import from_rank_0
+from hpc_maml.mpi.runtime import from_rank_0, keep_freed_memory
 from hpc_maml.mpi.topology import Topology, assign_roles, build_topology, visible_gpus
 from hpc_maml.mpi.waiting import Until, run_roles
 from hpc_maml.policy import Policy, make_policy
-from hpc_maml.roles.agent import Team, act, choose_gpu, keep_freed_memory
+from hpc_maml.roles.agent import Team, act, choose_gpu
 from hpc_maml.roles.messages import REQUESTS_AHEAD, Hello, Tag
 from hpc_maml.roles.observer import observe
 from hpc_maml.roles.principal import Agents, Segments, greet, lead, meta_test, sums_of_agents

@@ -11,7 +11,7 @@ import pytest
 from conftest import SMALL, environment, run
 
 from hpc_maml.config import Config
-from hpc_maml.doctor import Facts, check_run_folder, cuda_aware, examine
+from hpc_maml.doctor import Facts, check_run_folder, examine
 
 LINE = re.compile(r"^(ok|warning|error) +(MPI|CUDA-aware MPI|run folder|\S+)  +\S")
 CPU = Config.model_validate({"device": "cpu"})
@@ -96,11 +96,6 @@ def test_more_agents_than_ranks():
 def test_an_allocation_that_is_not_used():
     text = findings(ranks("a", 1, 8, slurm_tasks=16))["launcher"]
     assert text.startswith("warning: 1 of the 16 tasks of the Slurm job run")
-
-
-def test_the_library_of_the_wheels_is_not_cuda_aware():
-    assert cuda_aware("") in (False, None)
-    assert cuda_aware("/nonexistent.so") is None
 
 
 @pytest.mark.parametrize("number", [None, 3])

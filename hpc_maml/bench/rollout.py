@@ -14,8 +14,9 @@ from hpc_maml.bench.programs import HOW_TO_BUILD, run, yardstick
 from hpc_maml.bench.table import Row, compare
 from hpc_maml.config import Config, load_config
 from hpc_maml.envs.batched import TaskVectorEnv
+from hpc_maml.mpi.runtime import keep_freed_memory
 from hpc_maml.policy import Policy
-from hpc_maml.roles.agent import MOST_SIDE_BY_SIDE, keep_freed_memory
+from hpc_maml.roles.agent import MOST_SIDE_BY_SIDE
 from hpc_maml.rollout import roll_out
 from hpc_maml.training import Job, make_env, prepare
 

@@ -10,8 +10,8 @@ from hpc_maml.bench.table import Row, compare
 from hpc_maml.config import Config, load_config
 from hpc_maml.meta_step import MetaStep, linearise, meta_step
 from hpc_maml.mpi.reduce import ExactSum
+from hpc_maml.mpi.runtime import keep_freed_memory
 from hpc_maml.policy import Policy
-from hpc_maml.roles.agent import keep_freed_memory
 from hpc_maml.rollout import collect
 from hpc_maml.training import make_env, prepare
 from hpc_maml.trajectory import Samples, samples

@@ -119,3 +119,12 @@ def abort(error: BaseException) -> NoReturn:
     time.sleep(0.5)  # mpirun may drop what a rank wrote just before it aborts
     MPI.COMM_WORLD.Abort(code)
     os._exit(code)  # an MPI whose Abort returns
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep freed arrays for the next ones instead of returning them to the system.
+
+    It does so once a block of this size has been freed. Fetching memory again, page by page, took
+    as long as the arithmetic of the outer step.
+    """
+    np.empty(31 * 2**20, np.uint8)

@@ -31,15 +31,6 @@ MOST_SIDE_BY_SIDE = 10  # tasks; more gained nothing
 PRINCIPAL = 0  # rank of the principal among the learners
 
 
-def keep_freed_memory() -> None:
-    """Have glibc keep freed arrays for the next ones instead of returning them to the system.
-
-    It does so once a block of this size has been freed. Fetching memory again, page by page, took
-    as long as the arithmetic of the outer step.
-    """
-    np.empty(31 * 2**20, np.uint8)
-
-
 def choose_gpu(setting: str, topology: Topology, limit: float) -> "Gpu | None":
     """Return the GPU of this agent, None for the CPU: agents of a node take its GPUs in turn.
 
