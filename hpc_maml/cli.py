@@ -22,8 +22,10 @@ DAMAGED, BAD_INPUT = 1, 2
 
 SUMMARY = """\
 usage: python -m hpc_maml [train] [--config FILE] [--run-dir DIR] [key=value ...]
-       python -m hpc_maml evaluate RUN [--tasks N] [--updates K] [--json FILE]
+       python -m hpc_maml evaluate RUN [--tasks N] [--updates K] [--step-sizes HOW]
+                          [--baseline RUN ...] [--json FILE]
        python -m hpc_maml report RUN [RUN ...] -o DIR
+       python -m hpc_maml demo RUN [-o FILE]
        python -m hpc_maml inspect RUN [--tree] [--verify]
        python -m hpc_maml doctor [--config FILE] [--run-dir DIR] [key=value ...]
        python -m hpc_maml bench [NAME ...] [--rounds N] [--json FILE]
@@ -134,18 +136,33 @@ def _evaluate(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     parser.add_argument(
-        "--tasks", type=_at_least(2), default=40, metavar="N", help="unseen tasks (40)"
+        "--tasks", type=_at_least(2), metavar="N", help="unseen tasks (evaluation.tasks)"
     )
     parser.add_argument(
-        "--updates", type=_at_least(1), default=3, metavar="K", help="inner steps (3)"
+        "--updates", type=_at_least(1), metavar="K", help="inner steps (evaluation.updates)"
+    )
+    parser.add_argument(
+        "--step-sizes",
+        choices=("halved", "constant"),
+        help="after the first inner step (evaluation.step_sizes)",
+    )
+    parser.add_argument(
+        "--baseline",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="RUN2",
+        help="another run to test on the same tasks; may be given again",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table to FILE")
     options = parser.parse_args(arguments)
+    keys = ("tasks", "updates", "step_sizes")
+    settings = {key: value for key in keys if (value := getattr(options, key)) is not None}
 
     def run(comm: MPI.Intracomm) -> int:
         from hpc_maml.training import evaluate
 
-        return evaluate(comm, options.run, options.tasks, options.updates, options.json)
+        return evaluate(comm, options.run, settings, options.baseline, options.json)
 
     return run
 
@@ -169,6 +186,27 @@ def _report(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
         return 0
 
     return lambda comm: from_rank_0(comm, report)
+
+
+def _demo(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
+    parser = argparse.ArgumentParser(
+        "hpc_maml demo",
+        description="Show the last policy of a run on unseen tasks, before and after adaptation: "
+        "navigation as a picture, robots as an animated GIF.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    parser.add_argument(
+        "-o", dest="file", type=Path, metavar="FILE", help="(RUN/demo.png or RUN/demo.gif)"
+    )
+    options = parser.parse_args(arguments)
+
+    def show() -> int:
+        from hpc_maml.demo import demo
+
+        print(demo(options.run, options.file))
+        return 0
+
+    return lambda comm: from_rank_0(comm, show)
 
 
 def _inspect(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
@@ -249,6 +287,7 @@ COMMANDS = {
     "train": _train,
     "evaluate": _evaluate,
     "report": _report,
+    "demo": _demo,
     "inspect": _inspect,
     "doctor": _doctor,
     "bench": _bench,

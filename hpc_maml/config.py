@@ -82,6 +82,17 @@ class ArchiveConfig(Section):
     )
 
 
+class EvaluationConfig(Section):
+    every: Count | None = Field(
+        None, description="iterations from one meta-test on unseen tasks to the next; null: never"
+    )
+    tasks: Annotated[int, Field(ge=2)] = Field(40, description="unseen tasks")
+    updates: Count = Field(3, description="inner steps, each on fresh trajectories")
+    step_sizes: Literal["halved", "constant"] = Field(
+        "halved", description="inner steps after the first: halved, as published, or all the same"
+    )
+
+
 class MpiConfig(Section):
     wait_limit: Positive = Field(
         1800.0, description="seconds a rank waits for another before it ends the job"
@@ -97,7 +108,9 @@ class Config(Section):
     But for ``num_iterations``: enough to see it learn in a few minutes.
     """
 
-    algorithm: Literal["maml"] = Field("maml", description="meta-learning algorithm")
+    algorithm: Literal["maml", "pretrain"] = Field(
+        "maml", description="maml, or pretrain: one policy for all tasks, without inner steps"
+    )
     aggregation: Literal["exact"] = Field(
         "exact", description="exact: one trust-region step on the whole meta-batch"
     )
@@ -121,7 +134,19 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     metrics: MetricsConfig = MetricsConfig()
     archive: ArchiveConfig = ArchiveConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     mpi: MpiConfig = MpiConfig()
+
+    @property
+    def inner_step_sizes(self) -> tuple[float, ...]:
+        """The size of each inner step in training."""
+        return (self.fast_lr,) * (self.num_inner_steps if self.algorithm == "maml" else 0)
+
+    @property
+    def test_step_sizes(self) -> tuple[float, ...]:
+        """The size of each inner step in a meta-test (Finn et al. 2017, appendix A.2)."""
+        later = self.fast_lr / (2 if self.evaluation.step_sizes == "halved" else 1)
+        return (self.fast_lr, *(later for _ in range(1, self.evaluation.updates)))
 
 
 # Keys that do not change what is computed: they may differ when a run is continued.
@@ -132,6 +157,7 @@ NEUTRAL_KEYS = (
     "checkpoint",
     "metrics",
     "archive",
+    "evaluation",
     "mpi",
 )
 

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from hpc_maml.errors import InputError
+from hpc_maml.evaluation import RUN, Evaluation, half_width
 from hpc_maml.mpi.runtime import has_launcher
 from hpc_maml.mpi.topology import Topology, rank_ranges
 from hpc_maml.roles.messages import Hello
@@ -42,8 +43,7 @@ class Reporter:
     def iteration(self, done: int, row: Mapping[str, Any]) -> None:
         """Report an iteration; ``row`` holds the values of metrics.METRICS."""
         text = (
-            f"return {row['pre_update_return_mean']:9.2f} -> "
-            f"{row['post_update_return_mean']:9.2f}   kl {row['kl_after']:.4f}   "
+            f"return {_returns(row['return_after_updates'])}   kl {row['kl_after']:.4f}   "
             f"{row['iteration_seconds']:.2f} s"
         )
         if row["diverged_episodes"]:
@@ -92,27 +92,59 @@ def print_topology(topology: Topology, hellos: Sequence[Hello]) -> None:
     _print(table)
 
 
-def print_meta_test(returns: Sequence[np.ndarray], json_file: Path | None) -> None:
-    """Print the returns ``[tasks]`` after 0, 1, ... updates: mean, 95 % confidence interval.
+def test_text(found: Evaluation) -> str:
+    """Return a meta-test of a run in a line."""
+    returns = found.returns[RUN]
+    return (
+        f"meta-test after {found.iteration} iterations, {len(returns)} unseen tasks: return "
+        f"{_returns(returns, width=0)} ± {half_width(returns)[-1]:.2f}"
+    )
+
+
+def print_meta_test(found: Evaluation, json_file: Path | None) -> None:
+    """Print the mean returns of all policies after 0, 1, ... updates with 95 % confidence.
 
     Also writes them to ``json_file``; raises InputError if that fails.
     """
     table = Table(box=None, pad_edge=False, header_style="")
-    for name in ("updates", "mean return", "95 % confidence"):
+    table.add_column("updates", justify="right")
+    for name in found.returns:
         table.add_column(name, justify="right")
     rows = []
-    for updates, values in enumerate(returns):
-        mean = float(values.mean())
-        half_width = float(1.96 * values.std(ddof=1) / np.sqrt(len(values)))
-        table.add_row(str(updates), f"{mean:.2f}", f"± {half_width:.2f}")
-        rows.append({"name": f"return_after_{updates}_updates", "value": mean, "unit": "reward"})
-        rows[-1]["confidence_95"] = half_width
+
+    def cell(values: np.ndarray, name: str) -> str:
+        mean, half = float(values.mean()), float(half_width(values))
+        name = name.replace(" ", "_")
+        rows.append({"name": name, "value": mean, "unit": "reward", "confidence_95": half})
+        return f"{mean:.2f} ± {half:.2f}"
+
+    for updates in range(len(found.step_sizes) + 1):
+        cells = [
+            cell(
+                returns[:, updates],
+                ("" if policy == RUN else f"{policy}_") + f"return_after_{updates}_updates",
+            )
+            for policy, returns in found.returns.items()
+        ]
+        table.add_row(str(updates), *cells)
+    sizes = ", ".join(f"{size:g}" for size in found.step_sizes)
+    print(
+        f"mean return on {len(found.tasks)} unseen tasks after {found.iteration} iterations, ± 95 "
+        f"% confidence; step sizes {sizes}"
+    )
     _print(table)
+    for name, values in found.optima.items():
+        print(f"{name}: {cell(values, name)}", flush=True)
     if json_file:
         try:
             json_file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
         except OSError as error:
             raise InputError(f"{json_file} cannot be written: {error.strerror}.") from None
+
+
+def _returns(values: np.ndarray, width: int = 9) -> str:
+    """Return the means of ``[tasks, phases]`` as text, like -40.41 -> -11.68."""
+    return " -> ".join(f"{mean:{width}.2f}" for mean in values.mean(0))
 
 
 def _print(table: Table) -> None:

@@ -46,8 +46,8 @@ class TaskGroup:
 
     inner: Sequence[Samples]  # inner[k] was collected with the parameters after k inner steps
     inner_step_sizes: Sequence[float]
-    inner_loss_before: Array  # [G], of theta on inner[0]
-    inner_loss_after: Array  # [G], of the adapted parameters on inner[-1]
+    inner_loss_before: Array  # [G], of theta on inner[0]; 0 without inner steps
+    inner_loss_after: Array  # [G], of the adapted parameters on inner[-1]; 0 without inner steps
     post: Samples  # collected with the adapted parameters
     old: Distribution  # of the adapted parameters, on ``post``
     surrogate: Array  # [G]
@@ -97,7 +97,6 @@ def linearise(
         steps.append(inner_step(policy, adapted[-1], samples, step_size))
         adapted.append(adapted[-1] + step_size * steps[-1].score.gradient)
 
-    after = policy.forward(policy.unflatten(adapted[-1]), inner[-1].observations)
     at = policy.evaluate(adapted[-1], post.observations)
     change = log_ratio(policy, at.distribution, post)
     through_steps = [] if first_order else steps
@@ -108,14 +107,20 @@ def linearise(
         few_steps = map(partial(inner_step, policy), adapted, few_inner, inner_step_sizes)
         few_at = policy.evaluate(adapted[-1], few_post.observations)
         curvature = Curvature([] if first_order else list(few_steps), few_at, few_post.weights)
+    surrogate = surrogate_loss(policy, at.distribution, post)
+    inner_loss_before = inner_loss_after = xp.zeros_like(surrogate)
+    if inner:
+        inner_loss_before = inner_loss(policy, steps[0].at.distribution, inner[0])
+        after = policy.forward(policy.unflatten(adapted[-1]), inner[-1].observations)
+        inner_loss_after = inner_loss(policy, after, inner[-1])
     return TaskGroup(
         inner=inner,
         inner_step_sizes=inner_step_sizes,
-        inner_loss_before=inner_loss(policy, steps[0].at.distribution, inner[0]),
-        inner_loss_after=inner_loss(policy, after, inner[-1]),
+        inner_loss_before=inner_loss_before,
+        inner_loss_after=inner_loss_after,
         post=post,
         old=at.distribution,
-        surrogate=surrogate_loss(policy, at.distribution, post),
+        surrogate=surrogate,
         behaviour_kl=(post.weights * (xp.expm1(change) - change)).sum(-1),
         gradient=gradient,
         curvature=curvature,

@@ -20,7 +20,7 @@ class Metric:
 
     unit: str
     description: str
-    wall_clock: bool = False  # differs from run to run
+    wall_clock: bool = False  # depends on time and place, not on configuration and seed
     dtype: type = np.float64
     shape: str = "[iteration]"
 
@@ -64,6 +64,11 @@ METRICS: dict[str, Metric] = {
     "principal_busy": Metric("1", "fraction of the iteration spent working", True),
     "agents_busy": Metric("1", "the same, mean over agents", wall_clock=True),
     "observers_busy": Metric("1", "the same, mean over observers", wall_clock=True),
+    "ranks": Metric("1", "MPI ranks of the job", True, np.int64),
+    "agents": Metric("1", "ranks that were agents", True, np.int64),
+    "observers": Metric("1", "ranks that were observers", True, np.int64),
+    "cores": Metric("1", "cores of all ranks together", True, np.int64),
+    "gpus": Metric("1", "agents that had a GPU", True, np.int64),
 }
 
 # Recorded for every task of an iteration, in the order of the tasks.

@@ -15,6 +15,7 @@ class Purpose(IntEnum):
     EVALUATION_TASKS = 4
     EVALUATION_ENVIRONMENT = 5
     EVALUATION_ACTIONS = 6
+    STRATEGIES = 7  # of play that needs no learning, see envs.oracles
 
 
 def stream(

@@ -20,7 +20,7 @@ from hpc_maml.errors import InputError
 from hpc_maml.metrics import Metrics
 from hpc_maml.policy import Policy
 from hpc_maml.random_streams import Purpose, stream
-from hpc_maml.run_folder import CHECKPOINTS, METRICS, ROLLOUTS, begin, open_folder
+from hpc_maml.run_folder import CHECKPOINTS, EVALUATIONS, METRICS, ROLLOUTS, begin, open_folder
 
 
 class Run:
@@ -32,16 +32,12 @@ class Run:
         self.policy = policy
         self.path = path
         self.checkpoints = path / CHECKPOINTS
+        self.evaluations = path / EVALUATIONS
         self.metrics = Metrics(path / METRICS, versions())
         self.fingerprint = fingerprint(config)
         self._lock = open_folder(path, config)
-        self.checkpoint = latest_checkpoint(path, config, policy) or Checkpoint(
-            iteration=0,
-            parameters=policy.unflatten(
-                policy.initial_parameters(stream(config.seed, Purpose.PARAMETERS))
-            ),
-            environment_steps=0,
-            rejected_updates=0,
+        self.checkpoint = latest_checkpoint(path, config, policy) or initial_checkpoint(
+            config, policy
         )
         self.metrics.read(self.checkpoint.iteration)
         begin(path, config)
@@ -94,6 +90,19 @@ def latest_checkpoint(path: Path, config: Config, policy: Policy) -> Checkpoint 
     """Return the last checkpoint of the run in a folder, None without one; raises InputError."""
     last = newest(path / CHECKPOINTS)
     return load(last, fingerprint(config), policy.shapes) if last else None
+
+
+def last_checkpoint(path: Path, config: Config, policy: Policy) -> Checkpoint:
+    """Return the last checkpoint of the run in a folder; raises InputError if there is none."""
+    if found := latest_checkpoint(path, config, policy):
+        return found
+    raise InputError(f"The run in {path} has no checkpoint yet.")
+
+
+def initial_checkpoint(config: Config, policy: Policy) -> Checkpoint:
+    """Return what a run begins with."""
+    theta = policy.initial_parameters(stream(config.seed, Purpose.PARAMETERS))
+    return Checkpoint(0, policy.unflatten(theta), environment_steps=0, rejected_updates=0)
 
 
 def flatten(checkpoint: Checkpoint) -> np.ndarray:

@@ -12,7 +12,7 @@ from hpc_maml.errors import InputError
 from hpc_maml.files import TEMPORARY, write_text
 
 CONFIG, METRICS, CHECKPOINTS, LOCK = "config.yaml", "metrics.h5", "checkpoints", ".lock"
-ROLLOUTS = "rollouts"
+ROLLOUTS, EVALUATIONS = "rollouts", "evaluations"
 
 
 def default_path(config: Config) -> Path:
@@ -51,7 +51,7 @@ def open_folder(path: Path, config: Config) -> IO[str]:
 
 def begin(path: Path, config: Config) -> None:
     """Note the configuration and remove what a killed job left unfinished; the first changes."""
-    for folder in (path, path / CHECKPOINTS):
+    for folder in (path, path / CHECKPOINTS, path / EVALUATIONS):
         for leftover in folder.glob(f"*.*{TEMPORARY}"):
             leftover.unlink()
     write_text(path / CONFIG, to_yaml(config))

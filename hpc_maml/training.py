@@ -1,6 +1,6 @@
 """A job from start to end: what rank 0 prepares, what each rank builds, and who then runs what."""
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -9,23 +9,34 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
+from hpc_maml.advice import NEEDED, advise
 from hpc_maml.archive.plan import Shapes, estimate
 from hpc_maml.archive.schema import Segment
-from hpc_maml.config import Config, TopologyConfig
+from hpc_maml.config import Config, TopologyConfig, differing_keys
 from hpc_maml.doctor import warn
 from hpc_maml.envs import make
 from hpc_maml.envs.batched import TaskVectorEnv
 from hpc_maml.errors import InputError
+from hpc_maml.evaluation import RANDOM, RUN, Evaluation, evaluation_path, save
 from hpc_maml.mpi.exchange import BatchReceiver, BatchSender, Messenger, empty_batch
 from hpc_maml.mpi.gpu_aware import sum_of_agents
 from hpc_maml.mpi.runtime import from_rank_0, keep_freed_memory
 from hpc_maml.mpi.topology import Topology, assign_roles, build_topology, visible_gpus
 from hpc_maml.mpi.waiting import Until, run_roles
 from hpc_maml.policy import Policy, make_policy
+from hpc_maml.random_streams import Purpose, stream
 from hpc_maml.roles.agent import Team, act, choose_gpu
 from hpc_maml.roles.messages import REQUESTS_AHEAD, Hello, Tag
 from hpc_maml.roles.observer import observe
-from hpc_maml.roles.principal import Agents, Segments, greet, lead, meta_test, sums_of_agents
+from hpc_maml.roles.principal import (
+    Agents,
+    Segments,
+    greet,
+    lead,
+    meta_test,
+    sums_of_agents,
+    unseen_tasks,
+)
 from hpc_maml.stopping import StopSignal
 from hpc_maml.trajectory import batch_dtype
 
@@ -53,6 +64,7 @@ def train(
     ``load_settings`` is called on rank 0 only. Raises InputError on every rank.
     """
     run = env = sinks = None
+    first = 0  # iterations done before
 
     def prepare_run() -> Job:
         # Only the principal prints and keeps files, so only rank 0 imports what that takes.
@@ -62,7 +74,7 @@ def train(
         from hpc_maml.run_folder import default_path
         from hpc_maml.sinks import check_installed
 
-        nonlocal run, env
+        nonlocal run, env, first
         config = load_settings()
         assign_roles([0] * world.size, config.topology.agents, config.topology.layout)
         check_installed(config.metrics)
@@ -71,6 +83,7 @@ def train(
         shapes = archive_shapes(job)
         each, total = estimate(config, shapes)
         run = Run(run_dir or default_path(config), config, job.policy, shapes)
+        first = run.checkpoint.iteration
         if total:
             console.say(
                 f"rollouts: {size_text(each)} an archived iteration, "
@@ -93,7 +106,6 @@ def train(
         from hpc_maml.sinks import Sinks
 
         nonlocal sinks
-        first = run.checkpoint.iteration
         console.say(f"run folder {run.path}" + (f", continued at {first}" if first else ""))
         hellos = await greet(topology.world)
         console.print_topology(topology, hellos)
@@ -101,21 +113,39 @@ def train(
             console.say(f"sums between agents: {sums}")
             run.metrics.versions["sums_of_agents"] = sums
         run.metrics.versions["hosts"] = ", ".join(dict.fromkeys(topology.hosts))
+        job_size = {
+            "ranks": world.size,
+            "agents": len(topology.agent_ranks),
+            "observers": sum(agents.observers),
+            "cores": topology.cores,
+            "gpus": sum(hello.device != "cpu" for hello in hellos),
+        }
         segments = Segments(Messenger(topology.world))
         reporter = console.Reporter(first, job.config.num_iterations)
         if first < job.config.num_iterations:
             sinks = Sinks(job.config, run.path, run.metrics.rows, reporter.note)
 
-        def record(
-            done: int, theta: np.ndarray, row: dict[str, Any], on_disk: Sequence[Segment]
-        ) -> None:
-            run.record(done, theta, row, on_disk)
-            reporter.iteration(done, row)
-            sinks.put(run.metrics.rows[-1])
+        class Record:
+            """Keeps what lead finds, and tells people."""
+
+            def iteration(
+                self, done: int, theta: np.ndarray, row: dict[str, Any], on_disk: Sequence[Segment]
+            ) -> None:
+                run.record(done, theta, row | job_size, on_disk)
+                reporter.iteration(done, row)
+                sinks.put(run.metrics.rows[-1])
+
+            def has_test(self, done: int) -> bool:
+                return evaluation_path(run.evaluations, done, job.config.evaluation).exists()
+
+            def test(self, done: int, tasks: np.ndarray, returns: np.ndarray) -> None:
+                found = Evaluation(done, job.config.test_step_sizes, tasks, {RUN: returns}, {})
+                save(evaluation_path(run.evaluations, done, job.config.evaluation), found)
+                reporter.note(console.test_text(found))
 
         try:
             theta = flatten(run.checkpoint)
-            await lead(job.config, env, agents, theta, first, segments, record, stop)
+            await lead(job.config, env, agents, theta, first, segments, Record(), stop)
         except InputError as error:  # a file cannot be written
             raise run.end_early(error) from None
         finally:
@@ -132,6 +162,10 @@ def train(
         if sinks:
             sinks.close()
         done = run.checkpoint.iteration
+        if done > first:
+            rows = run.metrics.rows[first:]
+            for sentence in advise({name: [row[name] for row in rows] for name in NEEDED}):
+                console.say(sentence)
         if done < job.config.num_iterations:
             console.say(
                 f"stopped early after {done} iterations, with a checkpoint; "
@@ -145,38 +179,82 @@ def train(
 
 
 def evaluate(
-    world: MPI.Intracomm, run_dir: Path, num_tasks: int, num_updates: int, json: Path | None
+    world: MPI.Intracomm,
+    run_dir: Path,
+    settings: Mapping[str, Any],
+    baselines: Sequence[Path],
+    json: Path | None,
 ) -> int:
     """Meta-test the last checkpoint of a run on unseen tasks; return the exit code.
 
-    Raises InputError on every rank.
+    ``settings`` are keys of EvaluationConfig that differ from the run's. Runs in ``baselines`` are
+    tested on the same tasks, as is the policy that the run began with. Raises InputError on every
+    rank.
     """
-    theta = env = None
+    contestants: dict[str, tuple[np.ndarray, Sequence[float]]] = {}  # parameters and step sizes
+    env = iteration = None
 
     def prepare_test() -> Job:
-        from hpc_maml.run import flatten, latest_checkpoint
+        from hpc_maml.run import flatten, initial_checkpoint, last_checkpoint
         from hpc_maml.run_folder import read_config
 
-        nonlocal theta, env
+        nonlocal env, iteration
+        config = read_config(run_dir)
         # The ranks at hand need not be those of the run, and agents only pass batches on.
-        update = {"topology": TopologyConfig(), "device": "cpu"}
-        config = read_config(run_dir).model_copy(update=update)
+        update = {
+            "topology": TopologyConfig(),
+            "device": "cpu",
+            "evaluation": config.evaluation.model_copy(update=settings),
+        }
+        config = config.model_copy(update=update)
         env = make_env(config, episodes=1)
         job = prepare(config, env)
-        checkpoint = latest_checkpoint(run_dir, config, job.policy)
-        if checkpoint is None:
-            raise InputError(f"The run in {run_dir} has no checkpoint yet.")
-        theta = flatten(checkpoint)
+        checkpoint = last_checkpoint(run_dir, config, job.policy)
+        iteration = checkpoint.iteration
+        contestants[RUN] = (flatten(checkpoint), config.test_step_sizes)
+        random = initial_checkpoint(config, job.policy)
+        contestants[RANDOM] = (flatten(random), config.test_step_sizes)
+        for path in baselines:
+            other = read_config(path)
+            keys = [
+                key
+                for key in differing_keys(config, other)
+                if key == "horizon" or key.startswith(("env.", "policy."))
+            ]
+            if keys:
+                raise InputError(
+                    f"The run in {path} cannot be tested beside that in {run_dir}: they differ in "
+                    f"{', '.join(keys)}."
+                )
+            other = other.model_copy(update={"evaluation": config.evaluation})
+            name = f"baseline {path.resolve().name}"
+            if name in contestants:
+                raise InputError(f"Two baselines are called {path.name}: rename a folder.")
+            theta = flatten(last_checkpoint(path, other, job.policy))
+            contestants[name] = (theta, other.test_step_sizes)
         return job
 
     job = from_rank_0(world, prepare_test)
 
     async def principal(agents: Agents, topology: Topology) -> None:
         from hpc_maml import console
+        from hpc_maml.envs.oracles import optima
+        from hpc_maml.run_folder import EVALUATIONS
 
+        config = job.config
         await greet(topology.world)
-        returns = await meta_test(job.config, env, agents, theta, num_tasks, num_updates)
-        console.print_meta_test(returns, json)
+        tasks = unseen_tasks(config, env)
+        returns = {
+            name: await meta_test(agents, tasks, *contestant)
+            for name, contestant in contestants.items()
+        }
+        await agents.dismiss()
+        luck = stream(config.seed, Purpose.STRATEGIES)
+        found = Evaluation(
+            iteration, config.test_step_sizes, tasks, returns, optima(env, tasks, luck)
+        )
+        console.print_meta_test(found, json)
+        save(evaluation_path(run_dir / EVALUATIONS, iteration, config.evaluation), found)
 
     run_job(world, job, principal, StopSignal())
     return DONE

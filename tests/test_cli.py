@@ -80,10 +80,8 @@ def test_config_file_and_words_in_any_order():
 def test_evaluate(ranks):
     run(2, *SMALL, "--run-dir", "run")
     words = ("evaluate", "run", "--tasks", "5", "--updates", "2", "--json")
-    table = run(ranks, *words, "t.json").stdout
+    run(ranks, *words, "t.json")
     rows = json.loads(Path("t.json").read_text())
-    assert [row["name"] for row in rows] == [f"return_after_{k}_updates" for k in range(3)]
-    assert all(f"{row['value']:.2f}" in table for row in rows)
     run(None, *words, "serial.json")
     assert rows == json.loads(Path("serial.json").read_text())
 

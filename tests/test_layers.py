@@ -15,12 +15,12 @@ LAYERS = [
     ["errors", "config", "trajectory", "random_streams", "files", "stopping"],
     ["mlp", "policy", "baseline", "advantages", "trust_region", "envs"],
     ["maml", "rollout", "gpu"],
-    ["mpi", "checkpoint", "metrics", "run_folder", "archive"],
+    ["mpi", "checkpoint", "metrics", "run_folder", "archive", "evaluation"],
     ["meta_step", "task_groups"],
     ["roles"],
-    ["run", "console", "doctor", "sinks", "report"],
+    ["advice", "run", "console", "doctor", "sinks", "report"],
     ["training"],
-    ["bench"],
+    ["bench", "demo"],
     ["cli", "__main__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -2,7 +2,6 @@
 
 import base64
 import csv
-import json
 import re
 import subprocess
 import sys
@@ -15,12 +14,14 @@ import pytest
 from conftest import SMALL, environment, run
 
 from hpc_maml import open_run
+from hpc_maml.evaluation import T_QUANTILES, half_width
 from hpc_maml.report.experiments import by_environment, read_runs
-from hpc_maml.report.statistics import T_QUANTILES, half_width
 
 BAD_INPUT = 2
 NAMES = {"learning_curves", "adaptation_curve", "task_returns", "trust_region", "time_use", "speed"}
-TABLES = {"runs.csv", "experiments.csv", "learning_curves.csv", "metrics.csv"}
+TABLES = {
+    f"{name}.csv" for name in ("runs", "experiments", "learning_curves", "meta_tests", "metrics")
+}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
         run(None, *SMALL, *settings, "--run-dir", str(top / name))
     run(
         *(None, "evaluate", str(top / "one"), "--tasks", "4", "--updates", "3"),
-        *("--json", str(top / "one" / "evaluation.json")),
+        *("--baseline", str(top / "faster")),
     )
     return {name: top / name for name in words}
 
@@ -87,7 +88,9 @@ class Page(HTMLParser):
 
 
 def test_files(report):
-    drawn = {f"1_{name}" for name in NAMES | {"trajectories"}} | {f"2_{name}" for name in NAMES}
+    drawn = {f"1_{name}" for name in NAMES | {"trajectories", "meta_test"}} | {
+        f"2_{name}" for name in NAMES
+    }
     pictures = {f"{name}.{kind}" for name in drawn for kind in ("png", "svg")}
     assert {path.name for path in report.iterdir()} == pictures | TABLES | {"report.html"}
     for path in report.glob("*.png"):
@@ -99,7 +102,7 @@ def test_files(report):
 def test_the_page_needs_nothing_else(report):
     page = Page((report / "report.html").read_text(encoding="utf-8"))
     assert not page.open
-    assert len(page.images) == 2 * len(NAMES) + 1
+    assert len(page.images) == 2 * len(NAMES) + 2
     embedded = set()
     for source in page.images:
         kind, _, data = source.partition(",")
@@ -133,6 +136,21 @@ def test_numbers_of_runs(folders, report):
         speed = metrics["environment_steps"].sum() / metrics["iteration_seconds"].sum()
         assert np.isclose(float(row["steps_per_second"]), speed)
         assert float(row["agents_busy"]) == np.median(metrics["agents_busy"])
+
+
+def test_meta_tests(folders, report):
+    (test,) = open_run(folders["one"]).evaluations
+    assert {"run", "random", "baseline faster"} == set(test.returns)
+    found = {
+        (row["policy"], int(row["updates"])): float(row["return_mean"])
+        for row in rows(report / "meta_tests.csv")
+    }
+    expected = {
+        (policy, updates): mean
+        for policy, returns in test.returns.items()
+        for updates, mean in enumerate(returns.mean(0))
+    }
+    assert found == expected | {("optimum with the goal known", 0): test.optima.popitem()[1].mean()}
 
 
 def test_seeds_are_put_together(folders, report):
@@ -238,9 +256,11 @@ class TestMistakes:
         (folder / "metrics.h5").write_bytes(content[: len(content) // 2])
         assert "run/metrics.h5 is damaged" in self.refused("run")
 
-    def test_an_evaluation_of_something_else(self, folder):
-        (folder / "evaluation.json").write_text(json.dumps([{"a": 1}]))
-        assert "evaluation.json is not what evaluate --json writes" in self.refused("run")
+    def test_a_damaged_meta_test(self, folder):
+        run(None, "evaluate", "run", "--tasks", "2", "--updates", "1")
+        (file,) = (folder / "evaluations").iterdir()
+        file.write_bytes(b"")
+        assert f"{file} is damaged" in self.refused("run")
 
     def test_a_folder_that_cannot_be_written(self, folder):
         Path("taken").write_text("")

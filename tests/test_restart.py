@@ -17,6 +17,7 @@ from hpc_maml.metrics import METRICS, PER_TASK
 
 FAULT = str(ROOT / "tests" / "fault.py")
 SETTINGS = (*SMALL, "num_iterations=16", "checkpoint.keep=99", "horizon=40", "archive.rollouts=5")
+SETTINGS += ("evaluation.every=4", "evaluation.tasks=2", "evaluation.updates=2")
 STOPPED_EARLY = 75
 
 
@@ -30,6 +31,7 @@ def state(folder: Path) -> dict[str, bytes]:
             for name, metric in metrics.items():
                 if not metric.wall_clock:
                     found[f"{group}/{name}"] = file[group][name][...].tobytes()
+    found |= {f"tests/{path.name}": path.read_bytes() for path in folder.glob("evaluations/*")}
     for (iteration, task), rollout in open_run(folder).rollouts.items():
         for name in FIELDS:
             found[f"rollouts/{iteration}/{task}/{name}"] = getattr(rollout, name).tobytes()

@@ -1,16 +1,18 @@
 """What is in a run folder, in words: for ``python -m hpc_maml inspect``."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import h5py
 
-from hpc_maml.archive.reader import DamagedError, Run
+from hpc_maml.archive.reader import DamagedError, Run, read_evaluation
 from hpc_maml.archive.schema import iteration_path
 from hpc_maml.checkpoint import checkpoint_path
 from hpc_maml.errors import InputError
+from hpc_maml.evaluation import Evaluation, evaluation_files
 from hpc_maml.files import size_text
-from hpc_maml.run_folder import CHECKPOINTS, METRICS, ROLLOUTS
+from hpc_maml.run_folder import CHECKPOINTS, EVALUATIONS, METRICS, ROLLOUTS
 
 
 def describe(run: Run) -> Iterator[str]:
@@ -34,6 +36,8 @@ def describe(run: Run) -> Iterator[str]:
     yield f"committed   {done}"
     yield f"checkpoints {_list(run.checkpoints)}, {_size(run.path / CHECKPOINTS)}"
     yield f"rollouts    {_list(run.rollouts.iterations)}, {_size(run.path / ROLLOUTS)}"
+    tested = dict.fromkeys(each.iteration for each in _readable_evaluations(run))
+    yield f"meta-tests  {_list(list(tested))}"
     yield f"in all      {_size(run.path)}"
     for name, version in versions.items():
         yield f"{name:11} {version or 'unknown'}"
@@ -52,13 +56,25 @@ def damages(run: Run, *, verify: bool) -> list[InputError]:
             run.checkpoint(iteration)
         except InputError as error:
             found.append(error)
+    for path in evaluation_files(run.path / EVALUATIONS):
+        try:
+            read_evaluation(path)
+        except InputError as error:
+            found.append(error)
     return found + run.rollouts.damages(verify=verify)
 
 
+def _readable_evaluations(run: Run) -> Iterator[Evaluation]:
+    for path in evaluation_files(run.path / EVALUATIONS):
+        with contextlib.suppress(InputError):
+            yield read_evaluation(path)
+
+
 def tree(run: Run) -> Iterator[str]:
-    """Yield the HDF5 layout: the metrics, and the last checkpoint and archived iteration."""
+    """Yield the HDF5 layout: metrics, and last checkpoint, meta-test and archived iteration."""
     files = [run.path / METRICS]
     files += [checkpoint_path(run.path / CHECKPOINTS, k) for k in run.checkpoints[-1:]]
+    files += evaluation_files(run.path / EVALUATIONS)[-1:]
     for iteration in run.rollouts.iterations[-1:]:
         path = iteration_path(run.path / ROLLOUTS, iteration)
         files += [path, *sorted(path.with_suffix("").glob("*.h5"))[:1]]

@@ -18,7 +18,7 @@ class Shapes:
     """The arrays of one task in the archive: their types, and shapes [K, ...]."""
 
     def __init__(self, config: Config, batch: np.dtype, num_parameters: int) -> None:
-        phases = config.num_inner_steps + 1
+        phases = len(config.inner_step_sizes) + 1
         self.arrays = {name: (batch[name].base, (phases, *batch[name].shape)) for name in FIELDS}
         if config.archive.adapted_parameters:
             self.arrays[ADAPTED] = (np.dtype(np.float32), (phases - 1, num_parameters))

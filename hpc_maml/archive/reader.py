@@ -24,8 +24,11 @@ from hpc_maml.archive.schema import (
 )
 from hpc_maml.checkpoint import Checkpoint, checkpoints, read
 from hpc_maml.errors import InputError
+from hpc_maml.evaluation import FORMAT_VERSION as EVALUATION_VERSION
+from hpc_maml.evaluation import Evaluation, evaluation_files
+from hpc_maml.evaluation import load as load_evaluation
 from hpc_maml.metrics import FORMAT_VERSION as METRICS_VERSION
-from hpc_maml.run_folder import CHECKPOINTS, CONFIG, METRICS, ROLLOUTS, has_config
+from hpc_maml.run_folder import CHECKPOINTS, CONFIG, EVALUATIONS, METRICS, ROLLOUTS, has_config
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,6 +115,11 @@ class Run:
     def rollouts(self) -> "Rollouts":
         """The archived rollouts."""
         return Rollouts(self.path / ROLLOUTS)
+
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        """The meta-tests, by iteration; raises InputError if one is damaged."""
+        return [read_evaluation(path) for path in evaluation_files(self.path / EVALUATIONS)]
 
     @property
     def checkpoints(self) -> list[int]:
@@ -242,6 +250,15 @@ class Rollouts(Mapping[tuple[int, int], Rollout]):
         if damages and not path.exists():  # the run has thinned its archive at this moment
             return None, {}
         return table, damages
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """Read the file of a meta-test; raises InputError."""
+    with _open(path, EVALUATION_VERSION) as file:
+        try:
+            return load_evaluation(file)
+        except (OSError, KeyError) as error:
+            raise DamagedError(path, error) from None
 
 
 class _Table(NamedTuple):

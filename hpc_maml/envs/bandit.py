@@ -36,6 +36,7 @@ class Bandit(TaskVectorEnv):
         if rewards not in REWARDS:
             raise ValueError(f"rewards are {' or '.join(REWARDS)}, not {rewards!r}")
         self.task_dim = arms
+        self.rewards = rewards
         self._draw_luck, self._pay = REWARDS[rewards]
         super().__init__(
             num_tasks=num_tasks,

@@ -115,7 +115,7 @@ class Locomotion(TaskVectorEnv):
         self._bind()
         start = model.numeric(row.initial_positions).data if row.initial_positions else model.qpos0
         self._initial_positions = start.copy()
-        self._seconds_per_step = row.substeps * model.opt.timestep
+        self.seconds_per_step = row.substeps * model.opt.timestep
         observation_dim = sum(part.shape[1] for part in self._observed)
         super().__init__(
             num_tasks=num_tasks,
@@ -222,7 +222,7 @@ class Locomotion(TaskVectorEnv):
             self._divergences[error.ids] = 1
         velocities = self._velocity
         if velocities is None:
-            velocities = (self._torso_x - before) / self._seconds_per_step
+            velocities = (self._torso_x - before) / self.seconds_per_step
         rewards = self._rewards(velocities)
         observations = self._observations()
         terminated = self._terminated()

@@ -4,14 +4,37 @@ from collections.abc import Callable
 
 import numpy as np
 
-from hpc_maml.envs.navigation import GOAL_TOLERANCE
-from hpc_maml.envs.tabular_mdp import transitions_and_rewards
+from hpc_maml.envs.bandit import Bandit
+from hpc_maml.envs.batched import TaskVectorEnv
+from hpc_maml.envs.navigation import GOAL_TOLERANCE, Navigation
+from hpc_maml.envs.tabular_mdp import TabularMdp, transitions_and_rewards
 
 LONGEST_STEP = 0.1  # of navigation, in each coordinate
+BANDIT_EPISODES = 20  # of each task
+LONGEST_GITTINS = 100  # pulls; beyond, its tables take minutes
 CALIBRATION = 200  # payoffs that a Gittins index is compared with: its resolution
 
 # Index of every arm, given its rewards so far, its pulls and the number of pulls that are left.
 Index = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
+
+
+def optima(
+    env: TaskVectorEnv, tasks: np.ndarray, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Return the returns ``[n]`` of the best play that is known, if any, by its name."""
+    if isinstance(env, Navigation):
+        return {"optimum with the goal known": navigation_optimum(tasks, env.horizon)}
+    if isinstance(env, TabularMdp):
+        return {"optimum with the process known": tabular_mdp_optimum(tasks, env.horizon)}
+    if isinstance(env, Bandit) and env.rewards == "bernoulli":
+        indices = {"UCB1": ucb1_index()}
+        if env.horizon <= LONGEST_GITTINS:
+            indices["Gittins index"] = gittins_index(env.horizon)
+        return {
+            name: bandit_returns(tasks, env.horizon, BANDIT_EPISODES, index, rng)
+            for name, index in indices.items()
+        }
+    return {}
 
 
 def navigation_optimum(tasks: np.ndarray, horizon: int) -> np.ndarray:

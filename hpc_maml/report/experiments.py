@@ -11,11 +11,11 @@ import numpy as np
 from hpc_maml.archive.reader import Run
 from hpc_maml.config import NEUTRAL_KEYS
 from hpc_maml.errors import InputError
+from hpc_maml.evaluation import Evaluation
 
 if TYPE_CHECKING:
     import pandas as pd
 
-EVALUATION = "evaluation.json"  # what `evaluate RUN --json RUN/evaluation.json` has written
 LONGEST_LABEL = 20  # characters
 
 
@@ -30,7 +30,14 @@ class RunData:
     per_task: dict[str, np.ndarray]  # by name, [iterations, n, ...]
     units: dict[str, str]
     versions: dict[str, str]
-    evaluation: list[dict[str, Any]]  # rows of a meta-test; empty without one
+    evaluations: list[Evaluation]  # meta-tests, by iteration
+
+    @property
+    def evaluation(self) -> Evaluation | None:
+        """The meta-test of the latest checkpoint, of those the one of most policies."""
+        if not self.evaluations:
+            return None
+        return max(self.evaluations, key=lambda each: (each.iteration, len(each.returns)))
 
     @property
     def final(self) -> slice:
@@ -116,22 +123,8 @@ def _read(folder: Path, name: str) -> RunData:
         per_task={key: values[:rows] for key, values in per_task.items()},
         units=run.units,
         versions=run.versions,
-        evaluation=_evaluation(folder / EVALUATION),
+        evaluations=run.evaluations,
     )
-
-
-def _evaluation(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a meta-test, in the order of the updates; raises InputError."""
-    if not path.exists():
-        return []
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        return [
-            {"updates": number, "value": row["value"], "confidence_95": row["confidence_95"]}
-            for number, row in enumerate(rows)
-        ]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"{path} is not what evaluate --json writes; remove it.") from None
 
 
 def _experiments(groups: list[list[RunData]]) -> tuple[Experiment, ...]:

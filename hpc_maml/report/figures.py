@@ -12,8 +12,18 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from hpc_maml.evaluation import RUN
 from hpc_maml.report.experiments import Environment, Experiment
-from hpc_maml.report.statistics import Band, metric, returns, returns_after_updates
+from hpc_maml.report.statistics import (
+    Band,
+    metric,
+    optima,
+    policies,
+    returns,
+    returns_after_updates,
+    test_returns,
+    tests_on_the_way,
+)
 
 # Okabe and Ito's colours, told apart by everyone; more experiments than these are sampled anew.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -30,6 +40,7 @@ STYLE = {
     "lines.linewidth": 1.7,
     "svg.hashsalt": "hpc_maml",  # the same picture gives the same file
 }
+STYLES = ("-", "--", ":", "-.")
 SHOWN_TASKS, SHOWN_EPISODES = 6, 2
 
 
@@ -107,30 +118,66 @@ def learning_curves(experiments: Sequence[Experiment]) -> Picture:
 
 def adaptation_curve(experiments: Sequence[Experiment]) -> Picture:
     """Draw the return after 0, 1, ... updates."""
-    tested = any(run.evaluation for experiment in experiments for run in experiment.runs)
-    figure, axes = _panels(1 + tested, widths=(1,) * (1 + tested), width=6.5)
+    figure, (axis,) = _panels(1, widths=(1,), width=6.5)
     for number, (experiment, colour) in enumerate(_coloured(experiments)):
         aside = 0.04 * (number - (len(experiments) - 1) / 2)
-        _whiskers(axes[0], returns_after_updates(experiment), colour, aside)
-        for run in experiment.runs:
-            if run.evaluation:
-                middle = np.array([row["value"] for row in run.evaluation])
-                half = np.array([row["confidence_95"] for row in run.evaluation])
-                _whiskers(axes[1], Band(middle, middle - half, middle + half), colour, aside)
-    for axis in axes:
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.set_xlabel("updates")
-        axis.set_ylabel("return of an episode [reward]")
-    axes[0].set_title("Tasks of training")
-    if tested:
-        axes[1].set_title("Unseen tasks (meta-test)")
+        _whiskers(axis, returns_after_updates(experiment), aside, color=colour)
+    _updates(axis)
+    axis.set_title("Tasks of training")
     _legend(figure, experiments)
-    test = " Right: what evaluate has found on unseen tasks." if tested else ""
     return Picture(
         "adaptation_curve",
         "Return after 0, 1, ... updates",
         "Mean return after each inner step in the last tenth of the iterations, with its 95 % "
-        f"confidence interval: over the tasks of a run, over seeds where there are several.{test}",
+        "confidence interval: over the tasks of a run, over seeds where there are several.",
+        figure,
+    )
+
+
+def meta_test(experiments: Sequence[Experiment]) -> Picture | None:
+    """Draw the returns on unseen tasks: of all policies at the end, of the run on its way."""
+    tested = [each for each in _coloured(experiments) if policies(each[0])]
+    if not tested:
+        return None
+    on_the_way = [each for each in tested if len(tests_on_the_way(each[0])) > 1]
+    number = 1 + bool(on_the_way)
+    figure, axes = _panels(number, widths=(1,) * number, width=6.5)
+    alone = len(tested) == 1
+    for place, (experiment, colour) in enumerate(tested):
+        aside = 0.04 * (place - (len(tested) - 1) / 2)
+        shown = policies(experiment) if alone else [RUN]
+        for number, policy in enumerate(shown):
+            look = {"color": PALETTE[number % len(PALETTE)], "linestyle": STYLES[min(number, 3)]}
+            look = look | {"label": policy} if alone else {"color": colour}
+            _whiskers(axes[0], test_returns(experiment, policy), aside, **look)
+    for (name, height), style in zip(optima(tested[0][0]).items(), STYLES[1:], strict=False):
+        axes[0].axhline(height, color="0.4", linestyle=style, linewidth=1, label=name)
+    _updates(axes[0])
+    axes[0].set_title("After training")
+    if axes[0].get_legend_handles_labels()[0]:
+        axes[0].legend(loc="upper left", bbox_to_anchor=(0, -0.17), ncols=2, fontsize=8)
+    for experiment, colour in on_the_way:
+        tests = tests_on_the_way(experiment)
+        iterations = list(tests)
+        last = len(next(iter(tests.values())).middle) - 1
+        for updates, style in {0: "--", 1: "-", last: ":"}.items():
+            curve = [band.middle[updates] for band in tests.values()]
+            axes[1].plot(iterations, curve, style, color=colour, marker=".")
+    if on_the_way:
+        _iterations(axes[1])
+        axes[1].set_ylabel("return of an episode [reward]")
+        axes[1].set_title("During training")
+        lines = [
+            Line2D([], [], color="0.3", linestyle=style, label=str(updates))
+            for updates, style in {0: "--", 1: "-", last: ":"}.items()
+        ]
+        axes[1].legend(handles=lines, title="updates", loc="best", fontsize=8)
+    _legend(figure, experiments)
+    return Picture(
+        "meta_test",
+        "Meta-test: return on unseen tasks",
+        "Mean return after each update on tasks that training never saw, with its 95 % confidence "
+        "interval: over the tasks of a run, over seeds where there are several.",
         figure,
     )
 
@@ -284,35 +331,8 @@ def trajectories(experiments: Sequence[Experiment]) -> Picture | None:
     run, keys = archived
     iteration = keys[-1][0]
     keys = [key for key in keys if key[0] == iteration][:SHOWN_TASKS]
-    figure = Figure(figsize=(8, 5.6), layout="constrained")
-    grid = figure.subplots(2, 3, sharex=True, sharey=True).ravel()
-    for axis, key in zip(grid, keys, strict=False):
-        rollout = run.run.rollouts[key]
-        observations, lengths = rollout.observations, rollout.lengths
-        for phase, colour, words in ((0, BEFORE, "before"), (len(lengths) - 1, AFTER, "after")):
-            for episode in range(min(SHOWN_EPISODES, observations.shape[2])):
-                path = observations[phase, : lengths[phase, episode], episode]
-                label = words if episode == 0 else None
-                axis.plot(*path.T, color=colour, linewidth=1, alpha=0.75, label=label)
-        axis.plot(0, 0, "o", color="black", markersize=5, label="start")
-        axis.plot(
-            *rollout.task,
-            "*",
-            color=PALETTE[4],
-            markersize=15,
-            markeredgecolor="black",
-            label="goal",
-        )
-        axis.set_aspect("equal")
-        axis.set_title(f"task {key[1]}")
-    for axis in grid[len(keys) :]:
-        axis.set_visible(False)
-    reach = max(abs(bound) for axis in grid[: len(keys)] for bound in axis.dataLim.extents)
-    grid[0].set(xlim=(-1.05 * reach, 1.05 * reach), ylim=(-1.05 * reach, 1.05 * reach))
-    figure.supxlabel("x", fontsize=9)
-    figure.supylabel("y", fontsize=9)
-    handles, labels = grid[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=4)
+    shown = [(f"task {key[1]}", run.run.rollouts[key]) for key in keys]
+    figure = paths([(title, each.task, each.observations, each.lengths) for title, each in shown])
     return Picture(
         "trajectories",
         "Trajectories",
@@ -322,9 +342,39 @@ def trajectories(experiments: Sequence[Experiment]) -> Picture | None:
     )
 
 
+def paths(panels: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]]) -> Figure:
+    """Draw the first paths to some goals before and after adaptation.
+
+    A panel is a title, a goal ``[2]``, observations ``[K, T, B, 2]`` and lengths ``[K, B]``.
+    """
+    figure = Figure(figsize=(8, 5.6), layout="constrained")
+    grid = figure.subplots(2, 3, sharex=True, sharey=True).ravel()
+    for axis, (title, goal, observations, lengths) in zip(grid, panels, strict=False):
+        for phase, colour, words in ((0, BEFORE, "before"), (len(lengths) - 1, AFTER, "after")):
+            for episode in range(min(SHOWN_EPISODES, observations.shape[2])):
+                path = observations[phase, : lengths[phase, episode], episode]
+                label = words if episode == 0 else None
+                axis.plot(*path.T, color=colour, linewidth=1, alpha=0.75, label=label)
+        axis.plot(0, 0, "o", color="black", markersize=5, label="start")
+        star = {"color": PALETTE[4], "markersize": 15, "markeredgecolor": "black"}
+        axis.plot(*goal, "*", **star, label="goal")
+        axis.set_aspect("equal")
+        axis.set_title(title)
+    for axis in grid[len(panels) :]:
+        axis.set_visible(False)
+    reach = max(abs(bound) for axis in grid[: len(panels)] for bound in axis.dataLim.extents)
+    grid[0].set(xlim=(-1.05 * reach, 1.05 * reach), ylim=(-1.05 * reach, 1.05 * reach))
+    figure.supxlabel("x", fontsize=9)
+    figure.supylabel("y", fontsize=9)
+    handles, labels = grid[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=4)
+    return figure
+
+
 DRAWINGS: tuple[Callable[[Sequence[Experiment]], Picture | None], ...] = (
     learning_curves,
     adaptation_curve,
+    meta_test,
     task_returns,
     trajectories,
     trust_region,
@@ -367,11 +417,16 @@ def _legend(figure: Figure, experiments: Sequence[Experiment]) -> None:
     figure.legend(handles=lines, loc="outside lower center", ncols=columns, fontsize=8)
 
 
-def _whiskers(axis: Axes, band: Band, colour: Any, aside: float) -> None:
+def _whiskers(axis: Axes, band: Band, aside: float, **look: Any) -> None:
     half = np.nan_to_num(band.high - band.middle)
     updates = np.arange(len(band.middle)) + aside
-    marks = {"marker": "o", "markersize": 4, "capsize": 3}
-    axis.errorbar(updates, band.middle, half, color=colour, **marks)
+    axis.errorbar(updates, band.middle, half, marker="o", markersize=4, capsize=3, **look)
+
+
+def _updates(axis: Axes) -> None:
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_xlabel("updates")
+    axis.set_ylabel("return of an episode [reward]")
 
 
 def _reach(experiments: Sequence[Experiment]) -> tuple[float, float]:

@@ -8,9 +8,11 @@ from html import escape
 import numpy as np
 import yaml
 
+from hpc_maml.advice import advise
+from hpc_maml.evaluation import half_width
 from hpc_maml.report.experiments import Environment, Experiment, RunData
 from hpc_maml.report.figures import Picture
-from hpc_maml.report.statistics import half_width
+from hpc_maml.report.statistics import optima, policies, test_returns
 from hpc_maml.report.tables import QUANTITIES, Quantity
 
 STYLE = """
@@ -59,9 +61,14 @@ def page(
             for each in environment.experiments
             if each.key != each.label
         ]
-        parts.append(_table(environment))
+        parts += [_table(environment), _tests(environment)]
         parts += [_figure(*each) for each in pictures[environment.name]]
         parts.append("<h3>Runs</h3>")
+        parts += [
+            f'<p class="note">{escape(run.name)}: {escape("; ".join(advise(run.metrics)))}.</p>'
+            for each in environment.experiments
+            for run in each.runs
+        ]
         parts += [_details(run) for each in environment.experiments for run in each.runs]
     parts.append("</body></html>\n")
     return "\n".join(parts)
@@ -105,6 +112,32 @@ def _table(environment: Environment) -> str:
         f"<tbody>{''.join(body)}</tbody></table></div>"
         '<p class="note">Returns are means over the last tenth of the iterations; medians and sums '
         "are over all of them. ± is the 95 % confidence interval of the mean over seeds.</p>"
+    )
+
+
+def _tests(environment: Environment) -> str:
+    """Return what every policy gets on unseen tasks, a row for each; empty without meta-tests."""
+    rows = [
+        (each.label, policy, test_returns(each, policy))
+        for each in environment.experiments
+        for policy in policies(each)
+    ]
+    if not rows:
+        return ""
+    most = max(len(band.middle) for *_, band in rows)
+    head = "".join(f"<th>{updates}</th>" for updates in range(most))
+    body = []
+    for label, policy, (middle, _, high) in rows:
+        cells = [f"{mean:,.2f} ± {top - mean:,.2f}" for mean, top in zip(middle, high, strict=True)]
+        cells += [""] * (most - len(cells))
+        name = f"{label}: {policy}" if len(environment.experiments) > 1 else policy
+        body.append(f"<tr><th>{escape(name)}</th><td>{'</td><td>'.join(cells)}</td></tr>")
+    tested = next(each for each in environment.experiments if policies(each))
+    for name, mean in optima(tested).items():
+        body.append(f"<tr><th>{escape(name)}</th><td>{mean:,.2f}</td></tr>")
+    return (
+        '<div class="wide"><table><thead><tr><th>return on unseen tasks after updates</th>'
+        f"{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
 
 

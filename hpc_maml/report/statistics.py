@@ -1,17 +1,12 @@
 """Means and the bands around them."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from hpc_maml.evaluation import RUN, half_width
 from hpc_maml.report.experiments import Experiment
-
-# Student's t at 97.5 %, for 1 to 30 degrees of freedom
-T_QUANTILES = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
 
 
 class Band(NamedTuple):
@@ -20,15 +15,6 @@ class Band(NamedTuple):
     middle: np.ndarray
     low: np.ndarray
     high: np.ndarray
-
-
-def half_width(values: np.ndarray) -> np.ndarray:
-    """Return half the 95 % confidence interval of the mean over the first axis; NaN for one."""
-    number = len(values)
-    if number < 2:
-        return np.full(values.shape[1:], np.nan)
-    quantile = T_QUANTILES[number - 2] if number <= len(T_QUANTILES) + 1 else 1.96
-    return quantile * values.std(0, ddof=1) / np.sqrt(number)
 
 
 def mean_band(values: np.ndarray) -> Band:
@@ -61,11 +47,49 @@ def returns_after_updates(experiment: Experiment) -> Band:
     Means with 95 % confidence intervals: over seeds, or over the tasks of one run.
     """
     per_run = [
-        run.per_task["return_after_updates"][run.final].reshape(
-            -1, run.config["num_inner_steps"] + 1
-        )
+        (values := run.per_task["return_after_updates"][run.final]).reshape(-1, values.shape[-1])
         for run in experiment.runs
     ]  # each [iterations * tasks, updates]
+    return _over_seeds_or_tasks(per_run)
+
+
+def policies(experiment: Experiment) -> list[str]:
+    """Return which policies every run has tested in its last meta-test, none without one."""
+    tests = [run.evaluation for run in experiment.runs]
+    if not all(tests):
+        return []
+    return [name for name in tests[0].returns if all(name in test.returns for test in tests)]
+
+
+def test_returns(experiment: Experiment, policy: str) -> Band:
+    """Return what a policy gets on unseen tasks after 0, 1, ... updates, ``[updates]``."""
+    return _over_seeds_or_tasks([run.evaluation.returns[policy] for run in experiment.runs])
+
+
+def tests_on_the_way(experiment: Experiment) -> dict[int, Band]:
+    """Return what the run gets on unseen tasks after 0, 1, ... updates, by iteration."""
+    runs = [
+        {each.iteration: each.returns[RUN] for each in run.evaluations} for run in experiment.runs
+    ]
+    common = [iteration for iteration in runs[0] if all(iteration in run for run in runs)]
+    return {
+        iteration: _over_seeds_or_tasks([run[iteration] for run in runs]) for iteration in common
+    }
+
+
+def optima(experiment: Experiment) -> dict[str, float]:
+    """Return the mean return of the best play that is known, by its name."""
+    tests = [run.evaluation for run in experiment.runs]
+    return {
+        name: float(np.mean([test.optima[name].mean() for test in tests]))
+        for name in tests[0].optima
+        if all(name in test.optima for test in tests)
+    }
+
+
+def _over_seeds_or_tasks(per_run: Sequence[np.ndarray]) -> Band:
+    """Return means and 95 % confidence of ``[n, updates]``: over runs, or over the tasks of one."""
     if len(per_run) == 1:
         return mean_band(per_run[0])
-    return mean_band(np.stack([values.mean(0) for values in per_run]))
+    updates = min(values.shape[1] for values in per_run)
+    return mean_band(np.stack([values.mean(0)[:updates] for values in per_run]))

@@ -112,6 +112,28 @@ def curve_rows(environments: Iterable[Environment]) -> list[Row]:
     return rows
 
 
+def test_rows(environments: Iterable[Environment]) -> list[Row]:
+    """Return the means of all meta-tests, with their 95 % confidence over the tasks."""
+    return [
+        {
+            **_place(environment, experiment),
+            "run": run.name,
+            "seed": run.config["seed"],
+            "iteration": test.iteration,
+            "tasks": len(test.tasks),
+            "policy": policy,
+            "updates": updates,
+            "return_mean": float(values.mean()),
+            "confidence_95": float(half_width(values)),
+        }
+        for environment, experiment in _each(environments)
+        for run in experiment.runs
+        for test in run.evaluations
+        for policy, returns_of in (test.returns | test.optima).items()
+        for updates, values in enumerate(np.atleast_2d(returns_of.T))
+    ]
+
+
 def metric_rows(environments: Iterable[Environment]) -> list[Row]:
     """Return the metrics of every iteration of every run, as they are recorded."""
     return [

@@ -14,6 +14,7 @@ TABLES = {
     "runs.csv": tables.run_rows,
     "experiments.csv": tables.experiment_rows,
     "learning_curves.csv": tables.curve_rows,
+    "meta_tests.csv": tables.test_rows,
     "metrics.csv": tables.metric_rows,
 }
 

@@ -156,7 +156,7 @@ async def carry_out(
     def next_batch() -> bool:
         while to_give and team.has_request():
             team.assign(to_give.popleft())
-            if not to_give and is_archived(config.archive, order.iteration + 1):
+            if learning and not to_give and is_archived(config.archive, order.iteration + 1):
                 team.pause()
         return team.has_batch()
 

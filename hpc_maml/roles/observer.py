@@ -71,7 +71,7 @@ async def observe(
             for task, theta in enumerate(thetas):
                 batch = batches[task : task + 1]
                 sender.send(batch)
-                if archive:
+                if archive and not assignment.evaluation:
                     archive.keep(assignment.iteration + 1, batch, theta)
     await Until(
         lambda: sender.poll() and team.poll() and world.poll(),

@@ -1,10 +1,10 @@
 """The principal: draws tasks, hands out shares, keeps the meta-policy, the record and the clock."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from mpi4py import MPI
@@ -107,6 +107,21 @@ def sums_of_agents(hellos: Sequence[Hello]) -> str:
     return "; ".join(sorted({hello.sums for hello in hellos} - {""}))
 
 
+class Record(Protocol):
+    """What the principal keeps of a run."""
+
+    def iteration(
+        self, done: int, theta: np.ndarray, row: dict[str, Any], segments: Sequence[Segment]
+    ) -> None:
+        """Keep what an iteration gave, the ``done``-th; its segments are on the disk."""
+
+    def has_test(self, done: int) -> bool:
+        """Tell whether the meta-test after ``done`` iterations is kept."""
+
+    def test(self, done: int, tasks: np.ndarray, returns: np.ndarray) -> None:
+        """Keep a meta-test: tasks ``[n, task_dim]``, returns ``[n, K + 1]``."""
+
+
 async def lead(
     config: Config,
     env: TaskVectorEnv,
@@ -114,78 +129,88 @@ async def lead(
     theta: np.ndarray,
     first_iteration: int,
     segments: Segments,
-    record: Callable[[int, np.ndarray, dict[str, Any], Sequence[Segment]], None],
+    record: Record,
     stop: StopSignal,
 ) -> int:
     """Run the iterations that are left, or until a stop signal; return how many are done then.
 
-    ``record(iterations_done, theta, row, segments)`` keeps what an iteration gave. It is called
-    while the observers already work on the next iteration, and when the segments of the archive
-    are on the disk, of which there are none if the iteration is not archived.
+    Meta-tests are made before the first iteration and after every n-th, unless they are kept. An
+    iteration is recorded while the observers already work on what comes next.
     """
+    unrecorded = None
 
-    async def written(iteration: int) -> list[Segment]:
-        archived = is_archived(config.archive, iteration)
-        return await segments.of(iteration, config.meta_batch_size) if archived else []
+    async def catch_up() -> float:
+        """Record the last iteration; return the seconds of work that took."""
+        nonlocal unrecorded
+        if not unrecorded:
+            return 0.0
+        archived = is_archived(config.archive, done)
+        on_disk = await segments.of(done, config.meta_batch_size) if archived else []
+        began = time.perf_counter()
+        record.iteration(*unrecorded, on_disk)
+        unrecorded = None
+        return time.perf_counter() - began
 
-    step_sizes = (config.fast_lr,) * config.num_inner_steps
-    done, unrecorded, stopped = first_iteration, None, False
-    while done < config.num_iterations and not (stopped or stop.requested):
+    every = config.evaluation.every
+    done, stopped = first_iteration, False
+    while not (stopped or stop.requested):
+        if every and done % every == 0 and not record.has_test(done):
+            tasks = unseen_tasks(config, env)
+            agents.send(0, tasks, theta, config.test_step_sizes, evaluation=True)
+            await Until(agents.messenger.poll, "the agents to take their orders")
+            await catch_up()
+            outcomes = await agents.outcomes()
+            record.test(done, tasks, returns_after_updates(outcomes))
+            stopped = any(outcome.stop_requested for outcome in outcomes)
+            continue
+        if done >= config.num_iterations:
+            break
         started = time.perf_counter()
         tasks = env.sample_tasks(stream(config.seed, Purpose.TASKS, done), config.meta_batch_size)
-        agents.send(done, tasks, theta, step_sizes, evaluation=False)
+        agents.send(done, tasks, theta, config.inner_step_sizes, evaluation=False)
         working = time.perf_counter() - started
         await Until(agents.messenger.poll, "the agents to take their orders")
-        if unrecorded:
-            on_disk = await written(done)
-            began = time.perf_counter()
-            record(*unrecorded, on_disk)
-            working += time.perf_counter() - began
+        working += await catch_up()
         outcomes = await agents.outcomes()
         done += 1
         theta = outcomes[0].step.theta
-        row = summarise(tasks, outcomes, config.num_inner_steps)
+        row = summarise(tasks, outcomes)
         row |= _clock(outcomes, agents, time.perf_counter() - started, working)
         unrecorded = (done, theta, row)
         stopped = any(outcome.stop_requested for outcome in outcomes)
-    if unrecorded:
-        record(*unrecorded, await written(done))
+    await catch_up()
     await agents.dismiss()
     return done
 
 
+def unseen_tasks(config: Config, env: TaskVectorEnv) -> np.ndarray:
+    """Draw the tasks of meta-tests ``[n, task_dim]``, which training never sees."""
+    return env.sample_tasks(stream(config.seed, Purpose.EVALUATION_TASKS), config.evaluation.tasks)
+
+
 async def meta_test(
-    config: Config,
-    env: TaskVectorEnv,
-    agents: Agents,
-    theta: np.ndarray,
-    num_tasks: int,
-    num_updates: int,
-) -> list[np.ndarray]:
-    """Return the returns ``[num_tasks]`` of unseen tasks after 0 to ``num_updates`` inner steps.
-
-    The first inner step has the full size, later ones half of it (Finn et al. 2017, appendix A.2).
-    """
-    tasks = env.sample_tasks(stream(config.seed, Purpose.EVALUATION_TASKS), num_tasks)
-    step_sizes = [config.fast_lr / (1 if step == 0 else 2) for step in range(num_updates)]
+    agents: Agents, tasks: np.ndarray, theta: np.ndarray, step_sizes: Sequence[float]
+) -> np.ndarray:
+    """Return the returns ``[n, K + 1]`` of a policy after 0 to K inner steps."""
     agents.send(0, tasks, theta, step_sizes, evaluation=True)
-    values = gather_tasks(await agents.outcomes())
-    await agents.dismiss()
-    return [values[f"return_{updates}"] for updates in range(num_updates + 1)]
+    return returns_after_updates(await agents.outcomes())
 
 
-def summarise(
-    tasks: np.ndarray, outcomes: Sequence[Outcome], num_inner_steps: int
-) -> dict[str, Any]:
+def returns_after_updates(outcomes: Sequence[Outcome]) -> np.ndarray:
+    """Return the returns ``[n, phases]`` in the order of the tasks."""
+    values = gather_tasks(outcomes)
+    names = [name for name in values if name.startswith("return_")]
+    return np.stack([values[f"return_{phase}"] for phase in range(len(names))], axis=1)
+
+
+def summarise(tasks: np.ndarray, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """Return the values of metrics.METRICS and metrics.PER_TASK that do not depend on time."""
     values = gather_tasks(outcomes)
     step = outcomes[0].step
-    phases = range(num_inner_steps + 1)
-    row: dict[str, Any] = {
-        "task": tasks,
-        "return_after_updates": np.stack([values[f"return_{phase}"] for phase in phases], axis=1),
-    }
-    for name, phase in (("pre_update", 0), ("post_update", num_inner_steps)):
+    returns = returns_after_updates(outcomes)
+    phases = range(returns.shape[1])
+    row: dict[str, Any] = {"task": tasks, "return_after_updates": returns}
+    for name, phase in (("pre_update", 0), ("post_update", phases[-1])):
         returns = values[f"return_{phase}"]
         row[f"{name}_return"] = returns
         for statistic in ("mean", "std", "min", "max"):
