@@ -61,7 +61,7 @@ def find_renderer() -> None:
     """Choose how MuJoCo draws without a screen, by trying; raises InputError if nothing works."""
     wanted = os.environ.get("MUJOCO_GL")
     code = "from mujoco import *; Renderer(MjModel.from_xml_string('<mujoco/>'), 8, 8).render()"
-    for name in (wanted,) if wanted else RENDERERS:  # what fails may abort the process
+    for name in (wanted,) if wanted else RENDERERS:  # tried apart, as a failure may abort
         trial = subprocess.run(
             [sys.executable, "-c", code],
             env=os.environ | {"MUJOCO_GL": name},
@@ -72,7 +72,7 @@ def find_renderer() -> None:
             os.environ["MUJOCO_GL"] = name
             return
     raise InputError(
-        f"MuJoCo cannot draw here ({' and '.join((wanted,) if wanted else RENDERERS)} were tried): "
+        f"MuJoCo cannot draw here ({f'{wanted} was' if wanted else 'egl and osmesa were'} tried): "
         "install libegl1 with the driver of a GPU or Mesa's (libegl-mesa0), or libosmesa6."
     )
 
