@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from statistics import median
 
-from ranks import measure
+from hpc_maml.bench.iteration import medians
 
 SIZE = ("env.name=half_cheetah_vel", "meta_batch_size=40", "fast_batch_size=20", "horizon=100")
 
@@ -22,7 +22,7 @@ SIZE = ("env.name=half_cheetah_vel", "meta_batch_size=40", "fast_batch_size=20",
 def main() -> int:
     """Measure, and print a line for each pair and the summary; with --json, write its rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--ranks", default="4", help="or 2:colocated")
+    parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--iterations", type=int, default=6)
     parser.add_argument("--limit", type=float, default=1.03)
@@ -34,8 +34,8 @@ def main() -> int:
     for number in range(options.rounds):
         for rollouts in list(seconds)[:: -1 if number % 2 else 1]:
             settings = [*SIZE, *options.settings, f"archive.rollouts={rollouts}"]
-            values = measure(options.ranks, options.iterations, settings)
-            seconds[rollouts].append(median(values.tolist()))
+            clock = medians(options.ranks, settings, options.iterations)
+            seconds[rollouts].append(clock["iteration_seconds"])
         every, none = (values[-1] for values in seconds.values())
         print(
             f"round {number + 1}: every {every:.3f} s, none {none:.3f} s, {every / none:.3f}",

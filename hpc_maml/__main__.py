@@ -10,9 +10,6 @@ signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
 # Before NumPy and torch are loaded: their thread pools would take every core of the node on every
 # rank, and with more than one thread OpenBLAS gives other bits. More cores are for more ranks.
 os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
-# UCX otherwise stops looking at TCP connections between nodes that it takes for idle, and a message
-# that arrived there was never read (seen in every other job over two nodes with pip's mpich 5.0.2).
-os.environ.setdefault("UCX_ADAPTIVE_PROGRESS", "n")
 
 try:
     import mpi4py

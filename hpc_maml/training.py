@@ -323,11 +323,10 @@ def run_job(world: MPI.Intracomm, job: Job, principal: Principal, stop: StopSign
         if gpu:
             hello = Hello(gpu.name, topology.threads, sums)
         observers = topology.team_observers(place.team)
-        depth = REQUESTS_AHEAD * observers
         empty = gpu.empty_batch if gpu else empty_batch
         team = Team(
             Messenger(topology.team_comm),
-            BatchReceiver(topology.team_comm, job.dtype, depth, empty),
+            BatchReceiver(topology.team_comm, job.dtype, REQUESTS_AHEAD, empty),
             observers,
             topology.observers_at_once(place.team),
         )

@@ -135,3 +135,15 @@ def test_the_plain_way_runs():
 def test_bench_starts_its_jobs_itself():
     assert "call it without mpirun" in run(2, "bench", "update", code=2).stderr
     assert "choose from rollout" in run(None, "bench", "speed", code=2).stderr
+
+
+@pytest.mark.parametrize("script", (ROOT / "benchmarks").glob("*.py"), ids=lambda path: path.name)
+def test_scripts_explain_themselves(script):
+    result = subprocess.run(
+        [sys.executable, script, "--help"],
+        env=environment(),
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert "usage" in result.stdout

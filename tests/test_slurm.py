@@ -147,7 +147,8 @@ def test_evaluate(cluster):
     run(None, *SMALL, "num_iterations=1", "--run-dir", "run")
     words = ("evaluate", "run", "--tasks", "3", "--updates", "1", "--json")
     run(None, *words, "serial.json")
-    job = cluster.submit(*OVER_FOUR_NODES, "jobs/slurm_evaluate.sh", *words[1:], "slurm.json")
+    # an agent whose only observer is on another node
+    job = cluster.submit("-N2", "-n3", "jobs/slurm_evaluate.sh", *words[1:], "slurm.json")
     name = f"evaluate-{job}.log"
     assert wait_for_end(cluster, job, name)["JobState"] == "COMPLETED", log(name)
     assert json.loads(log("slurm.json")) == json.loads(log("serial.json"))

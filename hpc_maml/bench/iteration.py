@@ -2,6 +2,7 @@
 
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
@@ -69,14 +70,18 @@ def phases(name: str, job: str) -> dict[str, float]:
     settings = [
         keys.get(word) or f"{prefixes[word.split('=')[0]]}={word.split('=')[1]}" for word in words
     ]
+    size = [f"env.name={name}", f"meta_batch_size={20 if name == 'navigation' else 40}"]
+    return medians(int(ranks), [*size, "archive.rollouts=none", *settings])
+
+
+def medians(ranks: int, settings: Sequence[str], iterations: int = ITERATIONS) -> dict[str, float]:
+    """Return the medians of the clock over the iterations of a job, without the first ones."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
-            *(sys.executable, "-m", "hpc_maml", f"--run-dir={folder}/run", f"env.name={name}"),
-            f"meta_batch_size={20 if name == 'navigation' else 40}",
-            f"num_iterations={WARM_UP + ITERATIONS}",
-            *("archive.rollouts=none", "metrics.tensorboard=off", "device=cpu"),
+            *(sys.executable, "-m", "hpc_maml", f"--run-dir={folder}/run"),
+            *(f"num_iterations={WARM_UP + iterations}", "metrics.tensorboard=off", "device=cpu"),
             *settings,
         ]
-        run(command, int(ranks))
+        run(command, ranks)
         with h5py.File(Path(folder) / "run" / "metrics.h5") as file:
             return {phase: float(median(file[f"iterations/{phase}"][WARM_UP:])) for phase in PHASES}

@@ -212,7 +212,8 @@ class Locomotion(TaskVectorEnv):
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         row = self._lineage
         limit = row.action_limit
-        np.divide(actions.clip(-limit, limit), limit, out=self._controls)
+        self._scaled = np.divide(actions.clip(-limit, limit), limit, dtype=np.float64)
+        self._controls[...] = self._scaled
         before = self._torso_x.copy()
         try:
             self.simulations.step(active, nstep=row.substeps, stage=row.stage.value)
@@ -275,7 +276,7 @@ class HalfCheetah(Locomotion):
     lineages = HALF_CHEETAH_LINEAGES
 
     def _cost(self) -> np.ndarray:
-        return 0.05 * (self._controls * self._controls).sum(-1)
+        return 0.05 * (self._scaled * self._scaled).sum(-1)
 
 
 class HalfCheetahVel(TargetVelocity, HalfCheetah):
@@ -320,7 +321,7 @@ class Ant(Locomotion):
 
     def _cost(self) -> np.ndarray:
         contact_forces = self._contact_forces.clip(-1.0, 1.0)
-        return 0.005 * (self._controls * self._controls).sum(-1) + CONTACT_COST * (
+        return 0.005 * (self._scaled * self._scaled).sum(-1) + CONTACT_COST * (
             contact_forces * contact_forces
         ).sum((-2, -1))
 

@@ -86,7 +86,12 @@ def empty_batch(dtype: np.dtype) -> np.ndarray:
 
 
 class BatchReceiver:
-    """Posted receives for trajectory batches, ``depth`` of them at any time."""
+    """Posted receives for trajectory batches: ``depth`` for each observer of a team at any time.
+
+    The observers are the ranks from 1 on, or rank 0 where it is alone. Each receive names its
+    source: MPICH 5.0 now and then loses the match of one from any source with a message from
+    another node.
+    """
 
     def __init__(
         self,
@@ -98,24 +103,27 @@ class BatchReceiver:
         self.comm = comm
         self.dtype = dtype
         self.empty = empty  # memory for a batch [1]
-        self.posted = [self._post() for _ in range(depth)]
+        sources = range(1, comm.size) if comm.size > 1 else [0]
+        self.posted = [self._post(source) for source in sources for _ in range(depth)]
 
-    def _post(self) -> tuple[MPI.Request, np.ndarray]:
+    def _post(self, source: int) -> tuple[MPI.Request, np.ndarray, int]:
         batch = self.empty(self.dtype)
-        request = self.comm.Irecv([batch.view(np.uint8), MPI.BYTE], MPI.ANY_SOURCE, BATCH_TAG)
-        return request, batch
+        request = self.comm.Irecv([batch.view(np.uint8), MPI.BYTE], source, BATCH_TAG)
+        return request, batch, source
 
     def take(self) -> list[np.ndarray]:
         """Return the batches ``[1]`` that have arrived, and post a receive for each."""
-        done = MPI.Request.Testsome([request for request, _ in self.posted]) or []
-        batches = [self.posted[index][1] for index in done]
+        done = MPI.Request.Testsome([request for request, *_ in self.posted]) or []
+        batches = []
         for index in done:
-            self.posted[index] = self._post()
+            _, batch, source = self.posted[index]
+            batches.append(batch)
+            self.posted[index] = self._post(source)
         return batches
 
     def close(self) -> None:
         """Cancel the receives that nothing will arrive for."""
-        for request, _ in self.posted:
+        for request, *_ in self.posted:
             request.Cancel()
             request.Wait()
         self.posted = []

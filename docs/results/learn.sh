@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# The runs behind docs/results/README.md: three seeds of each, all on one machine, into runs/.
+# Started again, it goes on where it was stopped. Needs hpc_maml[report] and an MPI runtime.
+set -euo pipefail
+export OMP_NUM_THREADS=1
+ranks=${RANKS:-2} # the results do not depend on it
+
+learn() { # name, configuration, seed, settings
+    local name=$1 config=$2 seed=$3
+    shift 3
+    mkdir -p runs
+    mpirun -np "$ranks" python -m hpc_maml --config "configs/$config.yaml" --run-dir "runs/$name-$seed" \
+        topology.layout=colocated archive.rollouts=none "seed=$seed" "$@" >>"runs/$name-$seed.log"
+}
+
+for seed in 1 2 3; do
+    learn bandit-n10 bandit "$seed"
+    learn bandit-n100 bandit "$seed" horizon=100
+    learn navigation navigation_original "$seed" evaluation.every=20
+    learn navigation-quarter navigation_original "$seed" trpo.fisher_fraction=0.25
+    learn navigation-pretrained navigation_original "$seed" algorithm=pretrain
+    learn cheetah-dir half_cheetah_dir_original "$seed" num_iterations=70 trpo.fisher_fraction=0.25 \
+        evaluation.every=35
+    learn cheetah-vel half_cheetah_vel_original "$seed" num_iterations=40
+    learn cheetah-vel-quarter half_cheetah_vel_original "$seed" num_iterations=40 \
+        trpo.fisher_fraction=0.25
+done
