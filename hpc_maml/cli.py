@@ -22,8 +22,8 @@ DAMAGED, BAD_INPUT = 1, 2
 
 SUMMARY = """\
 usage: python -m hpc_maml [train] [--config FILE] [--run-dir DIR] [key=value ...]
-       python -m hpc_maml evaluate RUN [--tasks N] [--updates K] [--step-sizes HOW]
-                          [--baseline RUN ...] [--json FILE]
+       python -m hpc_maml evaluate RUN [--tasks N] [--updates K] [--episodes N]
+                          [--step-sizes HOW] [--baseline RUN2 ...] [--json FILE]
        python -m hpc_maml report RUN [RUN ...] -o DIR
        python -m hpc_maml demo RUN [-o FILE]
        python -m hpc_maml inspect RUN [--tree] [--verify]
@@ -142,6 +142,9 @@ def _evaluate(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
         "--updates", type=_at_least(1), metavar="K", help="inner steps (evaluation.updates)"
     )
     parser.add_argument(
+        "--episodes", type=_at_least(2), metavar="N", help="per task and phase (fast_batch_size)"
+    )
+    parser.add_argument(
         "--step-sizes",
         choices=("halved", "constant"),
         help="after the first inner step (evaluation.step_sizes)",
@@ -162,7 +165,9 @@ def _evaluate(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     def run(comm: MPI.Intracomm) -> int:
         from hpc_maml.training import evaluate
 
-        return evaluate(comm, options.run, settings, options.baseline, options.json)
+        return evaluate(
+            comm, options.run, settings, options.episodes, options.baseline, options.json
+        )
 
     return run
 

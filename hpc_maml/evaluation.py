@@ -14,7 +14,7 @@ from hpc_maml.files import write_hdf5
 
 FORMAT_VERSION = 1
 RUN, RANDOM = "run", "random"  # the policy of the run itself, and what it began with
-NAME = re.compile(r"iteration_(\d{6,})_tasks_(\d+)_updates_(\d+)(_constant)?\.h5")
+NAME = re.compile(r"iteration_(\d{6,})_tasks_(\d+)_updates_(\d+)(_episodes_\d+)?(_constant)?\.h5")
 
 # Student's t at 97.5 %, for 1 to 30 degrees of freedom
 T_QUANTILES = (
@@ -35,11 +35,13 @@ class Evaluation:
     optima: Mapping[str, np.ndarray]  # by strategy: what can be had without any update, [n]
 
 
-def evaluation_path(folder: Path, iteration: int, settings: EvaluationConfig) -> Path:
-    """Return the file of the meta-test after an iteration."""
-    kind = "" if settings.step_sizes == "halved" else f"_{settings.step_sizes}"
-    sizes = f"tasks_{settings.tasks}_updates_{settings.updates}"
-    return folder / f"iteration_{iteration:06d}_{sizes}{kind}.h5"
+def evaluation_path(
+    folder: Path, iteration: int, settings: EvaluationConfig, episodes: int | None = None
+) -> Path:
+    """Return the file of the meta-test after an iteration; ``episodes`` if not as in training."""
+    name = f"iteration_{iteration:06d}_tasks_{settings.tasks}_updates_{settings.updates}"
+    name += f"_episodes_{episodes}" if episodes else ""
+    return folder / f"{name}{'' if settings.step_sizes == 'halved' else '_constant'}.h5"
 
 
 def evaluation_files(folder: Path) -> list[Path]:

@@ -182,14 +182,15 @@ def evaluate(
     world: MPI.Intracomm,
     run_dir: Path,
     settings: Mapping[str, Any],
+    episodes: int | None,
     baselines: Sequence[Path],
     json: Path | None,
 ) -> int:
     """Meta-test the last checkpoint of a run on unseen tasks; return the exit code.
 
-    ``settings`` are keys of EvaluationConfig that differ from the run's. Runs in ``baselines`` are
-    tested on the same tasks, as is the policy that the run began with. Raises InputError on every
-    rank.
+    ``settings`` are keys of EvaluationConfig that differ from the run's, ``episodes`` replace its
+    ``fast_batch_size``. Runs in ``baselines`` are tested on the same tasks, as is the policy that
+    the run began with. Raises InputError on every rank.
     """
     contestants: dict[str, tuple[np.ndarray, Sequence[float]]] = {}  # parameters and step sizes
     env = iteration = None
@@ -208,14 +209,14 @@ def evaluate(
         }
         config = config.model_copy(update=update)
         env = make_env(config, episodes=1)
-        job = prepare(config, env)
-        checkpoint = last_checkpoint(run_dir, config, job.policy)
+        policy = prepare(config, env).policy
+        checkpoint = last_checkpoint(run_dir, config, policy)
         iteration = checkpoint.iteration
         contestants[RUN] = (flatten(checkpoint), config.test_step_sizes)
-        random = initial_checkpoint(config, job.policy)
+        random = initial_checkpoint(config, policy)
         contestants[RANDOM] = (flatten(random), config.test_step_sizes)
         for path in baselines:
-            other = read_config(path)
+            other = read_config(path).model_copy(update={"evaluation": config.evaluation})
             keys = [
                 key
                 for key in differing_keys(config, other)
@@ -226,13 +227,14 @@ def evaluate(
                     f"The run in {path} cannot be tested beside that in {run_dir}: they differ in "
                     f"{', '.join(keys)}."
                 )
-            other = other.model_copy(update={"evaluation": config.evaluation})
             name = f"baseline {path.resolve().name}"
             if name in contestants:
                 raise InputError(f"Two baselines are called {path.name}: rename a folder.")
-            theta = flatten(last_checkpoint(path, other, job.policy))
+            theta = flatten(last_checkpoint(path, other, policy))
             contestants[name] = (theta, other.test_step_sizes)
-        return job
+        if episodes:
+            config = config.model_copy(update={"fast_batch_size": episodes})
+        return prepare(config, env)
 
     job = from_rank_0(world, prepare_test)
 
@@ -254,7 +256,8 @@ def evaluate(
             iteration, config.test_step_sizes, tasks, returns, optima(env, tasks, luck)
         )
         console.print_meta_test(found, json)
-        save(evaluation_path(run_dir / EVALUATIONS, iteration, config.evaluation), found)
+        folder = run_dir / EVALUATIONS
+        save(evaluation_path(folder, iteration, config.evaluation, episodes), found)
 
     run_job(world, job, principal, StopSignal())
     return DONE

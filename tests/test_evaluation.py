@@ -78,6 +78,16 @@ def test_evaluate_beside_a_baseline(ranks, runs):
     assert np.allclose(kept.step_sizes, [0.1, 0.05, 0.05])
 
 
+def test_other_numbers_of_episodes_are_tests_of_their_own(runs):
+    folder = runs / "pretrained"
+    for words in ((), ("--episodes", "7"), ("--episodes", "7", "--step-sizes", "constant")):
+        run(2, "evaluate", folder, "--tasks", "3", "--updates", "2", *words)
+    tests = open_run(folder).evaluations
+    assert len(tests) == len(list(folder.glob("evaluations/*"))) == 3
+    seen = {test.returns["run"].tobytes() for test in tests}
+    assert len(seen) == 3
+
+
 def test_step_sizes():
     config = load_config(None, ["fast_lr=0.4", "evaluation.step_sizes=constant"])
     assert config.test_step_sizes == (0.4, 0.4, 0.4)
