@@ -193,7 +193,8 @@ class TestPreemption:
         assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), text
         assert int(ended["Restarts"]) >= 1
         assert f"job {job}, start 2: srun" in text
-        assert f"run folder runs/ant-{job}, continued at " in text
+        if "stopped early after 0 iterations" not in text:  # on a busy machine it takes long to start
+            assert f"run folder runs/ant-{job}, continued at " in text
         assert begins(undisturbed, f"runs/ant-{job}", iterations)
         return text
 
@@ -207,7 +208,7 @@ class TestPreemption:
         self.wait_for_restart(cluster, job)
         cluster.on(LOGIN, "scontrol", "update", f"JobId={job}", "TimeLimit=10")
         text = self.goes_on(cluster, job, undisturbed, LONG)
-        assert "stopped early after " in text
+        assert "stopped early after " in text, text
 
     def test_scancel_signal(self, cluster, job, undisturbed):
         cluster.on(LOGIN, "scancel", "--batch", "--signal=USR1", job)

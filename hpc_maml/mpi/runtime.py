@@ -50,7 +50,7 @@ def check_world(size: int, environment: Mapping[str, str] = os.environ) -> None:
         if variable not in environment:
             continue
         if (started := int(environment[variable])) > size:
-            library = MPI.Get_library_version().split("\n")[0].strip(" \0")
+            library = " ".join(MPI.Get_library_version().split("\n")[0].strip("\0").split())
             raise InputError(
                 f"The launcher started {started} processes ({variable}) but the MPI world has "
                 f"{size}: the launcher does not belong to the MPI library in use ({library}); "

@@ -155,7 +155,7 @@ def meta_test(experiments: Sequence[Experiment]) -> Picture | None:
     _updates(axes[0])
     axes[0].set_title("After training")
     if axes[0].get_legend_handles_labels()[0]:
-        axes[0].legend(loc="upper left", bbox_to_anchor=(0, -0.17), ncols=2, fontsize=8)
+        axes[0].legend(loc="upper left", bbox_to_anchor=(0, -0.17), fontsize=8)
     for experiment, colour in on_the_way:
         tests = tests_on_the_way(experiment)
         iterations = list(tests)
