@@ -163,7 +163,7 @@ def _evaluate(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     settings = {key: value for key in keys if (value := getattr(options, key)) is not None}
 
     def run(comm: MPI.Intracomm) -> int:
-        from hpc_maml.training import evaluate
+        from hpc_maml.meta_testing import evaluate
 
         return evaluate(
             comm, options.run, settings, options.episodes, options.baseline, options.json

@@ -1,6 +1,6 @@
 """A job from start to end: what rank 0 prepares, what each rank builds, and who then runs what."""
 
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -12,31 +12,22 @@ from mpi4py import MPI
 from hpc_maml.advice import NEEDED, advise
 from hpc_maml.archive.plan import Shapes, estimate
 from hpc_maml.archive.schema import Segment
-from hpc_maml.config import Config, TopologyConfig, differing_keys
+from hpc_maml.config import Config
 from hpc_maml.doctor import warn
 from hpc_maml.envs import make
 from hpc_maml.envs.batched import TaskVectorEnv
 from hpc_maml.errors import InputError
-from hpc_maml.evaluation import RANDOM, RUN, Evaluation, evaluation_path, save
+from hpc_maml.evaluation import RUN, Evaluation, evaluation_path, save
 from hpc_maml.mpi.exchange import BatchReceiver, BatchSender, Messenger, empty_batch
 from hpc_maml.mpi.gpu_aware import sum_of_agents
 from hpc_maml.mpi.runtime import from_rank_0, keep_freed_memory
 from hpc_maml.mpi.topology import Topology, assign_roles, build_topology, visible_gpus
 from hpc_maml.mpi.waiting import Until, run_roles
 from hpc_maml.policy import Policy, make_policy
-from hpc_maml.random_streams import Purpose, stream
 from hpc_maml.roles.agent import Team, act, choose_gpu
 from hpc_maml.roles.messages import REQUESTS_AHEAD, Hello, Tag
 from hpc_maml.roles.observer import observe
-from hpc_maml.roles.principal import (
-    Agents,
-    Segments,
-    greet,
-    lead,
-    meta_test,
-    sums_of_agents,
-    unseen_tasks,
-)
+from hpc_maml.roles.principal import Agents, Segments, greet, lead, sums_of_agents
 from hpc_maml.stopping import StopSignal
 from hpc_maml.trajectory import batch_dtype
 
@@ -176,91 +167,6 @@ def train(
         return DONE
 
     return from_rank_0(world, conclude)
-
-
-def evaluate(
-    world: MPI.Intracomm,
-    run_dir: Path,
-    settings: Mapping[str, Any],
-    episodes: int | None,
-    baselines: Sequence[Path],
-    json: Path | None,
-) -> int:
-    """Meta-test the last checkpoint of a run on unseen tasks; return the exit code.
-
-    ``settings`` are keys of EvaluationConfig that differ from the run's, ``episodes`` replace its
-    ``fast_batch_size``. Runs in ``baselines`` are tested on the same tasks, as is the policy that
-    the run began with. Raises InputError on every rank.
-    """
-    contestants: dict[str, tuple[np.ndarray, Sequence[float]]] = {}  # parameters and step sizes
-    env = iteration = None
-
-    def prepare_test() -> Job:
-        from hpc_maml.run import flatten, initial_checkpoint, last_checkpoint
-        from hpc_maml.run_folder import read_config
-
-        nonlocal env, iteration
-        config = read_config(run_dir)
-        # The ranks at hand need not be those of the run, and agents only pass batches on.
-        update = {
-            "topology": TopologyConfig(),
-            "device": "cpu",
-            "evaluation": config.evaluation.model_copy(update=settings),
-        }
-        config = config.model_copy(update=update)
-        env = make_env(config, episodes=1)
-        policy = prepare(config, env).policy
-        checkpoint = last_checkpoint(run_dir, config, policy)
-        iteration = checkpoint.iteration
-        contestants[RUN] = (flatten(checkpoint), config.test_step_sizes)
-        random = initial_checkpoint(config, policy)
-        contestants[RANDOM] = (flatten(random), config.test_step_sizes)
-        for path in baselines:
-            other = read_config(path).model_copy(update={"evaluation": config.evaluation})
-            keys = [
-                key
-                for key in differing_keys(config, other)
-                if key == "horizon" or key.startswith(("env.", "policy."))
-            ]
-            if keys:
-                raise InputError(
-                    f"The run in {path} cannot be tested beside that in {run_dir}: they differ in "
-                    f"{', '.join(keys)}."
-                )
-            name = f"baseline {path.resolve().name}"
-            if name in contestants:
-                raise InputError(f"Two baselines are called {path.name}: rename a folder.")
-            theta = flatten(last_checkpoint(path, other, policy))
-            contestants[name] = (theta, other.test_step_sizes)
-        if episodes:
-            config = config.model_copy(update={"fast_batch_size": episodes})
-        return prepare(config, env)
-
-    job = from_rank_0(world, prepare_test)
-
-    async def principal(agents: Agents, topology: Topology) -> None:
-        from hpc_maml import console
-        from hpc_maml.envs.oracles import optima
-        from hpc_maml.run_folder import EVALUATIONS
-
-        config = job.config
-        await greet(topology.world)
-        tasks = unseen_tasks(config, env)
-        returns = {
-            name: await meta_test(agents, tasks, *contestant)
-            for name, contestant in contestants.items()
-        }
-        await agents.dismiss()
-        luck = stream(config.seed, Purpose.STRATEGIES)
-        found = Evaluation(
-            iteration, config.test_step_sizes, tasks, returns, optima(env, tasks, luck)
-        )
-        console.print_meta_test(found, json)
-        folder = run_dir / EVALUATIONS
-        save(evaluation_path(folder, iteration, config.evaluation, episodes), found)
-
-    run_job(world, job, principal, StopSignal())
-    return DONE
 
 
 def make_env(config: Config, episodes: int, threads: int = 1, num_tasks: int = 1) -> TaskVectorEnv:

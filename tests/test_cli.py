@@ -60,7 +60,8 @@ def test_a_live_line_on_a_terminal():
 
 
 def test_default_run_folder():
-    run(None, *SMALL)
+    shown = run(None, *SMALL).stdout
+    assert "busy: principal " in shown
     (folder,) = Path("runs").iterdir()
     assert folder.name.startswith("navigation-")
     assert {path.name for path in folder.iterdir()} >= {"config.yaml", "metrics.h5", "checkpoints"}

@@ -20,7 +20,7 @@ LAYERS = [
     ["roles"],
     ["advice", "run", "console", "doctor", "sinks", "report"],
     ["training"],
-    ["bench", "demo"],
+    ["bench", "demo", "meta_testing"],
     ["cli", "__main__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -109,7 +109,13 @@ def test_the_page_needs_nothing_else(report):
         assert kind == "data:image/svg+xml;base64"
         embedded.add(base64.b64decode(data))
     assert embedded == {path.read_bytes() for path in report.glob("*.svg")}
-    for text in ("navigation", "fast_lr 0.2", "<robot> & co", "mean of fast_lr 0.1"):
+    for text in (
+        "navigation",
+        "fast_lr 0.2",
+        "<robot> & co",
+        "mean of fast_lr 0.1",
+        "busy: principal",
+    ):
         assert text in page.shown
 
 

@@ -19,9 +19,9 @@ for seed in 1 2 3; do
     learn navigation navigation_original "$seed" evaluation.every=20
     learn navigation-quarter navigation_original "$seed" trpo.fisher_fraction=0.25
     learn navigation-pretrained navigation_original "$seed" algorithm=pretrain
-    learn cheetah-dir half_cheetah_dir_original "$seed" num_iterations=70 trpo.fisher_fraction=0.25 \
-        evaluation.every=35
-    learn cheetah-vel half_cheetah_vel_original "$seed" num_iterations=40
-    learn cheetah-vel-quarter half_cheetah_vel_original "$seed" num_iterations=40 \
+    learn cheetah-dir half_cheetah_dir_original "$seed" num_iterations=100 trpo.fisher_fraction=0.25 \
+        evaluation.every=50
+    learn cheetah-vel half_cheetah_vel_original "$seed" num_iterations=30
+    learn cheetah-vel-quarter half_cheetah_vel_original "$seed" num_iterations=30 \
         trpo.fisher_fraction=0.25
 done
