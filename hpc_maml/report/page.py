@@ -125,16 +125,22 @@ def _tests(environment: Environment) -> str:
     if not rows:
         return ""
     most = max(len(band.middle) for *_, band in rows)
+    several = len(environment.experiments) > 1
+    lines = [
+        (
+            f"{label}: {policy}" if several else policy,
+            [f"{mean:,.2f} ± {top - mean:,.2f}" for mean, top in zip(middle, high, strict=True)],
+        )
+        for label, policy, (middle, _, high) in rows
+    ]
+    tested = next(each for each in environment.experiments if policies(each))
+    lines += [(name, [f"{mean:,.2f}"]) for name, mean in optima(tested).items()]
     head = "".join(f"<th>{updates}</th>" for updates in range(most))
     body = []
-    for label, policy, (middle, _, high) in rows:
-        cells = [f"{mean:,.2f} ± {top - mean:,.2f}" for mean, top in zip(middle, high, strict=True)]
+    for name, cells in lines:
         cells += [""] * (most - len(cells))
-        name = f"{label}: {policy}" if len(environment.experiments) > 1 else policy
-        body.append(f"<tr><th>{escape(name)}</th><td>{'</td><td>'.join(cells)}</td></tr>")
-    tested = next(each for each in environment.experiments if policies(each))
-    for name, mean in optima(tested).items():
-        body.append(f"<tr><th>{escape(name)}</th><td>{mean:,.2f}</td></tr>")
+        row = "</td><td>".join(cells).replace("-", "−")
+        body.append(f"<tr><th>{escape(name)}</th><td>{row}</td></tr>")
     return (
         '<div class="wide"><table><thead><tr><th>return on unseen tasks after updates</th>'
         f"{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
