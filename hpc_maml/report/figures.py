@@ -177,7 +177,7 @@ def meta_test(experiments: Sequence[Experiment]) -> Picture | None:
         "meta_test",
         "Meta-test: return on unseen tasks",
         "Mean return after each update on tasks that training never saw, with its 95 % confidence "
-        "interval: over the tasks of a run, over seeds where there are several.",
+        "interval: over the tasks of a run, over seeds where several were tested.",
         figure,
     )
 

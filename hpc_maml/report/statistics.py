@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hpc_maml.evaluation import RUN, half_width
+from hpc_maml.evaluation import RUN, Evaluation, half_width
 from hpc_maml.report.experiments import Experiment
 
 
@@ -54,24 +54,25 @@ def returns_after_updates(experiment: Experiment) -> Band:
 
 
 def policies(experiment: Experiment) -> list[str]:
-    """Return which policies every run has tested in its last meta-test, none without one."""
-    tests = [run.evaluation for run in experiment.runs]
-    if not all(tests):
-        return []
-    return [name for name in tests[0].returns if all(name in test.returns for test in tests)]
+    """Return the policies in the last meta-tests of all runs that have one, none without."""
+    tests = _last_tests(experiment)
+    names = tests[0].returns if tests else ()
+    return [name for name in names if all(name in test.returns for test in tests)]
 
 
 def test_returns(experiment: Experiment, policy: str) -> Band:
     """Return what a policy gets on unseen tasks after 0, 1, ... updates, ``[updates]``."""
-    return _over_seeds_or_tasks([run.evaluation.returns[policy] for run in experiment.runs])
+    return _over_seeds_or_tasks([test.returns[policy] for test in _last_tests(experiment)])
 
 
 def tests_on_the_way(experiment: Experiment) -> dict[int, Band]:
     """Return what the run gets on unseen tasks after 0, 1, ... updates, by iteration."""
     runs = [
-        {each.iteration: each.returns[RUN] for each in run.evaluations} for run in experiment.runs
+        {each.iteration: each.returns[RUN] for each in run.evaluations}
+        for run in experiment.runs
+        if run.evaluations
     ]
-    common = [iteration for iteration in runs[0] if all(iteration in run for run in runs)]
+    common = [each for each in runs[0] if all(each in run for run in runs)] if runs else []
     return {
         iteration: _over_seeds_or_tasks([run[iteration] for run in runs]) for iteration in common
     }
@@ -79,12 +80,16 @@ def tests_on_the_way(experiment: Experiment) -> dict[int, Band]:
 
 def optima(experiment: Experiment) -> dict[str, float]:
     """Return the mean return of the best play that is known, by its name."""
-    tests = [run.evaluation for run in experiment.runs]
+    tests = _last_tests(experiment)
     return {
         name: float(np.mean([test.optima[name].mean() for test in tests]))
         for name in tests[0].optima
         if all(name in test.optima for test in tests)
     }
+
+
+def _last_tests(experiment: Experiment) -> list[Evaluation]:
+    return [run.evaluation for run in experiment.runs if run.evaluation]
 
 
 def _over_seeds_or_tasks(per_run: Sequence[np.ndarray]) -> Band:
