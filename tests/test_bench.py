@@ -137,7 +137,9 @@ def test_bench_starts_its_jobs_itself():
     assert "choose from rollout" in run(None, "bench", "speed", code=2).stderr
 
 
-@pytest.mark.parametrize("script", (ROOT / "benchmarks").glob("*.py"), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "script", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.name
+)
 def test_scripts_explain_themselves(script):
     result = subprocess.run(
         [sys.executable, script, "--help"],

@@ -212,7 +212,7 @@ class Locomotion(TaskVectorEnv):
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         row = self._lineage
         limit = row.action_limit
-        self._scaled = np.divide(actions.clip(-limit, limit), limit, dtype=np.float64)
+        self._scaled = (actions.clip(-limit, limit) / limit).astype(np.float64)
         self._controls[...] = self._scaled
         before = self._torso_x.copy()
         try:
