@@ -105,7 +105,7 @@ def learning_curves(experiments: Sequence[Experiment]) -> Picture:
         Line2D([], [], color=colours[0], linestyle="--", label="before"),
         Line2D([], [], color=colours[1], label="after"),
     ]
-    left.legend(handles=lines, loc="lower right")
+    left.legend(handles=lines, loc="best")
     _legend(figure, experiments)
     return Picture(
         "learning_curves",
