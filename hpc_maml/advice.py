@@ -53,6 +53,8 @@ def advise(metrics: Mapping[str, np.ndarray]) -> list[str]:
     Estimated from medians of the phase times; beside more or faster ranks, nothing is assumed to
     change. GPUs are assumed to be one for each agent.
     """
+    if any(name not in metrics for name in NEEDED):  # a run of an older program
+        return []
     columns = {name: np.asarray(metrics[name]) for name in NEEDED}
     if not len(columns["ranks"]):
         return []

@@ -70,5 +70,6 @@ def test_only_the_last_job_counts():
     assert advise(table(earlier, earlier, {}, {})) == advise(table())
 
 
-def test_a_run_that_has_not_begun():
+def test_a_run_that_has_not_begun_or_is_older_than_these_columns():
     assert advise({name: np.array([]) for name in JOB}) == []
+    assert advise({"principal_busy": np.array([0.5])}) == []

@@ -68,6 +68,7 @@ def page(
             f'<p class="note">{escape(run.name)}: {escape("; ".join(advise(run.metrics)))}.</p>'
             for each in environment.experiments
             for run in each.runs
+            if advise(run.metrics)
         ]
         parts += [_details(run) for each in environment.experiments for run in each.runs]
     parts.append("</body></html>\n")
