@@ -11,13 +11,14 @@ import h5py
 from hpc_maml.bench.programs import run
 from hpc_maml.bench.table import Row, compare
 
-WARM_UP = 2  # iterations
-ITERATIONS = 4  # after them, in each round
+WARM_UP = 1  # iterations
+ITERATIONS = 3  # after them, in each round
 JOBS = {
     "navigation": [
-        "1", "2", "2 colocated", "4", "4 colocated", "8", "8 agents=1", "16", "16 agents=4",
+        "1", "1 cores=1", "2", "2 colocated", "4", "4 colocated",
+        "8", "8 agents=1", "16", "16 agents=4",
     ],
-    "half_cheetah_vel": ["1", "2 colocated", "16"],
+    "half_cheetah_vel": ["1", "1 cores=1", "2 colocated", "16"],
 }  # fmt: skip
 PLAIN = "the plain way: SyncVectorEnv and autograd"
 PHASES = (
@@ -52,6 +53,9 @@ def measure_environment(name: str, rounds: int) -> list[Row]:
         compare(f"{name}, np {job}", "s", seconds[job], seconds[best], f"np {best}, the best")
         for job in JOBS[name]
     ]
+    halves = [each / 2 for each in seconds["1 cores=1"]]
+    what = "half of np 1 on one core, the ideal"
+    rows.append(compare(f"{name}, np 2 colocated", "s", seconds["2 colocated"], halves, what))
     for job in jobs:
         for phase in PHASES[1:]:
             shares = [
@@ -65,16 +69,27 @@ def measure_environment(name: str, rounds: int) -> list[Row]:
 def phases(name: str, job: str) -> dict[str, float]:
     """Return the medians of the clock over the iterations of a job like 8 agents=2."""
     ranks, *words = job.split()
-    keys = {"colocated": "topology.layout=colocated"}
-    prefixes = {"agents": "topology.agents", "fisher_fraction": "trpo.fisher_fraction"}
     settings = [
-        keys.get(word) or f"{prefixes[word.split('=')[0]]}={word.split('=')[1]}" for word in words
+        f"env.name={name}",
+        f"meta_batch_size={20 if name == 'navigation' else 40}",
+        "archive.rollouts=none",
     ]
-    size = [f"env.name={name}", f"meta_batch_size={20 if name == 'navigation' else 40}"]
-    return medians(int(ranks), [*size, "archive.rollouts=none", *settings])
+    cores = None
+    for key, _, value in (word.partition("=") for word in words):
+        if key == "cores":
+            cores = int(value)
+        elif key == "colocated":
+            settings.append("topology.layout=colocated")
+        elif key == "agents":
+            settings.append(f"topology.agents={value}")
+        else:
+            settings.append(f"trpo.{key}={value}")
+    return medians(int(ranks), settings, cores=cores)
 
 
-def medians(ranks: int, settings: Sequence[str], iterations: int = ITERATIONS) -> dict[str, float]:
+def medians(
+    ranks: int, settings: Sequence[str], iterations: int = ITERATIONS, cores: int | None = None
+) -> dict[str, float]:
     """Return the medians of the clock over the iterations of a job, without the first ones."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
@@ -82,6 +97,6 @@ def medians(ranks: int, settings: Sequence[str], iterations: int = ITERATIONS) -
             *(f"num_iterations={WARM_UP + iterations}", "metrics.tensorboard=off", "device=cpu"),
             *settings,
         ]
-        run(command, ranks)
+        run(command, ranks, cores)
         with h5py.File(Path(folder) / "run" / "metrics.h5") as file:
             return {phase: float(median(file[f"iterations/{phase}"][WARM_UP:])) for phase in PHASES}

@@ -16,10 +16,12 @@ def yardstick(name: str, build: Path) -> Path | None:
     return path if path.exists() else None
 
 
-def run(command: Sequence[str | Path], ranks: int | None = None) -> list[str]:
-    """Run a command on one core a process, under mpirun for ``ranks``; return what it printed.
+def run(
+    command: Sequence[str | Path], ranks: int | None = None, cores: int | None = None
+) -> list[str]:
+    """Run a command, under mpirun for ``ranks``, on that many cores; return what it printed.
 
-    Raises CalledProcessError.
+    On all cores of this process without a number. Raises CalledProcessError.
     """
     # A benchmark may itself have been started as an MPI process.
     launcher = ("PMI", "OMPI", "PMIX", "MPI_LOCAL")
@@ -27,7 +29,12 @@ def run(command: Sequence[str | Path], ranks: int | None = None) -> list[str]:
     if ranks:
         mpirun = shutil.which("mpirun", path=str(Path(sys.executable).parent)) or "mpirun"
         command = [mpirun, "-np", str(ranks), *command]
-    result = subprocess.run(
-        list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True, env=clean
-    )
+    mine = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(mine)[:cores])  # children inherit it
+    try:
+        result = subprocess.run(
+            list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True, env=clean
+        )
+    finally:
+        os.sched_setaffinity(0, mine)
     return result.stdout.splitlines()

@@ -1,0 +1,92 @@
+"""What sending trajectories costs the observers: the share of their working time spent in MPI.
+
+    mpirun -np 3 python benchmarks/shipping.py [key=value ...]
+
+Trains half_cheetah_vel (40 tasks x 20 episodes x 100 steps, 6 iterations) without an archive. Every
+call of an observer that sends or asks is timed, as is every collection of trajectories; waiting for
+orders is neither.
+"""
+
+import argparse
+import functools
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mpi4py import MPI
+
+from hpc_maml import training
+from hpc_maml.config import load_config
+from hpc_maml.mpi.exchange import BatchSender, Messenger
+from hpc_maml.mpi.runtime import from_rank_0
+from hpc_maml.roles import observer
+from hpc_maml.stopping import StopSignal
+
+SIZE = ("env.name=half_cheetah_vel", "meta_batch_size=40", "fast_batch_size=20", "horizon=100")
+QUIET = ("num_iterations=6", "archive.rollouts=none", "metrics.tensorboard=off")
+
+
+def timed(function: Callable, seconds: Counter[str], what: str) -> Callable:
+    """Return the function, which adds what it takes to ``seconds``."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        began = time.perf_counter()
+        result = function(*args, **kwargs)
+        seconds[what] += time.perf_counter() - began
+        return result
+
+    return call
+
+
+def timed_steps(generator: Callable, seconds: Counter[str], what: str) -> Callable:
+    """Return the generator, each step of which adds what it takes to ``seconds``."""
+
+    @functools.wraps(generator)
+    def steps(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        advance = timed(functools.partial(next, generator(*args, **kwargs), None), seconds, what)
+        while (item := advance()) is not None:
+            yield item
+
+    return steps
+
+
+def main() -> int:
+    """Train, and print a line for each observer on rank 0."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("settings", nargs="*", metavar="key=value")
+    options = parser.parse_args()
+    world = MPI.COMM_WORLD
+    seconds: Counter[str] = Counter()
+
+    observer.collect = timed_steps(observer.collect, seconds, "collecting")
+    observe = observer.observe
+
+    def observe_timed(*args: Any) -> Any:
+        for each in (each for each in args if isinstance(each, BatchSender | Messenger)):
+            each.send = timed(each.send, seconds, "sending")
+        return observe(*args)
+
+    training.observe = observe_timed
+    with tempfile.TemporaryDirectory() as folder:
+        path = from_rank_0(world, lambda: Path(folder))
+        settings = [*SIZE, *QUIET, *options.settings]
+        code = training.train(
+            world, lambda: load_config(None, settings), path / "run", StopSignal()
+        )
+    for rank, found in enumerate(world.gather(seconds) or []):
+        if found:
+            share = found["sending"] / (found["sending"] + found["collecting"])
+            print(
+                f"rank {rank}: collecting {found['collecting']:.2f} s, "
+                f"sending {found['sending']:.4f} s, {100 * share:.2f} %"
+            )
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
