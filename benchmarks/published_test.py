@@ -1,0 +1,108 @@
+"""The meta-test of navigation runs with the goals and sampling rule of the published experiment.
+
+    python benchmarks/published_test.py runs/navigation-1 [...] [--step-sizes 0.5 0.25 0.25]
+
+Finn et al. (2017) test on 40 goals drawn with seed 1. They play 40 episodes at a time, start a new
+one where one has ended, and stop once those that have ended hold 4,000 steps: the sooner the goal
+is reached, the more episodes there are. `python -m hpc_maml evaluate` plays a number of episodes,
+on other goals. Prints means over the goals with 95 % confidence intervals, and medians.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from hpc_maml.advantages import task_advantages
+from hpc_maml.envs.navigation import GOAL_RANGE
+from hpc_maml.errors import InputError
+from hpc_maml.evaluation import half_width
+from hpc_maml.maml import adapt
+from hpc_maml.random_streams import Purpose, stream
+from hpc_maml.rollout import roll_out
+from hpc_maml.run import flatten, last_checkpoint
+from hpc_maml.run_folder import read_config
+from hpc_maml.training import make_env, prepare
+from hpc_maml.trajectory import batch_dtype, samples
+
+SAMPLES, STREAMS = 4000, 40
+EPISODES = 600  # at most; of which the rule leaves those that it would have sampled
+
+
+def sampled(lengths: np.ndarray) -> np.ndarray:
+    """Return the indices of the episodes that the rule samples; ``lengths`` [E] are in steps.
+
+    Episode e is played in stream e mod STREAMS, after the ones before it there.
+    """
+    ends = np.concatenate([lengths[first::STREAMS].cumsum() for first in range(STREAMS)])
+    order = np.concatenate([np.arange(first, len(lengths), STREAMS) for first in range(STREAMS)])
+    by_end = ends.argsort(kind="stable")
+    steps = lengths[order[by_end]].cumsum()
+    if steps[-1] < SAMPLES:
+        raise InputError(f"{len(lengths)} episodes do not make {SAMPLES} steps.")
+    last = ends[by_end[steps.searchsorted(SAMPLES)]]
+    return order[ends <= last]
+
+
+def meta_test(path: Path, step_sizes: Sequence[float]) -> np.ndarray:
+    """Return the returns [goals, updates + 1] of the last checkpoint of a run."""
+    config = read_config(path)
+    if config.env.name != "navigation":
+        raise InputError(f"The run in {path} is of {config.env.name}, not of navigation.")
+    env = make_env(config, EPISODES)
+    policy = prepare(config, env).policy
+    theta = flatten(last_checkpoint(path, config, policy))
+    shapes = env.single_observation_space.shape, env.single_action_space.shape, np.float32
+    goals = np.random.RandomState(1).uniform(-GOAL_RANGE, GOAL_RANGE, (40, 2))
+    returns = np.zeros((len(goals), len(step_sizes) + 1))
+    for index, goal in enumerate(goals):
+        env.set_tasks(goal[None])
+        adapted = theta
+        for phase, step_size in enumerate((*step_sizes, None)):
+            played = np.zeros(1, batch_dtype(config.horizon, EPISODES, *shapes))
+            actions, starts = (
+                [stream(config.seed, purpose, 0, index, phase)]
+                for purpose in (Purpose.EVALUATION_ACTIONS, Purpose.EVALUATION_ENVIRONMENT)
+            )
+            roll_out(policy, env, adapted[None], actions, starts, played)
+            chosen = sampled(played[0]["lengths"])
+            batch = np.zeros((), batch_dtype(config.horizon, len(chosen), *shapes))
+            batch["lengths"] = played[0]["lengths"][chosen]
+            for name in ("observations", "actions", "rewards", "log_probs"):
+                batch[name] = played[0][name][:, chosen]
+            batch["advantages"] = task_advantages(
+                batch["observations"],
+                batch["rewards"],
+                batch["lengths"],
+                config.gamma,
+                config.gae_lambda,
+            )
+            returns[index, phase] = batch["rewards"].sum(0, dtype=np.float64).mean()
+            if step_size:
+                adapted = adapt(policy, adapted, samples(batch), step_size)
+    return returns
+
+
+def main() -> int:
+    """Test each run, and print two lines for it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("--step-sizes", nargs="+", type=float, default=[0.5, 0.25, 0.25])
+    options = parser.parse_args()
+    for path in options.runs:
+        try:
+            returns = meta_test(path, options.step_sizes)
+        except InputError as error:
+            print(f"{parser.prog}: {error}", file=sys.stderr)
+            return 2
+        widths = half_width(returns)
+        means = [f"{m:.2f} ± {w:.2f}" for m, w in zip(returns.mean(0), widths, strict=True)]
+        print(f"{path}: after 0, 1, ... updates {', '.join(means)}")
+        print(f"    medians {', '.join(f'{each:.2f}' for each in np.median(returns, 0))}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
