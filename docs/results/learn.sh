@@ -18,19 +18,24 @@ for seed in 1 2 3; do
     learn bandit-n100 bandit "$seed" horizon=100 num_iterations=50
     learn navigation navigation_original "$seed" evaluation.every=20
     learn navigation-pretrained navigation_original "$seed" algorithm=pretrain
-    learn cheetah-dir half_cheetah_dir_original "$seed" num_iterations=100 trpo.fisher_fraction=0.25 \
-        evaluation.every=50
+    learn cheetah-dir half_cheetah_dir_original "$seed" num_iterations=100
+    learn cheetah-dir-quarter half_cheetah_dir_original "$seed" num_iterations=100 \
+        trpo.fisher_fraction=0.25
     learn cheetah-vel half_cheetah_vel_original "$seed" num_iterations=30 trpo.fisher_fraction=0.25
 done
 
 for seed in 1 2 3; do
     python -m hpc_maml evaluate "runs/navigation-$seed" --episodes 40 \
         --baseline "runs/navigation-pretrained-$seed"
-    for name in cheetah-dir cheetah-vel bandit-n10 bandit-n100; do
+    for name in cheetah-dir cheetah-dir-quarter cheetah-vel bandit-n10 bandit-n100; do
         python -m hpc_maml evaluate "runs/$name-$seed"
     done
 done
+python benchmarks/published_test.py runs/navigation-[123]
+python benchmarks/published_test.py runs/navigation-[123] --step-sizes 0.5 0.125 0.125
 for name in navigation cheetah-dir cheetah-vel bandit-n10 bandit-n100; do
-    python -m hpc_maml report "runs/$name-1" "runs/$name-2" "runs/$name-3" -o "report/$name"
+    runs=("runs/$name-"[123])
+    [[ $name == cheetah-dir ]] && runs+=(runs/cheetah-dir-quarter-[123])
+    python -m hpc_maml report "${runs[@]}" -o "report/$name"
     cp "report/$name/learning_curves.svg" "docs/results/$name.svg"
 done
