@@ -21,7 +21,8 @@ def run(
 ) -> list[str]:
     """Run a command, under mpirun for ``ranks``, on that many cores; return what it printed.
 
-    On all cores of this process without a number. Raises CalledProcessError.
+    On all cores of this process without a number. What it says beside that, as libraries do of
+    models of Gymnasium, is shown if it fails: raises CalledProcessError.
     """
     # A benchmark may itself have been started as an MPI process.
     launcher = ("PMI", "OMPI", "PMIX", "MPI_LOCAL")
@@ -33,8 +34,11 @@ def run(
     os.sched_setaffinity(0, sorted(mine)[:cores])  # children inherit it
     try:
         result = subprocess.run(
-            list(map(str, command)), check=True, stdout=subprocess.PIPE, text=True, env=clean
+            list(map(str, command)), check=False, capture_output=True, text=True, env=clean
         )
     finally:
         os.sched_setaffinity(0, mine)
+    if result.returncode:
+        sys.stderr.write(result.stderr)
+        result.check_returncode()
     return result.stdout.splitlines()
