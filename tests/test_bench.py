@@ -1,6 +1,7 @@
 """The benchmarks: what their yardsticks count, and the plain way beside ours."""
 
 import json
+import runpy
 import shutil
 import subprocess
 import sys
@@ -135,6 +136,16 @@ def test_the_plain_way_runs():
 def test_bench_starts_its_jobs_itself():
     assert "call it without mpirun" in run(2, "bench", "update", code=2).stderr
     assert "choose from rollout" in run(None, "bench", "speed", code=2).stderr
+
+
+@pytest.mark.parametrize(("odd", "episodes"), [(100, 40), (50, 60)])
+def test_the_published_rule_counts_the_steps_of_ended_episodes(odd, episodes):
+    sampled = runpy.run_path(str(ROOT / "benchmarks" / "published_test.py"))["sampled"]
+    lengths = np.where(np.arange(600) % 2, odd, 100)  # 40 streams, every other of these lengths
+    chosen = sampled(lengths)
+    assert len(set(chosen)) == len(chosen) == episodes
+    assert lengths[chosen].sum() == 4000
+    assert chosen.max() < 80
 
 
 @pytest.mark.parametrize(
