@@ -4,7 +4,7 @@
 
 Jobs of half_cheetah_vel (40 tasks x 20 episodes x 100 steps) with archive.rollouts=every and =none
 run in turn, so that a machine whose speed drifts treats both alike; in every other round the order
-is reversed, and the first two iterations of each job are left out. Exit code 1 if the median ratio
+is reversed, and the first iteration of each job is left out. Exit code 1 if the median ratio
 of the pairs is above --limit (1.03).
 """
 

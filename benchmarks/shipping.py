@@ -21,6 +21,7 @@ from mpi4py import MPI
 
 from hpc_maml import training
 from hpc_maml.config import load_config
+from hpc_maml.errors import InputError
 from hpc_maml.mpi.exchange import BatchSender, Messenger
 from hpc_maml.mpi.runtime import from_rank_0
 from hpc_maml.roles import observer
@@ -75,9 +76,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         path = from_rank_0(world, lambda: Path(folder))
         settings = [*SIZE, *QUIET, *options.settings]
-        code = training.train(
-            world, lambda: load_config(None, settings), path / "run", StopSignal()
-        )
+        try:
+            code = training.train(
+                world, lambda: load_config(None, settings), path / "run", StopSignal()
+            )
+        except InputError as error:  # on every rank
+            if world.rank == 0:
+                print(f"{parser.prog}: {error}", file=sys.stderr)
+            return 2
     for rank, found in enumerate(world.gather(seconds) or []):
         if found:
             share = found["sending"] / (found["sending"] + found["collecting"])

@@ -140,7 +140,7 @@ def test_bench_starts_its_jobs_itself():
 
 @pytest.mark.parametrize(("odd", "episodes"), [(100, 40), (50, 60)])
 def test_the_published_rule_counts_the_steps_of_ended_episodes(odd, episodes):
-    sampled = runpy.run_path(str(ROOT / "benchmarks" / "published_test.py"))["sampled"]
+    sampled = runpy.run_path(str(ROOT / "benchmarks" / "published_navigation.py"))["sampled"]
     lengths = np.where(np.arange(600) % 2, odd, 100)  # 40 streams, every other of these lengths
     chosen = sampled(lengths)
     assert len(set(chosen)) == len(chosen) == episodes

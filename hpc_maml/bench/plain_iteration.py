@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import sys
 import time
-import warnings
 from typing import Any
 
 import gymnasium
@@ -51,9 +50,7 @@ class HalfCheetahVelocity(gymnasium.Wrapper):
     """The half-cheetah of Gymnasium, to run at the velocity of the task."""
 
     def __init__(self) -> None:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "compiler attribute 'settotalmass'")
-            super().__init__(gymnasium.make("HalfCheetah-v5"))
+        super().__init__(gymnasium.make("HalfCheetah-v5"))
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         """Take a step."""

@@ -2,7 +2,6 @@
 
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -127,11 +126,14 @@ def gymnasium_work(
     """Return what steps Gymnasium's vector environment for a horizon, under the same policy."""
     rng = np.random.default_rng(1)
     layers = policy.unflatten(policy.initial_parameters(rng))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "compiler attribute 'settotalmass'")
+    handler = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(lambda text: None)  # the model is Gymnasium's, the advice not for us
+    try:
         envs = gymnasium.make_vec(
             name, config.fast_batch_size, vectorization_mode="sync", **arguments
         )
+    finally:
+        mujoco.set_mju_user_warning(handler)
     observations, _ = envs.reset(seed=1)
 
     def work() -> None:

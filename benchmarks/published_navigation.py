@@ -1,6 +1,6 @@
 """The meta-test of navigation runs with the goals and sampling rule of the published experiment.
 
-    python benchmarks/published_test.py runs/navigation-1 [...] [--step-sizes 0.5 0.25 0.25]
+    python benchmarks/published_navigation.py runs/navigation-1 [...] [--step-sizes 0.5 0.25 0.25]
 
 Finn et al. (2017) test on 40 goals drawn with seed 1. They play 40 episodes at a time, start a new
 one where one has ended, and stop once those that have ended hold 4,000 steps: the sooner the goal
@@ -47,7 +47,10 @@ def sampled(lengths: np.ndarray) -> np.ndarray:
 
 
 def meta_test(path: Path, step_sizes: Sequence[float]) -> np.ndarray:
-    """Return the returns [goals, updates + 1] of the last checkpoint of a run."""
+    """Return the returns [goals, updates + 1] of the last checkpoint of a run.
+
+    InputError if there is no run of navigation, or no checkpoint, in ``path``.
+    """
     config = read_config(path)
     if config.env.name != "navigation":
         raise InputError(f"The run in {path} is of {config.env.name}, not of navigation.")
