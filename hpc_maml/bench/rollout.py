@@ -127,7 +127,7 @@ def gymnasium_work(
     rng = np.random.default_rng(1)
     layers = policy.unflatten(policy.initial_parameters(rng))
     handler = mujoco.get_mju_user_warning()
-    mujoco.set_mju_user_warning(lambda text: None)  # the model is Gymnasium's, the advice not for us
+    mujoco.set_mju_user_warning(lambda text: None)  # of Gymnasium's model
     try:
         envs = gymnasium.make_vec(
             name, config.fast_batch_size, vectorization_mode="sync", **arguments

@@ -62,7 +62,9 @@ def split(ranks: int, cores: int) -> tuple[int, int]:
 def measure(rounds: int) -> list[Row]:
     """Fit the model, compare it with what was measured, and predict."""
     cores = len(os.sched_getaffinity(0))
-    found = {ranks: [phases(NAME, str(ranks)) for _ in range(rounds)] for ranks in MEASURED}
+    # a rank that has several cores would use them: the pieces are those of one core
+    jobs = {ranks: "1 cores=1" if ranks == 1 else str(ranks) for ranks in MEASURED}
+    found = {ranks: [phases(NAME, job) for _ in range(rounds)] for ranks, job in jobs.items()}
     alone = found[1]
     small, large = (
         reduce.middle(reduce.command(size), max(2, cores)) for size in reduce.SIZES.values()
@@ -86,7 +88,7 @@ def measure(rounds: int) -> list[Row]:
     for ranks, runs in found.items():
         predicted = [model.seconds(ranks, TASKS, min(cores, ranks))] * rounds
         seconds = [each["iteration_seconds"] for each in runs]
-        rows.append(compare(f"model at np {ranks}", "s", predicted, seconds, "measured"))
+        rows.append(compare(f"model at np {jobs[ranks]}", "s", predicted, seconds, "measured"))
     one_core = model.seconds(1, 1, 1)
     for ranks in PREDICTED:
         agents, observers = split(ranks, ranks)

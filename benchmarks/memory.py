@@ -1,0 +1,100 @@
+"""How the memory of an agent grows: with its trajectory batches, and with the iterations.
+
+    mpirun -np 2 python benchmarks/memory.py [--tasks 40 160 ...] [--iterations 200] [key=value ...]
+
+First 200 iterations of 2 tasks of half_cheetah_vel (20 episodes x 100 steps), with what is resident
+along the way, then one iteration of each number of tasks, with the most that was resident so far.
+Rank 0 is the agent and the principal. One iteration of the conjugate gradient instead of ten: what
+a task needs does not depend on it.
+"""
+
+import argparse
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from mpi4py import MPI
+
+from hpc_maml.config import Config, load_config
+from hpc_maml.errors import InputError
+from hpc_maml.mpi.runtime import from_rank_0
+from hpc_maml.roles import agent
+from hpc_maml.stopping import StopSignal
+from hpc_maml.training import make_env, prepare, train
+
+BASE = (
+    *("env.name=half_cheetah_vel", "fast_batch_size=20", "horizon=100", "trpo.cg_iters=1"),
+    *("topology.layout=split", "archive.rollouts=none", "metrics.tensorboard=off", "device=cpu"),
+)
+MB = 1e6
+
+
+def resident(which: str) -> float:
+    """Return the MB of this process that are resident now (VmRSS), or were at most (VmHWM)."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(re.search(rf"{which}:\s+(\d+) kB", status)[1]) * 1024 / MB
+
+
+def batches(config: Config) -> float:
+    """Return the MB of the trajectory batches of an iteration."""
+    dtype = prepare(config, make_env(config, episodes=1)).dtype
+    return dtype.itemsize * config.meta_batch_size * (config.num_inner_steps + 1) / MB
+
+
+def measure(options: argparse.Namespace, world: MPI.Intracomm, folder: Path) -> list[str]:
+    """Train on all ranks; return what this rank found, a line for each."""
+    after_steps: list[float] = []
+    meta_step = agent.meta_step
+
+    def observed(*args: Any) -> Any:
+        step = meta_step(*args)
+        after_steps.append(resident("VmRSS"))
+        return step
+
+    def run(tasks: int, iterations: int) -> float:
+        sizes = [f"meta_batch_size={tasks}", f"num_iterations={iterations}"]
+        config = load_config(None, [*BASE, *options.settings, *sizes])
+        train(world, lambda: config, folder / f"{tasks}-{iterations}", StopSignal())
+        return batches(config)
+
+    agent.meta_step = observed
+    of_few = run(2, options.iterations)
+    agent.meta_step = meta_step
+    lines = [f"trajectory batches of 2 tasks: {of_few:.1f} MB"]
+    if after_steps:  # this rank is an agent
+        marks = (max(1, options.iterations // 10), options.iterations // 2, options.iterations)
+        lines += [f"after iteration {done}: {after_steps[done - 1]:.1f} MB" for done in marks]
+    points = [(run(tasks, 1), resident("VmHWM")) for tasks in sorted(options.tasks)]
+    before = (0.0, 0.0)
+    for tasks, (size, most) in zip(sorted(options.tasks), points, strict=True):
+        slope = (most - before[1]) / (size - before[0])
+        more = f", {slope:.2f} for each MB of batches more" if before[0] else ""
+        lines.append(f"{tasks} tasks: batches {size:.0f} MB, at most {most:.0f} MB{more}")
+        before = (size, most)
+    return lines
+
+
+def main() -> int:
+    """Print what rank 0 found."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tasks", type=int, nargs="+", default=[40, 160, 320, 480])
+    parser.add_argument("--iterations", type=int, default=200)
+    parser.add_argument("settings", nargs="*", metavar="key=value")
+    options = parser.parse_intermixed_args()
+    world = MPI.COMM_WORLD
+    with tempfile.TemporaryDirectory() as own:
+        try:
+            lines = measure(options, world, from_rank_0(world, lambda: Path(own)))
+        except InputError as error:  # on every rank
+            if world.rank == 0:
+                print(f"{parser.prog}: {error}", file=sys.stderr)
+            return 2
+    if world.rank == 0:
+        print(*lines, sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
