@@ -1,11 +1,11 @@
 """How the memory of an agent grows: with its trajectory batches, and with the iterations.
 
-    mpirun -np 2 python benchmarks/memory.py [--tasks 40 160 ...] [--iterations 200] [key=value ...]
+    mpirun -np 2 python benchmarks/memory.py [key=value ...] [--tasks 40 160 ...] [--iterations 200]
 
 First 200 iterations of 2 tasks of half_cheetah_vel (20 episodes x 100 steps), with what is resident
 along the way, then one iteration of each number of tasks, with the most that was resident so far.
-Rank 0 is the agent and the principal. One iteration of the conjugate gradient instead of ten: what
-a task needs does not depend on it.
+Rank 0 is an agent and the principal, which keeps the metrics of all iterations. One product of the
+conjugate gradient instead of ten: what a task needs does not depend on it.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def batches(config: Config) -> float:
 
 
 def measure(options: argparse.Namespace, world: MPI.Intracomm, folder: Path) -> list[str]:
-    """Train on all ranks; return what this rank found, a line for each."""
+    """Train on all ranks; return what this rank found, a line for each, if it is an agent."""
     after_steps: list[float] = []
     meta_step = agent.meta_step
 
@@ -63,8 +63,8 @@ def measure(options: argparse.Namespace, world: MPI.Intracomm, folder: Path) -> 
     of_few = run(2, options.iterations)
     agent.meta_step = meta_step
     lines = [f"trajectory batches of 2 tasks: {of_few:.1f} MB"]
-    if after_steps:  # this rank is an agent
-        marks = (max(1, options.iterations // 10), options.iterations // 2, options.iterations)
+    marks = (max(1, options.iterations // 10), options.iterations // 2, options.iterations)
+    if after_steps:
         lines += [f"after iteration {done}: {after_steps[done - 1]:.1f} MB" for done in marks]
     points = [(run(tasks, 1), resident("VmHWM")) for tasks in sorted(options.tasks)]
     before = (0.0, 0.0)
@@ -73,11 +73,11 @@ def measure(options: argparse.Namespace, world: MPI.Intracomm, folder: Path) -> 
         more = f", {slope:.2f} for each MB of batches more" if before[0] else ""
         lines.append(f"{tasks} tasks: batches {size:.0f} MB, at most {most:.0f} MB{more}")
         before = (size, most)
-    return lines
+    return lines if after_steps else []
 
 
 def main() -> int:
-    """Print what rank 0 found."""
+    """Print what every agent found."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", type=int, nargs="+", default=[40, 160, 320, 480])
     parser.add_argument("--iterations", type=int, default=200)
@@ -91,8 +91,9 @@ def main() -> int:
             if world.rank == 0:
                 print(f"{parser.prog}: {error}", file=sys.stderr)
             return 2
-    if world.rank == 0:
-        print(*lines, sep="\n")
+    for rank, found in enumerate(world.gather(lines) or []):
+        if found:
+            print(f"rank {rank}:", *found, sep="\n  ")
     return 0
 
 

@@ -24,12 +24,16 @@ for seed in 1 2 3; do
         trpo.fisher_fraction=0.25
     learn cheetah-vel half_cheetah_vel_original "$seed" num_iterations=30 trpo.fisher_fraction=0.25
     learn cheetah-vel-exact half_cheetah_vel_original "$seed" num_iterations=30
+    learn cheetah-vel-small half_cheetah_vel "$seed" num_iterations=30
+    learn cheetah-vel-small-quarter half_cheetah_vel "$seed" num_iterations=30 \
+        trpo.fisher_fraction=0.25
 done
 
 for seed in 1 2 3; do
     python -m hpc_maml evaluate "runs/navigation-$seed" --episodes 40 \
         --baseline "runs/navigation-pretrained-$seed"
-    for name in cheetah-dir cheetah-dir-quarter cheetah-vel cheetah-vel-exact bandit-n10 bandit-n100; do
+    for name in cheetah-dir cheetah-dir-quarter cheetah-vel cheetah-vel-exact \
+        cheetah-vel-small cheetah-vel-small-quarter bandit-n10 bandit-n100; do
         python -m hpc_maml evaluate "runs/$name-$seed"
     done
 done
