@@ -5,13 +5,15 @@
 First 200 iterations of 2 tasks of half_cheetah_vel (20 episodes x 100 steps), with what is resident
 along the way, then one iteration of each number of tasks, with the most that was resident so far.
 Rank 0 is an agent and the principal, which keeps the metrics of all iterations. One product of the
-conjugate gradient instead of ten: what a task needs does not depend on it.
+conjugate gradient instead of ten: what a task needs does not depend on it. The batches are those of
+all agents together.
 """
 
 import argparse
 import re
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -61,19 +63,21 @@ def measure(options: argparse.Namespace, world: MPI.Intracomm, folder: Path) -> 
 
     agent.meta_step = observed
     of_few = run(2, options.iterations)
-    agent.meta_step = meta_step
-    lines = [f"trajectory batches of 2 tasks: {of_few:.1f} MB"]
-    marks = (max(1, options.iterations // 10), options.iterations // 2, options.iterations)
-    if after_steps:
-        lines += [f"after iteration {done}: {after_steps[done - 1]:.1f} MB" for done in marks]
-    points = [(run(tasks, 1), resident("VmHWM")) for tasks in sorted(options.tasks)]
-    before = (0.0, 0.0)
-    for tasks, (size, most) in zip(sorted(options.tasks), points, strict=True):
-        slope = (most - before[1]) / (size - before[0])
-        more = f", {slope:.2f} for each MB of batches more" if before[0] else ""
-        lines.append(f"{tasks} tasks: batches {size:.0f} MB, at most {most:.0f} MB{more}")
-        before = (size, most)
-    return lines if after_steps else []
+    numbers = sorted(set(options.tasks))
+    points = [(run(tasks, 1), resident("VmHWM")) for tasks in numbers]
+    if not after_steps:  # no agent
+        return []
+    marks = sorted({max(1, options.iterations // part) for part in (10, 2, 1)})
+    slopes = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in pairwise(points)]
+    return [
+        f"trajectory batches of 2 tasks: {of_few:.1f} MB",
+        *(f"after iteration {done}: {after_steps[done - 1]:.1f} MB" for done in marks),
+        *(
+            f"{tasks} tasks: batches {size:.0f} MB, at most {most:.0f} MB"
+            for tasks, (size, most) in zip(numbers, points, strict=True)
+        ),
+        f"for each MB of batches more: {', '.join(f'{slope:.2f}' for slope in slopes)} MB",
+    ]
 
 
 def main() -> int:

@@ -12,7 +12,8 @@ from hpc_maml.mpi.topology import assign_roles
 from hpc_maml.training import make_env, prepare
 
 NAME, TASKS = "half_cheetah_vel", 40
-MEASURED = (1, 2, 4, 8, 16)
+# ranks -> job; one rank would use all cores, and the pieces are those of one
+MEASURED = {1: "1 cores=1", 2: "2", 4: "4", 8: "8", 16: "16"}
 PREDICTED = (64, 256, 1024, 4096)
 
 ASSUMPTIONS = """\
@@ -62,9 +63,7 @@ def split(ranks: int, cores: int) -> tuple[int, int]:
 def measure(rounds: int) -> list[Row]:
     """Fit the model, compare it with what was measured, and predict."""
     cores = len(os.sched_getaffinity(0))
-    # a rank that has several cores would use them: the pieces are those of one core
-    jobs = {ranks: "1 cores=1" if ranks == 1 else str(ranks) for ranks in MEASURED}
-    found = {ranks: [phases(NAME, job) for _ in range(rounds)] for ranks, job in jobs.items()}
+    found = {ranks: [phases(NAME, job) for _ in range(rounds)] for ranks, job in MEASURED.items()}
     alone = found[1]
     small, large = (
         reduce.middle(reduce.command(size), max(2, cores)) for size in reduce.SIZES.values()
@@ -88,7 +87,7 @@ def measure(rounds: int) -> list[Row]:
     for ranks, runs in found.items():
         predicted = [model.seconds(ranks, TASKS, min(cores, ranks))] * rounds
         seconds = [each["iteration_seconds"] for each in runs]
-        rows.append(compare(f"model at np {jobs[ranks]}", "s", predicted, seconds, "measured"))
+        rows.append(compare(f"model at np {MEASURED[ranks]}", "s", predicted, seconds, "measured"))
     one_core = model.seconds(1, 1, 1)
     for ranks in PREDICTED:
         agents, observers = split(ranks, ranks)
