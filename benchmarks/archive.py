@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from statistics import median
 
-from hpc_maml.bench.iteration import medians
+from benchmarks.iteration import medians
 
 SIZE = ("env.name=half_cheetah_vel", "meta_batch_size=40", "fast_batch_size=20", "horizon=100")
 

@@ -31,14 +31,14 @@ import numpy as np
 from mpi4py import MPI
 
 from hpc_maml.config import TrpoConfig
-from hpc_maml.gpu import Gpu, count_gpus
-from hpc_maml.maml import adapt
-from hpc_maml.meta_step import MetaStep, TaskGroup, fisher_vector_product, linearise, meta_step
-from hpc_maml.mpi.gpu_aware import sum_of_agents
-from hpc_maml.mpi.reduce import ExactSum
+from hpc_maml.mpi.gpu import Gpu, count_gpus
+from hpc_maml.algorithms.adaptation import adapt
+from hpc_maml.algorithms.maml_trpo import MetaStep, TaskGroup, fisher_vector_product, linearise, meta_step
+from hpc_maml.mpi.gpu_sums import sum_of_agents
+from hpc_maml.mpi.exact_sum import ExactSum
 from hpc_maml.mpi.topology import build_topology
-from hpc_maml.policy import GaussianMLP, make_policy
-from hpc_maml.trajectory import Samples, batch_dtype, samples
+from hpc_maml.policies.policy import GaussianMLP, make_policy
+from hpc_maml.sampling.trajectory import Samples, batch_dtype, samples
 
 OBSERVATION, ACTION, HIDDEN, STEP_SIZE = 17, 6, (64, 64), 0.1  # of half_cheetah_vel
 OUTER_STEP_SECONDS = 0.040
@@ -168,7 +168,7 @@ def agreement(options: argparse.Namespace) -> Iterator[Row]:
     """Compare with the plain step, task after task by autograd, in float64 on the CPU."""
     import torch
 
-    from hpc_maml.bench import plain
+    from benchmarks import plain
 
     step = Step(options.device, options.agreement_tasks, options.horizon, options.episodes)
     step.upload()

@@ -24,7 +24,7 @@ from hpc_maml.errors import InputError
 from hpc_maml.mpi.runtime import from_rank_0
 from hpc_maml.roles import agent
 from hpc_maml.stopping import StopSignal
-from hpc_maml.training import make_env, prepare, train
+from hpc_maml.run.training import make_env, prepare, train
 
 BASE = (
     *("env.name=half_cheetah_vel", "fast_batch_size=20", "horizon=100", "trpo.cg_iters=1"),

@@ -15,17 +15,17 @@ from pathlib import Path
 
 import numpy as np
 
-from hpc_maml.advantages import task_advantages
+from hpc_maml.sampling.advantages import task_advantages
 from hpc_maml.envs.navigation import GOAL_RANGE
 from hpc_maml.errors import InputError
-from hpc_maml.evaluation import half_width
-from hpc_maml.maml import adapt
-from hpc_maml.random_streams import Purpose, stream
-from hpc_maml.rollout import roll_out
-from hpc_maml.run import flatten, last_checkpoint
-from hpc_maml.run_folder import read_config
-from hpc_maml.training import make_env, prepare
-from hpc_maml.trajectory import batch_dtype, samples
+from hpc_maml.storage.meta_tests import half_width
+from hpc_maml.algorithms.adaptation import adapt
+from hpc_maml.sampling.random_streams import Purpose, stream
+from hpc_maml.sampling.rollout import roll_out
+from hpc_maml.run.record import flatten, last_checkpoint
+from hpc_maml.storage.run_folder import read_config
+from hpc_maml.run.training import make_env, prepare
+from hpc_maml.sampling.trajectory import batch_dtype, samples
 
 SAMPLES, STREAMS = 4000, 40
 EPISODES = 600  # at most; of which the rule leaves those that it would have sampled

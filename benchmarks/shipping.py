@@ -19,7 +19,7 @@ from typing import Any
 
 from mpi4py import MPI
 
-from hpc_maml import training
+from hpc_maml.run import training
 from hpc_maml.config import load_config
 from hpc_maml.errors import InputError
 from hpc_maml.mpi.exchange import BatchSender, Messenger

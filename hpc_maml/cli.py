@@ -86,7 +86,7 @@ def _train(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     def run(comm: MPI.Intracomm) -> int:
         stop = StopSignal()
         stop.listen()
-        from hpc_maml.training import train
+        from hpc_maml.run.training import train
 
         return train(comm, lambda: _load(options), options.run_dir, stop)
 
@@ -98,7 +98,7 @@ def _doctor(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     options = _parse_job("doctor", description, arguments)
 
     def run(comm: MPI.Intracomm) -> int:
-        from hpc_maml.doctor import doctor
+        from hpc_maml.run.doctor import doctor
 
         return doctor(comm, lambda: _load(options), options.run_dir)
 
@@ -122,7 +122,7 @@ def _parse_job(name: str, description: str, arguments: Sequence[str]) -> argpars
 
 def _load(options: argparse.Namespace) -> "Config":
     from hpc_maml.config import load_config
-    from hpc_maml.run_folder import CONFIG, has_config
+    from hpc_maml.storage.run_folder import CONFIG, has_config
 
     file = options.config
     if file is None and options.run_dir and has_config(options.run_dir):
@@ -163,7 +163,7 @@ def _evaluate(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     settings = {key: value for key in keys if (value := getattr(options, key)) is not None}
 
     def run(comm: MPI.Intracomm) -> int:
-        from hpc_maml.meta_testing import evaluate
+        from hpc_maml.run.meta_testing import evaluate
 
         return evaluate(
             comm, options.run, settings, options.episodes, options.baseline, options.json
@@ -206,7 +206,7 @@ def _demo(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     options = parser.parse_args(arguments)
 
     def show() -> int:
-        from hpc_maml.demo import demo
+        from hpc_maml.run.demo import demo
 
         print(demo(options.run, options.file))
         return 0
@@ -228,7 +228,7 @@ def _inspect(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
 
     def inspect() -> int:
         from hpc_maml import open_run
-        from hpc_maml.archive.inspection import damages, describe, tree
+        from hpc_maml.storage.inspection import damages, describe, tree
 
         run = open_run(options.run)
         print(*describe(run), *(tree(run) if options.tree else ()), sep="\n")
@@ -271,7 +271,7 @@ def _bench(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
             error = InputError("bench starts its jobs itself: call it without mpirun.")
             error.on_every_rank = True
             raise error
-        from hpc_maml.bench.command import bench
+        from benchmarks.command import bench
 
         bench(options.names or names, options.rounds, options.build, options.json)
         return 0

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from hpc_maml.bench.plain import (
+from benchmarks.plain import (
     Problem,
     Task,
     detached,
@@ -13,7 +13,7 @@ from hpc_maml.bench.plain import (
     mean_gradient,
     meta_step,
 )
-from hpc_maml.trajectory import Samples
+from hpc_maml.sampling.trajectory import Samples
 
 __all__ = [
     "Problem",

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hpc_maml.advice import Split, Work, advise
+from hpc_maml.report.advice import Split, Work, advise
 
 # A job of 9 ranks on 9 cores: one agent, seven observers; 14 s of observing, 4 s of updating.
 JOB = {

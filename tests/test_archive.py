@@ -19,15 +19,15 @@ import pytest
 from conftest import ROOT, SMALL, environment, run, start
 
 from hpc_maml import open_run
-from hpc_maml.archive.plan import Shapes, estimate, is_archived
-from hpc_maml.archive.schema import FIELDS, OPTIONAL_FIELDS
-from hpc_maml.archive.writer import RolloutArchive, SegmentWriter
+from hpc_maml.storage.archive_plan import Shapes, estimate, is_archived
+from hpc_maml.storage.archive_schema import FIELDS, OPTIONAL_FIELDS
+from hpc_maml.storage.archive_writer import RolloutArchive, SegmentWriter
 from hpc_maml.config import ArchiveConfig, load_config
 from hpc_maml.errors import InputError
-from hpc_maml.maml import adapt
-from hpc_maml.metrics import METRICS, PER_TASK
-from hpc_maml.policy import make_policy
-from hpc_maml.trajectory import batch_dtype, samples
+from hpc_maml.algorithms.adaptation import adapt
+from hpc_maml.storage.metrics import METRICS, PER_TASK
+from hpc_maml.policies.policy import make_policy
+from hpc_maml.sampling.trajectory import batch_dtype, samples
 
 SETTINGS = (*SMALL, "num_iterations=3", "archive.rollouts=every", "checkpoint.keep=9")
 BAD_INPUT, DAMAGED = 2, 1

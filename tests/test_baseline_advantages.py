@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from hpc_maml import baseline
-from hpc_maml.advantages import (
+from hpc_maml.sampling import baseline
+from hpc_maml.sampling.advantages import (
     discounted_sums,
     generalised_advantages,
     normalise,

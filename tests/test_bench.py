@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from conftest import ROOT, environment, run
 
-from hpc_maml.bench.scale import Model, split
-from hpc_maml.bench.table import compare, show, write
-from hpc_maml.bench.update import operations
+from benchmarks.scale import Model, split
+from benchmarks.table import compare, show, write
+from benchmarks.update import operations
 from hpc_maml.config import TrpoConfig
-from hpc_maml.meta_step import linearise, meta_step
-from hpc_maml.policy import GaussianMLP
-from hpc_maml.trajectory import Samples
+from hpc_maml.algorithms.maml_trpo import linearise, meta_step
+from hpc_maml.policies.policy import GaussianMLP
+from hpc_maml.sampling.trajectory import Samples
 
 
 class Counted(np.ndarray):
@@ -107,9 +107,9 @@ def test_the_model_of_scale_by_hand():
 def test_rollouts_against_the_same_physics_in_c(tmp_path):
     import mujoco
 
-    from hpc_maml.bench import rollout
+    from benchmarks import rollout
     from hpc_maml.config import load_config
-    from hpc_maml.training import make_env, prepare
+    from hpc_maml.run.training import make_env, prepare
 
     folder = Path(mujoco.__file__).parent
     (library,) = folder.glob("libmujoco.so.*")
@@ -126,7 +126,7 @@ def test_rollouts_against_the_same_physics_in_c(tmp_path):
 
 
 def test_the_plain_way_runs():
-    words = ["-m", "hpc_maml.bench.plain_iteration", "navigation", "1"]
+    words = ["-m", "benchmarks.plain_iteration", "navigation", "1"]
     result = subprocess.run(
         [sys.executable, *words], check=True, capture_output=True, text=True, env=environment()
     )

@@ -15,7 +15,7 @@ from mpi4py import MPI
 from hpc_maml.config import Config, load_config
 from hpc_maml.envs import ENVIRONMENTS
 from hpc_maml.stopping import StopSignal
-from hpc_maml.training import DONE, train
+from hpc_maml.run.training import DONE, train
 
 FILES = sorted((ROOT / "configs").glob("*.yaml"))
 if sys.version_info >= (3, 14):  # no wheel of Box2D

@@ -8,7 +8,7 @@ import pytest
 from conftest import SMALL, run
 from PIL import Image
 
-from hpc_maml.demo import find_renderer
+from hpc_maml.run.demo import find_renderer
 from hpc_maml.errors import InputError
 
 BAD_INPUT = 2

@@ -11,7 +11,7 @@ import pytest
 from conftest import SMALL, environment, run
 
 from hpc_maml.config import Config
-from hpc_maml.doctor import Facts, check_run_folder, examine
+from hpc_maml.run.doctor import Facts, check_run_folder, examine
 
 LINE = re.compile(r"^(ok|warning|error) +(MPI|CUDA-aware MPI|run folder|\S+)  +\S")
 CPU = Config.model_validate({"device": "cpu"})

@@ -10,7 +10,7 @@ from conftest import SMALL, run
 from hpc_maml import open_run
 from hpc_maml.config import load_config
 from hpc_maml.envs import make, oracles
-from hpc_maml.random_streams import Purpose, stream
+from hpc_maml.sampling.random_streams import Purpose, stream
 
 BAD_INPUT = 2
 EVALUATION = ("evaluation.every=2", "evaluation.tasks=5", "evaluation.updates=2")

@@ -10,9 +10,9 @@ import pytest
 from conftest import SMALL, run, start
 
 from hpc_maml.envs import make
-from hpc_maml.policy import CategoricalMLP, GaussianMLP
-from hpc_maml.rollout import roll_out
-from hpc_maml.trajectory import batch_dtype
+from hpc_maml.policies.policy import CategoricalMLP, GaussianMLP
+from hpc_maml.sampling.rollout import roll_out
+from hpc_maml.sampling.trajectory import batch_dtype
 
 FAULT = str(Path(__file__).parent / "fault.py")
 
@@ -43,18 +43,18 @@ def run_with_fault(ranks, rank, module, function, count, action, *settings, limi
     ("rank", "role", "module", "function", "count"),
     [
         (0, "principal", "hpc_maml.roles.principal", "gather_tasks", 1),
-        (0, "principal", "hpc_maml.run", "Run.record", 2),
-        (0, "principal", "hpc_maml.checkpoint", "write_hdf5", 3),
+        (0, "principal", "hpc_maml.run.record", "Run.record", 2),
+        (0, "principal", "hpc_maml.storage.checkpoint", "write_hdf5", 3),
         (1, "agent", "hpc_maml.roles.agent", "linearise", 1),
         (1, "agent", "hpc_maml.roles.agent", "meta_step", 2),
-        (2, "agent", "hpc_maml.mpi.reduce", "ExactSum.__call__", 9),
+        (2, "agent", "hpc_maml.mpi.exact_sum", "ExactSum.__call__", 9),
         (2, "agent", "hpc_maml.roles.agent", "_returns", 4),
-        (3, "observer", "hpc_maml.rollout", "roll_out", 1),
-        (4, "observer", "hpc_maml.rollout", "adapt", 2),
+        (3, "observer", "hpc_maml.sampling.rollout", "roll_out", 1),
+        (4, "observer", "hpc_maml.sampling.rollout", "adapt", 2),
         (3, "observer", "hpc_maml.mpi.exchange", "BatchSender.send", 3),
-        (4, "observer", "hpc_maml.training", "make_env", 1),
-        (1, "start-up", "hpc_maml.training", "build_topology", 1),
-        (0, "start-up", "hpc_maml.training", "prepare", 1),
+        (4, "observer", "hpc_maml.run.training", "make_env", 1),
+        (1, "start-up", "hpc_maml.run.training", "build_topology", 1),
+        (0, "start-up", "hpc_maml.run.training", "prepare", 1),
     ],
 )
 def test_an_exception_ends_the_job_with_one_traceback(rank, role, module, function, count):
@@ -65,7 +65,7 @@ def test_an_exception_ends_the_job_with_one_traceback(rank, role, module, functi
 
 
 def test_an_exception_in_a_serial_run_names_the_role():
-    _, err = run_with_fault(None, 0, "hpc_maml.rollout", "roll_out", 3, "raise")
+    _, err = run_with_fault(None, 0, "hpc_maml.sampling.rollout", "roll_out", 3, "raise")
     assert "hpc_maml: rank 0 (observer) on " in err
 
 
@@ -74,14 +74,14 @@ def test_a_killed_rank_ends_the_job(rank):
     module, function = {
         0: ("hpc_maml.roles.principal", "gather_tasks"),
         1: ("hpc_maml.roles.agent", "meta_step"),
-        3: ("hpc_maml.rollout", "adapt"),
+        3: ("hpc_maml.sampling.rollout", "adapt"),
     }[rank]
     run_with_fault(4, rank, module, function, 2, "kill")
 
 
 def test_a_wait_has_a_limit_and_says_for_what():
     _, err = run_with_fault(
-        3, 2, "hpc_maml.rollout", "adapt", 2, "hang", "mpi.wait_limit=15", limit=30
+        3, 2, "hpc_maml.sampling.rollout", "adapt", 2, "hang", "mpi.wait_limit=15", limit=30
     )
     assert "TimeoutError: waited 15 s for " in err
     assert "trajectory batches from the observers" in err or "the outcome of an agent" in err

@@ -8,10 +8,10 @@ import pytest
 from conftest import ROOT, start
 from mpi4py import MPI
 
-from hpc_maml.gpu import Gpu
-from hpc_maml.mpi.reduce import to_integers
+from hpc_maml.mpi.gpu import Gpu
+from hpc_maml.mpi.exact_sum import to_integers
 from hpc_maml.roles.agent import choose_gpu
-from hpc_maml.trajectory import batch_dtype, samples
+from hpc_maml.sampling.trajectory import batch_dtype, samples
 
 TASKS, PHASES = 3, 2
 DTYPES = {
@@ -95,8 +95,8 @@ def test_tensors_become_the_integers_of_arrays(kind):
 
 @pytest.mark.parametrize("setting", ["auto", "cuda"])
 def test_agents_of_a_node_take_its_gpus_in_turn(setting, monkeypatch, tmp_path):
-    monkeypatch.setattr("hpc_maml.gpu.count_gpus", lambda: 2)
-    monkeypatch.setattr("hpc_maml.gpu.Gpu", str)
+    monkeypatch.setattr("hpc_maml.mpi.gpu.count_gpus", lambda: 2)
+    monkeypatch.setattr("hpc_maml.mpi.gpu.Gpu", str)
     monkeypatch.setattr("hpc_maml.roles.agent.GPU_DRIVERS", (tmp_path,))
     places = [SimpleNamespace(local_agent=n, agent_comm=MPI.COMM_SELF) for n in range(4)]
     chosen = [choose_gpu(setting, place, 10) for place in places]

@@ -8,7 +8,7 @@ import pytest
 from conftest import start
 from mpi4py import MPI
 
-from hpc_maml.mpi.gpu_aware import alone, ask_library, try_sum
+from hpc_maml.mpi.gpu_sums import alone, ask_library, try_sum
 
 
 @pytest.mark.parametrize(
@@ -38,9 +38,9 @@ def test_a_trial_that_cannot_start():
 
 def test_a_wrong_sum_is_noticed():
     broken = (
-        "import runpy, sys; from mpi4py import MPI; from hpc_maml.gpu import Gpu;"
+        "import runpy, sys; from mpi4py import MPI; from hpc_maml.mpi.gpu import Gpu;"
         "original = Gpu.to_host; Gpu.to_host = lambda gpu, values: original(gpu, values) + 1;"
-        "runpy.run_module('hpc_maml.mpi.gpu_aware', run_name='__main__', alter_sys=True)"
+        "runpy.run_module('hpc_maml.mpi.gpu_sums', run_name='__main__', alter_sys=True)"
     )
     assert try_sum("cpu", 150, [sys.executable, "-c", broken]) == "a trial gave a wrong sum"
 
@@ -48,7 +48,7 @@ def test_a_wrong_sum_is_noticed():
 def test_a_trial_is_no_member_of_the_job_that_starts_it():
     """The real one: a process of a job must be able to start it, and a sum is right there."""
     code = (
-        "from mpi4py import MPI; from hpc_maml.mpi.gpu_aware import try_sum;"
+        "from mpi4py import MPI; from hpc_maml.mpi.gpu_sums import try_sum;"
         "assert MPI.COMM_WORLD.size == 2; print(repr(try_sum('cpu', 150)))"
     )
     job = start(2, python=("-c", code))

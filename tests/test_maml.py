@@ -7,9 +7,9 @@ import pytest
 import reference
 import torch
 
-from hpc_maml import maml
-from hpc_maml.maml import adapt, inner_step, log_ratio, through
-from hpc_maml.policy import make_policy
+from hpc_maml.algorithms import adaptation as maml
+from hpc_maml.algorithms.adaptation import adapt, inner_step, log_ratio, through
+from hpc_maml.policies.policy import make_policy
 
 SIZES = (3, 4, 2)
 POLICIES = pytest.mark.parametrize("discrete", [False, True])

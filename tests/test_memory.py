@@ -4,7 +4,7 @@ from pathlib import Path
 
 from conftest import start
 
-from hpc_maml.trajectory import batch_dtype
+from hpc_maml.sampling.trajectory import batch_dtype
 
 TASKS, EPISODES, HORIZON, ITERATIONS, SETTLED = 3, 50, 100, 40, 15
 

@@ -10,11 +10,11 @@ import torch
 from torch.autograd.functional import hessian
 
 from hpc_maml.config import TrpoConfig
-from hpc_maml.maml import adapt
-from hpc_maml.meta_step import fisher_vector_product, linearise, meta_step, surrogate_and_kl
-from hpc_maml.policy import make_policy
-from hpc_maml.task_groups import TaskGroups
-from hpc_maml.trajectory import Samples
+from hpc_maml.algorithms.adaptation import adapt
+from hpc_maml.algorithms.maml_trpo import fisher_vector_product, linearise, meta_step, surrogate_and_kl
+from hpc_maml.policies.policy import make_policy
+from hpc_maml.roles.digests import TaskGroups
+from hpc_maml.sampling.trajectory import Samples
 
 SIZES = (3, 4, 2)
 CASES = pytest.mark.parametrize(

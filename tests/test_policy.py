@@ -10,7 +10,7 @@ import reference
 import torch
 from torch.distributions import kl_divergence
 
-from hpc_maml.policy import CategoricalMLP, Gaussian, GaussianMLP, make_policy
+from hpc_maml.policies.policy import CategoricalMLP, Gaussian, GaussianMLP, make_policy
 
 SIZES = (3, 5, 4, 2)
 CASES = [(discrete, activation) for discrete in (False, True) for activation in ("tanh", "relu")]
@@ -183,7 +183,7 @@ def test_observers_do_not_import_torch():
     program = (
         "import sys, numpy as np\n"
         "from hpc_maml import advantages, baseline, maml, policy, trust_region\n"
-        "from hpc_maml.trajectory import Samples\n"
+        "from hpc_maml.sampling.trajectory import Samples\n"
         "net = policy.make_policy(1, 2, False, (3,), 'tanh')\n"
         "samples = Samples(np.ones((4, 1)), np.ones((4, 2)), *np.ones((3, 4)))\n"
         "maml.adapt(net, net.initial_parameters(np.random.default_rng(0)), samples, 0.1)\n"

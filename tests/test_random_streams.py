@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 
-from hpc_maml.random_streams import Purpose, stream
+from hpc_maml.sampling.random_streams import Purpose, stream
 
 
 def test_same_key_same_draws_in_any_order():

@@ -14,7 +14,7 @@ import pytest
 from conftest import SMALL, environment, run
 
 from hpc_maml import open_run
-from hpc_maml.evaluation import T_QUANTILES, half_width
+from hpc_maml.storage.meta_tests import T_QUANTILES, half_width
 from hpc_maml.report.experiments import by_environment, read_runs
 
 BAD_INPUT = 2

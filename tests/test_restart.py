@@ -12,8 +12,8 @@ import pytest
 from conftest import ROOT, SMALL, run, start
 
 from hpc_maml import open_run
-from hpc_maml.archive.schema import FIELDS
-from hpc_maml.metrics import METRICS, PER_TASK
+from hpc_maml.storage.archive_schema import FIELDS
+from hpc_maml.storage.metrics import METRICS, PER_TASK
 
 FAULT = str(ROOT / "tests" / "fault.py")
 SETTINGS = (*SMALL, "num_iterations=16", "checkpoint.keep=99", "horizon=40", "archive.rollouts=5")
@@ -123,7 +123,7 @@ def test_a_signal_during_the_start_stops_the_run_too(number, undisturbed, tmp_pa
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_kill_while_the_folder_is_made(count, undisturbed, tmp_path):
     folder = tmp_path / "run"
-    words = ("0", "hpc_maml.files", "_sync", str(count), "kill", *SETTINGS)
+    words = ("0", "hpc_maml.storage.files", "_sync", str(count), "kill", *SETTINGS)
     job = start(None, *words, "--run-dir", str(folder), python=(FAULT,))
     job.communicate(timeout=30)
     assert job.returncode

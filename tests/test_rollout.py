@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from hpc_maml import rollout
+from hpc_maml.sampling import rollout
 from hpc_maml.config import load_config
 from hpc_maml.envs import ENVIRONMENTS
-from hpc_maml.rollout import collect
-from hpc_maml.training import make_env, prepare
+from hpc_maml.sampling.rollout import collect
+from hpc_maml.run.training import make_env, prepare
 
 HORIZON, EPISODES, STEP_SIZES = 15, 3, (0.1, 0.05)
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from conftest import ROOT, SMALL, run, start
 
-from hpc_maml import sinks
+from hpc_maml.run import sinks
 from hpc_maml.config import Config, MetricsConfig
 from hpc_maml.errors import InputError
-from hpc_maml.metrics import METRICS
-from hpc_maml.sinks import DISTRIBUTIONS, Entry, Sink, Sinks, check_installed
+from hpc_maml.storage.metrics import METRICS
+from hpc_maml.run.sinks import DISTRIBUTIONS, Entry, Sink, Sinks, check_installed
 
 FAULT = str(ROOT / "tests" / "fault.py")
 BOTH = ("metrics.tensorboard=on", "metrics.wandb=offline")
@@ -28,7 +28,7 @@ def killed_and_resumed(tmp_path_factory) -> Path:
     """Return the folder of 8 iterations: the first job was killed after 5, of which it kept 3."""
     folder = tmp_path_factory.mktemp("sinks") / "run"
     words = (*SMALL, *BOTH, "num_iterations=8", "checkpoint.every=3", "--run-dir", str(folder))
-    killed = ("0", "hpc_maml.run", "Run.record", "6", "kill")
+    killed = ("0", "hpc_maml.run.record", "Run.record", "6", "kill")
     job = start(2, *killed, *words, python=(FAULT,))
     job.communicate(timeout=60)
     assert job.returncode
@@ -136,7 +136,7 @@ def test_a_failing_sink_is_reported_once_and_the_run_goes_on():
 
 
 def test_a_rank_that_fails_ends_the_job_in_spite_of_its_sinks():
-    words = ("0", "hpc_maml.run", "Run.record", "3", "raise", *SMALL, *BOTH)
+    words = ("0", "hpc_maml.run.record", "Run.record", "3", "raise", *SMALL, *BOTH)
     job = start(2, *words, "num_iterations=50", "--run-dir", "run", python=(FAULT,))
     _, err = job.communicate(timeout=60)
     ended = time.time()

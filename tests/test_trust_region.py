@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from hpc_maml.trust_region import conjugate_gradient, line_search
+from hpc_maml.algorithms.trust_region import conjugate_gradient, line_search
 
 
 def positive_definite(size):

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hpc_maml.archive.reader import Run
+from hpc_maml.storage.reader import Run
 from hpc_maml.config import NEUTRAL_KEYS
 from hpc_maml.errors import InputError
-from hpc_maml.evaluation import Evaluation
+from hpc_maml.storage.meta_tests import Evaluation
 
 if TYPE_CHECKING:
     import pandas as pd

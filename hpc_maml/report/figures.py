@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from hpc_maml.evaluation import RUN
+from hpc_maml.storage.meta_tests import RUN
 from hpc_maml.report.experiments import Environment, Experiment
 from hpc_maml.report.statistics import (
     Band,

@@ -8,8 +8,8 @@ from html import escape
 import numpy as np
 import yaml
 
-from hpc_maml.advice import advise
-from hpc_maml.evaluation import half_width
+from hpc_maml.report.advice import advise
+from hpc_maml.storage.meta_tests import half_width
 from hpc_maml.report.experiments import Environment, Experiment, RunData
 from hpc_maml.report.figures import Picture
 from hpc_maml.report.statistics import optima, policies, test_returns

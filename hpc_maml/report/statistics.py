@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hpc_maml.evaluation import RUN, Evaluation, half_width
+from hpc_maml.storage.meta_tests import RUN, Evaluation, half_width
 from hpc_maml.report.experiments import Experiment
 
 

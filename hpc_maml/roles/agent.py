@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hpc_maml.archive.plan import is_archived
+from hpc_maml.storage.archive_plan import is_archived
 from hpc_maml.config import Config
 from hpc_maml.errors import InputError
-from hpc_maml.meta_step import TaskGroup, linearise, meta_step
+from hpc_maml.algorithms.maml_trpo import TaskGroup, linearise, meta_step
 from hpc_maml.mpi.exchange import BatchReceiver, Messenger
-from hpc_maml.mpi.reduce import ExactSum
+from hpc_maml.mpi.exact_sum import ExactSum
 from hpc_maml.mpi.topology import Topology, smallest
 from hpc_maml.mpi.waiting import Until
-from hpc_maml.policy import Policy
+from hpc_maml.policies.policy import Policy
 from hpc_maml.roles.messages import REQUESTS_AHEAD, Order, Outcome, Pause, Tag
 from hpc_maml.stopping import StopSignal
-from hpc_maml.task_groups import TaskGroups
-from hpc_maml.trajectory import Array, Samples, samples
+from hpc_maml.roles.digests import TaskGroups
+from hpc_maml.sampling.trajectory import Array, Samples, samples
 
 if TYPE_CHECKING:
-    from hpc_maml.gpu import Gpu
+    from hpc_maml.mpi.gpu import Gpu
 
 GPU_DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/kfd"), Path("/dev/dxg"))  # CUDA, ROCm, WSL
 MOST_SIDE_BY_SIDE = 10  # tasks; more gained nothing
@@ -39,7 +39,7 @@ def choose_gpu(setting: str, topology: Topology, limit: float) -> "Gpu | None":
     gpus = 0
     # torch takes seconds to import, and is of no use without a driver
     if setting == "cuda" or (setting == "auto" and any(map(Path.exists, GPU_DRIVERS))):
-        from hpc_maml.gpu import Gpu, count_gpus
+        from hpc_maml.mpi.gpu import Gpu, count_gpus
 
         gpus = count_gpus()
     if setting == "cuda":

@@ -14,13 +14,13 @@ from hpc_maml.envs.batched import TaskVectorEnv
 from hpc_maml.errors import InputError
 from hpc_maml.mpi.exchange import BatchSender, Messenger
 from hpc_maml.mpi.waiting import Until
-from hpc_maml.policy import Policy
+from hpc_maml.policies.policy import Policy
 from hpc_maml.roles.messages import REQUESTS_AHEAD, Pause, Tag
-from hpc_maml.rollout import collect
+from hpc_maml.sampling.rollout import collect
 from hpc_maml.stopping import StopSignal
 
 if TYPE_CHECKING:
-    from hpc_maml.archive.writer import SegmentWriter
+    from hpc_maml.storage.archive_writer import SegmentWriter
 
 AGENT = 0  # rank of the agent in its team
 PRINCIPAL = 0  # rank of the principal in the world

@@ -9,14 +9,14 @@ from typing import Any, Protocol
 import numpy as np
 from mpi4py import MPI
 
-from hpc_maml.archive.plan import is_archived
-from hpc_maml.archive.schema import Segment
+from hpc_maml.storage.archive_plan import is_archived
+from hpc_maml.storage.archive_schema import Segment
 from hpc_maml.config import Config
 from hpc_maml.envs.batched import TaskVectorEnv
 from hpc_maml.errors import InputError
 from hpc_maml.mpi.exchange import Messenger
 from hpc_maml.mpi.waiting import Until
-from hpc_maml.random_streams import Purpose, stream
+from hpc_maml.sampling.random_streams import Purpose, stream
 from hpc_maml.roles.messages import Hello, Order, Outcome, Tag
 from hpc_maml.stopping import StopSignal
 

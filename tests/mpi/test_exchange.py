@@ -8,7 +8,7 @@ from mpi4py import MPI
 
 from hpc_maml.mpi.exchange import BatchReceiver, BatchSender, Messenger
 from hpc_maml.mpi.waiting import Until, run_roles
-from hpc_maml.trajectory import batch_dtype
+from hpc_maml.sampling.trajectory import batch_dtype
 
 DTYPE = batch_dtype(100, 20, (17,), (6,), np.float32)  # 200 kB: a rendezvous message
 BATCHES = 5

@@ -5,13 +5,13 @@ import pytest
 
 from hpc_maml.config import load_config
 from hpc_maml.errors import InputError
-from hpc_maml.gpu import Gpu
-from hpc_maml.mpi import gpu_aware
-from hpc_maml.mpi.gpu_aware import sum_of_agents
-from hpc_maml.mpi.reduce import ExactSum
+from hpc_maml.mpi.gpu import Gpu
+from hpc_maml.mpi import gpu_sums as gpu_aware
+from hpc_maml.mpi.gpu_sums import sum_of_agents
+from hpc_maml.mpi.exact_sum import ExactSum
 from hpc_maml.mpi.topology import build_topology, smallest
 from hpc_maml.stopping import StopSignal
-from hpc_maml.training import train
+from hpc_maml.run.training import train
 
 LIMIT = 60.0
 CANNOT, UNSURE = "library says that it cannot", "library does not say whether it can"
@@ -123,7 +123,7 @@ def returns(comm, folder, monkeypatch, capsys, gpu: bool, setting="auto"):
     import h5py
 
     choose = (lambda *_: Gpu("cpu")) if gpu else (lambda *_: None)
-    monkeypatch.setattr("hpc_maml.training.choose_gpu", choose)
+    monkeypatch.setattr("hpc_maml.run.training.choose_gpu", choose)
     monkeypatch.setattr(gpu_aware, "ask_library", lambda: True)
     monkeypatch.setattr(gpu_aware, "try_sum", lambda *_: "")
     words = [*SMALL, f"mpi.cuda_aware={setting}"]

@@ -15,7 +15,7 @@ from hpc_maml.config import load_config
 from hpc_maml.mpi.exchange import BatchReceiver
 from hpc_maml.mpi.waiting import wait
 from hpc_maml.stopping import StopSignal
-from hpc_maml.training import train
+from hpc_maml.run.training import train
 
 NAVIGATION = ("num_iterations=5", "meta_batch_size=6", "fast_batch_size=3", "horizon=12")
 HALF_CHEETAH = (

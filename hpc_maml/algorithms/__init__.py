@@ -1,0 +1,1 @@
+"""The algorithms; they know no MPI."""

@@ -1,0 +1,1 @@
+"""Policies: a network and a distribution of actions."""

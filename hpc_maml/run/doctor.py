@@ -1,0 +1,347 @@
+"""Will a job run well here? What each rank finds on its host, and what follows from all of it."""
+
+import fcntl
+import importlib
+import os
+import platform
+import shutil
+import socket
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from mpi4py import MPI
+
+from hpc_maml import __version__
+from hpc_maml.config import Config
+from hpc_maml.errors import InputError
+from hpc_maml.mpi.gpu_sums import ask_library
+from hpc_maml.mpi.runtime import check_world, from_rank_0, has_launcher, launcher_rank, to_rank_0
+from hpc_maml.mpi.topology import Place, assign_roles, rank_ranges, visible_gpus
+
+GIGABYTE = 1e9
+LEAST_SPACE, SLOW_SYNC = 1.0, 0.5  # GB, s
+ERRORS_FOUND = 1  # exit code
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a rank finds; in ``gpus`` the names of those it may use."""
+
+    host: str
+    cores: frozenset[int]  # it may run on
+    host_cores: int
+    library: str  # of MPI
+    library_file: str
+    cuda_aware: bool | None  # None: the library has no word on it
+    gpus: tuple[str, ...]
+    versions: tuple[str, ...]
+    slurm_tasks: int | None  # of the job around it
+
+
+@dataclass(frozen=True)
+class Check:
+    """The outcome of one check: what was found, and if it is not ok, what to do."""
+
+    level: Literal["ok", "warning", "error"]
+    subject: str
+    finding: str
+
+
+def look(environment: Mapping[str, str] = os.environ) -> Facts:
+    """Return what this rank finds; quick, and touches no GPU."""
+    file = _mpi_library_file()
+    tasks = environment.get("SLURM_NTASKS")
+    return Facts(
+        host=socket.gethostname(),
+        cores=frozenset(os.sched_getaffinity(0)),
+        host_cores=os.cpu_count() or 1,
+        library=" ".join(MPI.Get_library_version().strip(" \0").split("\n")[0].split()),
+        library_file=file,
+        cuda_aware=ask_library(),
+        gpus=visible_gpus(environment),
+        versions=(
+            f"hpc_maml {__version__}",
+            f"Python {platform.python_version()}",
+            f"NumPy {np.__version__}",
+        ),
+        # In a heterogeneous job this is the size of one of its parts.
+        slurm_tasks=int(tasks) if tasks and "SLURM_HET_SIZE" not in environment else None,
+    )
+
+
+def _mpi_library_file() -> str:
+    try:
+        mapped = Path("/proc/self/maps").read_text().split()
+    except OSError:
+        return ""
+    return next((word for word in mapped if "/libmpi" in word and ".so" in word), "")
+
+
+def examine(ranks: Sequence[Facts], config: Config) -> list[Check]:
+    """Return what follows from the facts of all ranks, in the order of the ranks."""
+    hosts: dict[str, list[int]] = {}
+    for rank, facts in enumerate(ranks):
+        hosts.setdefault(facts.host, []).append(rank)
+    checks = [_library(ranks), _launcher(ranks), _versions(ranks)]
+    where = [f"{host}: {rank_ranges(numbers)}" for host, numbers in hosts.items()]
+    checks.append(Check("ok", "ranks", "; ".join(where)))
+    numbers = {host: number for number, host in enumerate(hosts)}
+    cores = sum(
+        len(frozenset().union(*(ranks[rank].cores for rank in here))) for here in hosts.values()
+    )
+    try:
+        places = assign_roles(
+            [numbers[facts.host] for facts in ranks],
+            config.topology.agents,
+            config.topology.layout,
+            cores,
+            [len(facts.gpus) if config.device != "cpu" else 0 for facts in ranks],
+        )
+    except InputError as error:
+        return [*checks, Check("error", "roles", str(error))]
+    return [
+        *checks,
+        *(_cores(host, here, ranks, places) for host, here in hosts.items()),
+        *_gpus(hosts, ranks, places, config.device),
+    ]
+
+
+def _library(ranks: Sequence[Facts]) -> Check:
+    kinds = Counter((facts.library, facts.library_file) for facts in ranks)
+    text = "; ".join(f"{library} ({file})" for library, file in kinds)
+    if len({library for library, _ in kinds}) > 1:
+        odd = [facts.host for facts in ranks if facts.library != ranks[0].library]
+        text += f"; not the same on {', '.join(sorted(set(odd)))}: load one MPI module everywhere"
+        return Check("error", "MPI", text)
+    return Check("ok", "MPI", text)
+
+
+def _launcher(ranks: Sequence[Facts]) -> Check:
+    try:
+        check_world(MPI.COMM_WORLD.size)  # the job may run on a part of it
+    except InputError as error:
+        return Check("error", "launcher", str(error))
+    tasks = ranks[0].slurm_tasks
+    if tasks and tasks > len(ranks):
+        text = f"{len(ranks)} of the {tasks} tasks of the Slurm job run: start with srun or mpirun"
+        return Check("warning", "launcher", text)
+    world = f"{len(ranks)} rank{'s' * (len(ranks) > 1)} in one world"
+    return Check("ok", "launcher", world if has_launcher() else f"none, {world}")
+
+
+def _versions(ranks: Sequence[Facts]) -> Check:
+    odd = sorted({facts.host for facts in ranks if facts.versions != ranks[0].versions})
+    if odd:
+        text = f"not the same on {', '.join(odd)}: start every rank in one Python environment"
+        return Check("error", "versions", text)
+    return Check("ok", "versions", ", ".join(ranks[0].versions))
+
+
+def _cores(host: str, here: list[int], ranks: Sequence[Facts], places: Sequence[Place]) -> Check:
+    """Compare the cores that the ranks of a host are bound to with those they can keep busy."""
+    cores = len(frozenset().union(*(ranks[rank].cores for rank in here)))
+    there = ranks[here[0]].host_cores
+    # Agents and observers mostly take turns.
+    busy = max(
+        sum(places[rank].agent for rank in here), sum(places[rank].observer for rank in here)
+    )
+    text = f"{host}: {len(here)} ranks on {cores} of {there} cores"
+    if busy <= cores:
+        return Check("ok", "cores", text)
+    if cores < there:
+        text += ": unbind them (mpirun --bind-to none, srun --cpu-bind=none) or ask for more cores"
+    else:
+        text += f", {busy} of them busy at once: more ranks than cores make nothing faster"
+    return Check("warning", "cores", text)
+
+
+def _gpus(
+    hosts: Mapping[str, list[int]], ranks: Sequence[Facts], places: Sequence[Place], device: str
+) -> list[Check]:
+    found = {host: set().union(*(ranks[r].gpus for r in here)) for host, here in hosts.items()}
+    agents = {host: sum(places[rank].agent for rank in here) for host, here in hosts.items()}
+    if device == "cpu":
+        return [Check("ok", "GPUs", "not used: device is cpu")]
+    without = [host for host in hosts if agents[host] and not found[host]]
+    if device == "cuda" and without:
+        text = f"device is cuda, but there is no GPU for the agents on {', '.join(without)}"
+        return [Check("error", "GPUs", text + ": ask for GPUs (--gres=gpu:1), or set device=cpu")]
+    if not any(found.values()):
+        return [Check("ok", "GPUs", "none: agents compute on the CPU")]
+    checks = []
+    if without:
+        text = f"none for the agents on {', '.join(without)}, which compute on the CPU"
+        checks.append(
+            Check("warning", "GPUs", text + ": set topology.agents to the number of GPUs")
+        )
+    for host in hosts:
+        text = f"{host}: {agents[host]} agents, {len(found[host])} GPUs"
+        if not found[host]:
+            continue
+        if agents[host] > len(found[host]):
+            checks.append(Check("warning", "GPUs", f"{text}: agents share, set topology.agents"))
+        elif agents[host] < len(found[host]):
+            checks.append(Check("warning", "GPUs", f"{text}: some are idle, set topology.agents"))
+        else:
+            checks.append(Check("ok", "GPUs", text))
+    answer = {True: "yes", False: "no: sums go through the host", None: "the library does not say"}
+    checks.append(Check("ok", "CUDA-aware MPI", answer[ranks[0].cuda_aware]))
+    return checks
+
+
+def check_run_folder(path: Path) -> list[Check]:
+    """Try what a run does with its folder, in the nearest folder that exists."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    subject = "run folder"
+    try:
+        with tempfile.TemporaryDirectory(prefix=".doctor-", dir=path) as name:
+            locks = _can_lock(Path(name))
+            seconds = _time_of(lambda: _write_durably(Path(name)))
+            hdf5 = _try_hdf5(Path(name) / "doctor.h5")
+    except OSError as error:
+        text = f"{path} cannot be written ({error.strerror}): give another --run-dir"
+        return [Check("error", subject, text)]
+    space = shutil.disk_usage(path).free / GIGABYTE
+    text = (
+        f"{path.resolve()} ({_file_system(path)}): {space:.0f} GB free, synced in {seconds:.3f} s"
+    )
+    checks = []
+    if space < LEAST_SPACE:
+        checks.append(Check("warning", subject, f"{text}: nearly full"))
+    if seconds > SLOW_SYNC:
+        checks.append(Check("warning", subject, f"{text}: slow, raise checkpoint.every"))
+    if not locks:
+        text += "; no file locks: nothing keeps two jobs out of the same run folder"
+        checks.append(Check("warning", subject, text))
+    return [*(checks or [Check("ok", subject, text)]), hdf5]
+
+
+def _can_lock(folder: Path) -> bool:
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+    return True
+
+
+def _write_durably(folder: Path) -> None:
+    from hpc_maml.storage.files import write_text  # with HDF5, which only rank 0 needs
+
+    try:
+        write_text(folder / "text", "doctor")
+    except InputError as error:
+        raise OSError(0, str(error)) from None
+
+
+def _time_of(do: Callable[[], None]) -> float:
+    began = time.perf_counter()
+    do()
+    return time.perf_counter() - began
+
+
+def _try_hdf5(file: Path) -> Check:
+    try:
+        import h5py
+
+        with h5py.File(file, "w") as writing:
+            writing["values"] = np.arange(3)
+        with h5py.File(file, "r") as reading:
+            right = reading["values"][...].tolist() == [0, 1, 2]
+    except (ImportError, OSError) as error:
+        text = " ".join(str(error).split())
+        cure = ": export HDF5_USE_FILE_LOCKING=FALSE" if "lock" in text else ""
+        return Check("error", "HDF5", text + cure)
+    versions = f"{h5py.version.hdf5_version}, h5py {h5py.__version__}"
+    return Check("ok" if right else "error", "HDF5", versions + ("" if right else ": reads wrong"))
+
+
+def _file_system(path: Path) -> str:
+    """Return the type of the file system that a folder is on, such as nfs4."""
+    best = ("", "unknown")
+    try:
+        for line in Path("/proc/self/mounts").read_text().splitlines():
+            _, point, kind, *_ = line.split()
+            if path.resolve().is_relative_to(point) and len(point) >= len(best[0]):
+                best = (point, kind)
+    except OSError:
+        pass
+    return best[1]
+
+
+def check_libraries(gpus: bool) -> list[Check]:
+    """Import what a run needs besides; torch only where there are GPUs, as a run does."""
+    checks = []
+    try:
+        mujoco = importlib.import_module("mujoco")
+        model = mujoco.MjModel.from_xml_string("<mujoco/>")
+        mujoco.mj_step(model, mujoco.MjData(model))
+        checks.append(Check("ok", "MuJoCo", mujoco.__version__))
+    except Exception as error:  # whatever a broken installation raises
+        checks.append(Check("error", "MuJoCo", f"{error}: install hpc_maml's dependencies again"))
+    try:
+        from importlib.metadata import version as version_of
+
+        version = version_of("torch")
+        seen = importlib.import_module("torch").cuda.device_count() if gpus else None
+    except Exception as error:
+        return [*checks, Check("error" if gpus else "warning", "torch", f"{error}")]
+    if seen == 0:
+        text = f"{version} finds no GPU, though there is one: install a torch built for its driver"
+        return [*checks, Check("warning", "torch", text)]
+    return [*checks, Check("ok", "torch", version + (f", {seen} GPUs" if seen else ""))]
+
+
+def check_slurm(environment: Mapping[str, str] = os.environ) -> Check:
+    """Show the job that this is part of."""
+    if "SLURM_JOB_ID" not in environment:
+        return Check("ok", "Slurm", "not in a job")
+    names = ("JOB_ID", "JOB_PARTITION", "JOB_NODELIST", "NTASKS", "CPUS_PER_TASK", "RESTART_COUNT")
+    known = [(name, environment.get(f"SLURM_{name}")) for name in names]
+    return Check(
+        "ok", "Slurm", ", ".join(f"{name.lower()} {value}" for name, value in known if value)
+    )
+
+
+def doctor(world: MPI.Intracomm, load_settings: Callable[[], Config], run_dir: Path | None) -> int:
+    """Check everything and print a line for each; return the exit code.
+
+    ``load_settings`` is called on rank 0 only. Raises InputError on every rank.
+    """
+    ranks = to_rank_0(world, look())
+
+    def diagnose() -> int:
+        checks = examine(ranks, load_settings())
+        checks += check_run_folder(run_dir or Path("runs"))
+        checks += check_libraries(any(facts.gpus for facts in ranks))
+        checks.append(check_slurm())
+        if launcher_rank() == 0:  # where the launcher made many worlds of one rank, one speaks
+            for check in checks:
+                print(f"{check.level:9}{check.subject:16}{check.finding}", flush=True)
+        return ERRORS_FOUND * any(check.level == "error" for check in checks)
+
+    return from_rank_0(world, diagnose)
+
+
+def warn(world: MPI.Intracomm, config: Config, say: Callable[[str], None]) -> None:
+    """Have rank 0 say what may go wrong with the job that begins; the short form of ``doctor``.
+
+    Raises InputError on every rank for what will go wrong.
+    """
+    ranks = to_rank_0(world, look())
+
+    def speak() -> None:
+        for check in examine(ranks, config):
+            if check.level == "error":
+                raise InputError(f"{check.subject}: {check.finding}.")
+            if check.level == "warning":
+                say(f"warning: {check.subject}: {check.finding}")
+
+    from_rank_0(world, speak)

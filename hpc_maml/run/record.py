@@ -1,0 +1,133 @@
+"""The record of a meta-training run: where it stands, and what is kept of each iteration."""
+
+import contextlib
+import importlib.metadata
+import platform
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+from hpc_maml.storage.archive_plan import Shapes
+from hpc_maml.storage.archive_schema import Segment
+from hpc_maml.storage.archive_writer import RolloutArchive
+from hpc_maml.storage.checkpoint import Checkpoint, load, newest, prune, save
+from hpc_maml.config import Config, fingerprint, to_yaml
+from hpc_maml.errors import InputError
+from hpc_maml.storage.metrics import Metrics
+from hpc_maml.policies.policy import Policy
+from hpc_maml.sampling.random_streams import Purpose, stream
+from hpc_maml.storage.run_folder import CHECKPOINTS, EVALUATIONS, METRICS, ROLLOUTS, begin, open_folder
+
+
+class Run:
+    """An open run folder, held by the principal."""
+
+    def __init__(self, path: Path, config: Config, policy: Policy, shapes: Shapes) -> None:
+        """Open the folder and read where the run stands; raises InputError."""
+        self.config = config
+        self.policy = policy
+        self.path = path
+        self.checkpoints = path / CHECKPOINTS
+        self.evaluations = path / EVALUATIONS
+        self.metrics = Metrics(path / METRICS, versions())
+        self.fingerprint = fingerprint(config)
+        self._lock = open_folder(path, config)
+        self.checkpoint = latest_checkpoint(path, config, policy) or initial_checkpoint(
+            config, policy
+        )
+        self.metrics.read(self.checkpoint.iteration)
+        begin(path, config)
+        self.archive = RolloutArchive(path / ROLLOUTS, config, shapes, self.checkpoint.iteration)
+
+    def record(
+        self, done: int, theta: np.ndarray, row: dict[str, Any], segments: Sequence[Segment]
+    ) -> None:
+        """Keep the metrics ``row``, the parameters ``[P]`` and rollouts after ``done`` iterations.
+
+        Raises InputError.
+        """
+        if segments:  # first, as the checkpoint relies on it
+            self.archive.commit(done, row["task"], segments)
+        self.checkpoint = Checkpoint(
+            iteration=done,
+            parameters=self.policy.unflatten(theta),
+            environment_steps=self.checkpoint.environment_steps + row["environment_steps"],
+            rejected_updates=self.checkpoint.rejected_updates + (not row["accepted"]),
+        )
+        self.metrics.rows.append(
+            row
+            | {
+                "environment_steps_total": self.checkpoint.environment_steps,
+                "rejected_updates": self.checkpoint.rejected_updates,
+            }
+        )
+        if done % self.config.checkpoint.every == 0 or done == self.config.num_iterations:
+            self.write_checkpoint()
+        else:
+            self.metrics.write(durable=False)
+
+    def write_checkpoint(self) -> None:
+        """Write the present state, and remove what is older than the last ``checkpoint.keep``."""
+        self.metrics.write(durable=True)  # first, likewise
+        text = to_yaml(self.config, neutral=False)
+        save(self.checkpoints, self.checkpoint, self.fingerprint, text)
+        prune(self.checkpoints, self.config.checkpoint.keep)
+
+    def end_early(self, error: InputError) -> InputError:
+        """Write a checkpoint, if that can be done; return the error with where the run stands."""
+        with contextlib.suppress(InputError):
+            self.write_checkpoint()
+        last = newest(self.checkpoints)
+        where = f"with the checkpoint {last.name}" if last else "without a checkpoint"
+        return InputError(f"{str(error).rstrip('.')}; the run ends {where}.")
+
+
+def latest_checkpoint(path: Path, config: Config, policy: Policy) -> Checkpoint | None:
+    """Return the last checkpoint of the run in a folder, None without one; raises InputError."""
+    last = newest(path / CHECKPOINTS)
+    return load(last, fingerprint(config), policy.shapes) if last else None
+
+
+def last_checkpoint(path: Path, config: Config, policy: Policy) -> Checkpoint:
+    """Return the last checkpoint of the run in a folder; raises InputError if there is none."""
+    if found := latest_checkpoint(path, config, policy):
+        return found
+    raise InputError(f"The run in {path} has no checkpoint yet.")
+
+
+def initial_checkpoint(config: Config, policy: Policy) -> Checkpoint:
+    """Return what a run begins with."""
+    theta = policy.initial_parameters(stream(config.seed, Purpose.PARAMETERS))
+    return Checkpoint(0, policy.unflatten(theta), environment_steps=0, rejected_updates=0)
+
+
+def flatten(checkpoint: Checkpoint) -> np.ndarray:
+    """Return the parameters of a checkpoint as one vector, float32 ``[P]``."""
+    return np.concatenate([value.ravel() for value in checkpoint.parameters.values()])
+
+
+def versions() -> dict[str, str]:
+    """Return what the numbers of a run came from: versions of the program and its libraries."""
+    names = ("hpc_maml", "mujoco", "gymnasium", "torch", "numpy", "mpi4py", "h5py")
+    found = {name: importlib.metadata.version(name) for name in names}
+    found["python"] = platform.python_version()
+    found["mpi"] = MPI.Get_library_version().split("\n")[0].strip(" \0")
+    found["git_commit"] = _git_commit()
+    return found
+
+
+def _git_commit() -> str:
+    """Return the commit of the checkout that the program runs from, empty if it is installed."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return ""
+    try:
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return answer.stdout.strip()

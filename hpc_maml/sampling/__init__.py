@@ -1,0 +1,1 @@
+"""Episodes: how they are drawn, kept and weighed."""

@@ -1,0 +1,52 @@
+"""Which iterations are archived, and how large that is: known before anything is written."""
+
+import numpy as np
+
+from hpc_maml.storage.archive_schema import ADAPTED, FIELDS
+from hpc_maml.config import ArchiveConfig, Config
+from hpc_maml.errors import InputError
+
+
+def is_archived(settings: ArchiveConfig, iteration: int) -> bool:
+    """Tell whether the rollouts of an iteration, counted from 1, are kept."""
+    if settings.rollouts == "none":
+        return False
+    return settings.rollouts == "every" or (iteration - 1) % settings.rollouts == 0
+
+
+class Shapes:
+    """The arrays of one task in the archive: their types, and shapes [K, ...]."""
+
+    def __init__(self, config: Config, batch: np.dtype, num_parameters: int) -> None:
+        phases = len(config.inner_step_sizes) + 1
+        self.arrays = {name: (batch[name].base, (phases, *batch[name].shape)) for name in FIELDS}
+        if config.archive.adapted_parameters:
+            self.arrays[ADAPTED] = (np.dtype(np.float32), (phases - 1, num_parameters))
+
+    @property
+    def task_bytes(self) -> int:
+        """Bytes of one task, before compression."""
+        return sum(dtype.itemsize * int(np.prod(shape)) for dtype, shape in self.arrays.values())
+
+
+def estimate(config: Config, shapes: Shapes) -> tuple[int, int]:
+    """Return the bytes of an archived iteration and of the whole run, before compression.
+
+    Raises InputError if they are more than archive.max_bytes allows.
+    """
+    settings = config.archive
+    each = config.meta_batch_size * shapes.task_bytes
+    number = sum(is_archived(settings, k + 1) for k in range(config.num_iterations))
+    limit = settings.max_bytes
+    if limit and number and each > limit:
+        raise InputError(
+            f"The rollouts of one iteration take {each} bytes, more than archive.max_bytes = "
+            f"{limit}."
+        )
+    if limit and settings.when_full == "refuse" and number * each > limit:
+        raise InputError(
+            f"The rollouts of {number} iterations take {number * each} bytes, more than "
+            f"archive.max_bytes = {limit}: archive fewer (archive.rollouts), or set "
+            "archive.when_full=thin to keep the newest."
+        )
+    return each, number * each

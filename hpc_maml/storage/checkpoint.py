@@ -1,0 +1,114 @@
+"""The state of a run after an iteration: parameters and counters; all else follows from them."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from hpc_maml.errors import InputError
+from hpc_maml.storage.files import write_hdf5
+
+FORMAT_VERSION = 1
+NAME = re.compile(r"iteration_(\d{6,})\.h5")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything the rest of a run depends on, besides its configuration."""
+
+    iteration: int  # outer steps done
+    parameters: Mapping[str, np.ndarray]  # meta-policy by name, float32
+    environment_steps: int  # so far
+    rejected_updates: int  # so far
+
+
+def checkpoint_path(folder: Path, iteration: int) -> Path:
+    """Return the file of the checkpoint after ``iteration`` outer steps."""
+    return folder / f"iteration_{iteration:06d}.h5"
+
+
+def save(folder: Path, checkpoint: Checkpoint, fingerprint: str, config: str) -> Path:
+    """Write a checkpoint whole and return its file; the same state gives the same bytes."""
+
+    def fill(file: h5py.File) -> None:
+        file.attrs["format_version"] = FORMAT_VERSION
+        file.attrs["iteration"] = checkpoint.iteration
+        file.attrs["environment_steps"] = checkpoint.environment_steps
+        file.attrs["rejected_updates"] = checkpoint.rejected_updates
+        file.attrs["config_fingerprint"] = fingerprint
+        file.attrs["config"] = config
+        group = file.create_group("parameters", track_order=True)
+        for name, value in checkpoint.parameters.items():
+            group.create_dataset(name, data=value)
+
+    path = checkpoint_path(folder, checkpoint.iteration)
+    write_hdf5(path, fill)
+    return path
+
+
+def load(path: Path, fingerprint: str, shapes: Mapping[str, tuple[int, ...]]) -> Checkpoint:
+    """Read a checkpoint of the configuration with this fingerprint and a policy of these shapes.
+
+    Raises InputError if it is damaged, or belongs to another configuration.
+    """
+    checkpoint, found = read(path)
+    if found != fingerprint:
+        raise InputError(
+            f"The checkpoint {path} belongs to a run with another configuration; "
+            "give the run folder it was written in, or remove it."
+        )
+    parameters = checkpoint.parameters
+    if {name: value.shape for name, value in parameters.items()} != dict(shapes):
+        raise _damaged(path, "the parameters have other shapes than the policy's")
+    return replace(checkpoint, parameters={name: parameters[name] for name in shapes})
+
+
+def read(path: Path) -> tuple[Checkpoint, str]:
+    """Return a checkpoint and the fingerprint of its configuration; raises InputError."""
+    try:
+        with h5py.File(path, "r") as file:
+            version = int(file.attrs["format_version"])
+            if version != FORMAT_VERSION:
+                raise InputError(
+                    f"The checkpoint {path} has format version {version}; "
+                    f"this program reads version {FORMAT_VERSION}."
+                )
+            if checkpoint_path(path.parent, int(file.attrs["iteration"])) != path:
+                raise ValueError(f"it is of iteration {file.attrs['iteration']}")
+            checkpoint = Checkpoint(
+                iteration=int(file.attrs["iteration"]),
+                parameters={name: value[...] for name, value in file["parameters"].items()},
+                environment_steps=int(file.attrs["environment_steps"]),
+                rejected_updates=int(file.attrs["rejected_updates"]),
+            )
+            return checkpoint, file.attrs["config_fingerprint"]
+    except InputError:
+        raise
+    except (OSError, KeyError, ValueError) as error:
+        raise _damaged(path, " ".join(str(error).split())) from None
+
+
+def _damaged(path: Path, reason: str) -> InputError:
+    return InputError(
+        f"The checkpoint {path} is damaged ({reason}); remove it to go on from the one before."
+    )
+
+
+def checkpoints(folder: Path) -> dict[int, Path]:
+    """Return the checkpoints in a folder by iteration, in order; other files are left alone."""
+    matches = ((NAME.fullmatch(path.name), path) for path in folder.glob("iteration_*.h5"))
+    return dict(sorted((int(match[1]), path) for match, path in matches if match))
+
+
+def newest(folder: Path) -> Path | None:
+    """Return the file of the last checkpoint in a folder, None without one."""
+    return next(reversed(checkpoints(folder).values()), None)
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all but the last ``keep`` checkpoints."""
+    for path in list(checkpoints(folder).values())[:-keep]:
+        path.unlink()

@@ -1,0 +1,96 @@
+"""Meta-tests: the returns on unseen tasks after 0, 1, ... updates, and the files that hold them."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from hpc_maml.config import EvaluationConfig
+from hpc_maml.errors import InputError
+from hpc_maml.storage.files import write_hdf5
+
+FORMAT_VERSION = 1
+RUN, RANDOM = "run", "random"  # the policy of the run itself, and what it began with
+NAME = re.compile(r"iteration_(\d{6,})_tasks_(\d+)_updates_(\d+)(_episodes_\d+)?(_constant)?\.h5")
+
+# Student's t at 97.5 %, for 1 to 30 degrees of freedom
+T_QUANTILES = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A meta-test of the policy of a run, and of others on the same tasks."""
+
+    iteration: int  # outer steps done before
+    step_sizes: Sequence[float]  # [K], of each update of the run's policy
+    tasks: np.ndarray  # [n, task_dim]
+    returns: Mapping[str, np.ndarray]  # by policy: after 0 to K updates, [n, K + 1]
+    optima: Mapping[str, np.ndarray]  # by strategy: what can be had without any update, [n]
+
+
+def evaluation_path(
+    folder: Path, iteration: int, settings: EvaluationConfig, episodes: int | None = None
+) -> Path:
+    """Return the file of the meta-test after an iteration; ``episodes`` if not as in training."""
+    name = f"iteration_{iteration:06d}_tasks_{settings.tasks}_updates_{settings.updates}"
+    name += f"_episodes_{episodes}" if episodes else ""
+    return folder / f"{name}{'' if settings.step_sizes == 'halved' else '_constant'}.h5"
+
+
+def evaluation_files(folder: Path) -> list[Path]:
+    """Return the files of all meta-tests, by iteration; other files are left alone."""
+    matches = ((NAME.fullmatch(path.name), path) for path in folder.glob("iteration_*.h5"))
+    found = [(int(match[1]), path) for match, path in matches if match]
+    return [path for _, path in sorted(found)]
+
+
+def save(path: Path, evaluation: Evaluation) -> None:
+    """Write a meta-test whole; the same one gives the same bytes. Raises InputError."""
+
+    def fill(file: h5py.File) -> None:
+        file.attrs["format_version"] = FORMAT_VERSION
+        file.attrs["iteration"] = evaluation.iteration
+        file.attrs["step_sizes"] = evaluation.step_sizes
+        task = file.create_dataset("task", data=evaluation.tasks)
+        task.attrs["unit"], task.attrs["shape"] = "see docs/environments.md", "[task, task_dim]"
+        for group, shape in (("returns", "[task, updates]"), ("optima", "[task]")):
+            folder = file.create_group(group, track_order=True)
+            for name, values in getattr(evaluation, group).items():
+                dataset = folder.create_dataset(name, data=values)
+                dataset.attrs["unit"], dataset.attrs["shape"] = "reward", shape
+
+    try:
+        path.parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path.parent} cannot be made: {error.strerror}.") from None
+    write_hdf5(path, fill)
+
+
+def load(file: h5py.File) -> Evaluation:
+    """Read a meta-test; raises KeyError or OSError if the file is damaged."""
+    return Evaluation(
+        iteration=int(file.attrs["iteration"]),
+        step_sizes=file.attrs["step_sizes"],
+        tasks=file["task"][...],
+        returns={name: values[...] for name, values in file["returns"].items()},
+        optima={name: values[...] for name, values in file["optima"].items()},
+    )
+
+
+def half_width(values: np.ndarray) -> np.ndarray:
+    """Return half the 95 % confidence interval of the mean over the first axis; NaN for one.
+
+    That of Student's t distribution.
+    """
+    number = len(values)
+    if number < 2:
+        return np.full(values.shape[1:], np.nan)
+    quantile = T_QUANTILES[number - 2] if number <= len(T_QUANTILES) + 1 else 1.96
+    return quantile * values.std(0, ddof=1) / np.sqrt(number)

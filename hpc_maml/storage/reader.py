@@ -1,0 +1,328 @@
+"""What a run has left in its folder, for analysis: needs neither MPI nor torch.
+
+Everything is read when it is asked for, so a run may be open while it is being written; what is
+asked for again is read again.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import h5py
+import numpy as np
+import yaml
+
+from hpc_maml.storage.archive_schema import (
+    FIELDS,
+    FORMAT_VERSION,
+    OPTIONAL_FIELDS,
+    archived_iterations,
+    iteration_path,
+)
+from hpc_maml.storage.checkpoint import Checkpoint, checkpoints, read
+from hpc_maml.errors import InputError
+from hpc_maml.storage.meta_tests import FORMAT_VERSION as EVALUATION_VERSION
+from hpc_maml.storage.meta_tests import Evaluation, evaluation_files
+from hpc_maml.storage.meta_tests import load as load_evaluation
+from hpc_maml.storage.metrics import FORMAT_VERSION as METRICS_VERSION
+from hpc_maml.storage.run_folder import CHECKPOINTS, CONFIG, EVALUATIONS, METRICS, ROLLOUTS, has_config
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class DamagedError(InputError):
+    """A file of the run cannot be read."""
+
+    def __init__(self, path: Path, reason: object) -> None:
+        super().__init__(path, " ".join(str(reason).split()))  # in full: it travels between ranks
+
+    def __str__(self) -> str:
+        return f"{self.args[0]} is damaged: {self.args[1]}."
+
+
+class Run:
+    """An open run folder; iterations are counted from 1, as in the names of checkpoints."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Raises InputError if there is no run in this folder."""
+        self.path = Path(path)
+        if not has_config(self.path):
+            raise InputError(f"{self.path} is not a run folder: it has no {CONFIG}.")
+
+    def __repr__(self) -> str:
+        return f"open_run({str(self.path)!r})"
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration, sections as dictionaries."""
+        return yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8"))
+
+    @property
+    def metrics(self) -> "pd.DataFrame":
+        """One row for each iteration that is done, one column for each metric."""
+        try:
+            import pandas as pd
+        except ImportError:
+            raise InputError("run.metrics needs pandas: pip install 'hpc_maml[report]'.") from None
+        columns = self._columns("iterations")
+        rows = len(next(iter(columns.values()), ()))
+        index = pd.RangeIndex(1, rows + 1, name="iteration")
+        return pd.DataFrame(columns, index)
+
+    @property
+    def per_task(self) -> dict[str, np.ndarray]:
+        """Values of every task by name, ``[iterations, n, ...]``; row 0 is iteration 1.
+
+        ``task`` is what ``tasks`` returns; ``pre_update_return`` and ``post_update_return`` are
+        ``[iterations, n]``; ``return_after_updates`` is ``[iterations, n, num_inner_steps + 1]``.
+        """
+        return self._columns("tasks")
+
+    @property
+    def tasks(self) -> np.ndarray:
+        """The tasks of every iteration, float64 ``[iterations, n, task_dim]``."""
+        return self.per_task.get("task", np.empty((0, 0, 0)))
+
+    @property
+    def units(self) -> dict[str, str]:
+        """The unit of every metric and per-task value, by name."""
+        with self._metrics_file() as file:
+            return {
+                name: dataset.attrs["unit"]
+                for group in file.values()
+                for name, dataset in group.items()
+            }
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """What wrote the run: hpc_maml, git_commit, libraries, python, mpi, hosts."""
+        with self._metrics_file() as file:
+            return {name: value for name, value in file.attrs.items() if isinstance(value, str)}
+
+    @property
+    def committed_iterations(self) -> int:
+        """The last iteration whose metrics are written, 0 before the first."""
+        if not (self.path / METRICS).exists():
+            return 0
+        with self._metrics_file() as file:
+            return int(file.attrs["committed_iterations"])
+
+    @property
+    def rollouts(self) -> "Rollouts":
+        """The archived rollouts."""
+        return Rollouts(self.path / ROLLOUTS)
+
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        """The meta-tests, by iteration; raises InputError if one is damaged."""
+        return [read_evaluation(path) for path in evaluation_files(self.path / EVALUATIONS)]
+
+    @property
+    def checkpoints(self) -> list[int]:
+        """The iterations after which there is a checkpoint."""
+        return list(checkpoints(self.path / CHECKPOINTS))
+
+    def checkpoint(self, iteration: int) -> Checkpoint:
+        """Return the parameters and counters after an iteration; raises InputError."""
+        found = checkpoints(self.path / CHECKPOINTS)
+        if iteration not in found:
+            raise InputError(
+                f"The run in {self.path} has no checkpoint of iteration {iteration}; "
+                f"there is {', '.join(map(str, found)) or 'none'}."
+            )
+        return read(found[iteration])[0]
+
+    def _metrics_file(self) -> h5py.File:
+        return _open(self.path / METRICS, METRICS_VERSION)
+
+    def _columns(self, group: str) -> dict[str, np.ndarray]:
+        if not (self.path / METRICS).exists():
+            return {}
+        with self._metrics_file() as file:
+            try:
+                return {name: dataset[...] for name, dataset in file[group].items()}
+            except (OSError, KeyError) as error:
+                raise DamagedError(self.path / METRICS, error) from None
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """The rollouts of one task of one iteration; a field is read when it is asked for.
+
+    ``rollout.observations`` is ``[K, T, B, ...]``: the phase, that is the number of updates before
+    these episodes, the step, the episode. The fields are those of schema.FIELDS; if they were asked
+    for in the configuration, ``adapted_parameters`` are there too.
+    """
+
+    iteration: int
+    index: int  # of the task within the iteration
+    task: np.ndarray  # [task_dim]
+    segment: Path
+    row: int
+
+    def __getattr__(self, name: str) -> np.ndarray:
+        if name not in FIELDS and name not in OPTIONAL_FIELDS:
+            raise AttributeError(f"a rollout has no field {name!r}; it has {', '.join(FIELDS)}")
+        try:
+            with h5py.File(self.segment, "r") as file:
+                if name not in file and name in OPTIONAL_FIELDS:
+                    raise AttributeError(f"{name} were not archived")
+                return file[name][self.row]
+        except (OSError, KeyError) as error:
+            raise DamagedError(self.segment, error) from None
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *FIELDS, *OPTIONAL_FIELDS]
+
+
+class Rollouts(Mapping[tuple[int, int], Rollout]):
+    """Archived rollouts by (iteration, task), in that order, whichever ranks wrote them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def iterations(self) -> list[int]:
+        """The iterations that are archived and complete."""
+        return list(archived_iterations(self.folder))
+
+    def __getitem__(self, key: tuple[int, int]) -> Rollout:
+        """Return the rollouts of a task; KeyError if not archived, InputError if damaged."""
+        iteration, task = key
+        path = iteration_path(self.folder, iteration)
+        if not path.exists():
+            raise KeyError(f"iteration {iteration} is not archived")
+        table = _read_table(path)
+        if not 0 <= task < len(table.segment):
+            raise KeyError(f"iteration {iteration} has tasks 0 to {len(table.segment) - 1}")
+        segment = table.paths[table.segment[task]]
+        if damage := table.damage(segment):
+            raise damage
+        return Rollout(iteration, task, table.tasks[task], segment, int(table.row[task]))
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Go through what is readable; warns of every file that is not."""
+        for iteration in self.iterations:
+            table, damages = self._open(iteration)
+            for damage in damages.values():
+                warnings.warn(f"{damage} It is skipped.", stacklevel=2)
+            if table:
+                for task, number in enumerate(table.segment):
+                    if table.paths[number] not in damages:
+                        yield iteration, task
+
+    def __len__(self) -> int:
+        with warnings.catch_warnings(action="ignore"):
+            return sum(1 for _ in self)
+
+    def __contains__(self, key: object) -> bool:
+        try:
+            self[key]
+        except (KeyError, InputError):
+            return False
+        return True
+
+    def damages(self, *, verify: bool = False) -> list[InputError]:
+        """Return what is wrong with committed files; ``verify`` reads all of every one."""
+        return [
+            damage
+            for iteration in self.iterations
+            for damage in self._open(iteration, verify)[1].values()
+        ]
+
+    def _open(
+        self, iteration: int, verify: bool = False
+    ) -> tuple["_Table | None", dict[Path, InputError]]:
+        """Return where the tasks of an iteration are, and which of its files are damaged."""
+        path = iteration_path(self.folder, iteration)
+        table, damages = None, {}
+        try:
+            table = _read_table(path)
+            for segment in table.paths:
+                if damage := table.damage(segment, verify):
+                    damages[segment] = damage
+        except InputError as error:
+            damages[path] = error
+        if damages and not path.exists():  # the run has thinned its archive at this moment
+            return None, {}
+        return table, damages
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """Read the file of a meta-test; raises InputError."""
+    with _open(path, EVALUATION_VERSION) as file:
+        try:
+            return load_evaluation(file)
+        except (OSError, KeyError) as error:
+            raise DamagedError(path, error) from None
+
+
+class _Table(NamedTuple):
+    """Where the tasks of an iteration are."""
+
+    iteration: int
+    tasks: np.ndarray  # [n, task_dim]
+    segment: np.ndarray  # [n], number of the segment
+    row: np.ndarray  # [n], row in it
+    paths: list[Path]  # of the segments
+    sizes: list[int]  # bytes
+
+    def damage(self, segment: Path, verify: bool = False) -> DamagedError | None:
+        """Return what is wrong with a segment; with ``verify``, also what is in its arrays."""
+        size = self.sizes[self.paths.index(segment)]
+        try:
+            if (found := segment.stat().st_size) != size:
+                return DamagedError(segment, f"it has {found} bytes, not {size}")
+            with h5py.File(segment, "r") as file:
+                if file.attrs["iteration"] != self.iteration:
+                    return DamagedError(segment, f"it is of iteration {file.attrs['iteration']}")
+                if missing := [name for name in FIELDS if name not in file]:
+                    return DamagedError(segment, f"it has no {', '.join(missing)}")
+                if verify:
+                    for dataset in file.values():
+                        for row in dataset:  # the library compares the checksums
+                            del row
+        except (OSError, KeyError) as error:
+            return DamagedError(segment, error)
+        return None
+
+
+def _read_table(path: Path) -> _Table:
+    """Return where the tasks of an iteration are; raises InputError."""
+    status = path.stat() if path.exists() else None
+    return _read_table_once(path, status and (status.st_ino, status.st_mtime_ns))
+
+
+@lru_cache(maxsize=1)  # a loop over the tasks of an iteration asks for one table many times
+def _read_table_once(path: Path, identity: object) -> _Table:
+    with _open(path, FORMAT_VERSION) as file:
+        try:
+            return _Table(
+                int(file.attrs["iteration"]),
+                file["task"][...],
+                file["segment"][...],
+                file["row"][...],
+                [path.parent / name for name in file["segments"].asstr()[...]],
+                file["segment_bytes"][...].tolist(),
+            )
+        except (OSError, KeyError) as error:
+            raise DamagedError(path, error) from None
+
+
+def _open(path: Path, newest: int) -> h5py.File:
+    """Open a file of the run; raises InputError if it is missing, damaged or too new."""
+    try:
+        file = h5py.File(path, "r")
+        version = int(file.attrs["format_version"])
+    except FileNotFoundError:
+        raise InputError(f"{path} is not there: the run has not got that far.") from None
+    except (OSError, KeyError) as error:
+        raise DamagedError(path, error) from None
+    if version > newest:
+        file.close()
+        raise InputError(f"{path} has format version {version}; this program reads up to {newest}.")
+    return file

@@ -1,0 +1,104 @@
+"""The folder of a run: continued by the same configuration only, and by one job at a time."""
+
+import fcntl
+import re
+from datetime import datetime
+from pathlib import Path
+from typing import IO
+
+from hpc_maml.storage.checkpoint import checkpoints
+from hpc_maml.config import Config, differing_keys, load_config, to_yaml
+from hpc_maml.errors import InputError
+from hpc_maml.storage.files import TEMPORARY, write_text
+
+CONFIG, METRICS, CHECKPOINTS, LOCK = "config.yaml", "metrics.h5", "checkpoints", ".lock"
+ROLLOUTS, EVALUATIONS = "rollouts", "evaluations"
+
+
+def default_path(config: Config) -> Path:
+    """Make and return ``runs/<environment>-<date>-<time>``; jobs of one second get their own."""
+    environment = re.split("[/:]", config.env.name)[-1]  # of module:Class the class
+    name = Path("runs") / f"{environment}-{datetime.now():%Y%m%d-%H%M%S}"
+    path, number = name, 1
+    while True:
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            number += 1
+            path = name.with_name(f"{name.name}-{number}")
+        except OSError as error:
+            raise InputError(f"The run folder {path} cannot be made: {error.strerror}.") from None
+
+
+def open_folder(path: Path, config: Config) -> IO[str]:
+    """Make the run folder or continue it, and return its lock, held while it is open.
+
+    Continuing needs the same configuration but for the keys that do not affect results. Raises
+    InputError, and then nothing has been changed.
+    """
+    try:
+        if has_config(path):
+            _check_continues(path, config)
+        elif path.exists() and not _is_unused(path):
+            raise InputError(f"{path} exists and is not a run folder; give another --run-dir.")
+        (path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        lock = _take_lock(path)
+    except OSError as error:
+        raise InputError(f"The run folder {path} cannot be used: {error.strerror}.") from None
+    return lock
+
+
+def begin(path: Path, config: Config) -> None:
+    """Note the configuration and remove what a killed job left unfinished; the first changes."""
+    for folder in (path, path / CHECKPOINTS, path / EVALUATIONS):
+        for leftover in folder.glob(f"*.*{TEMPORARY}"):
+            leftover.unlink()
+    write_text(path / CONFIG, to_yaml(config))
+
+
+def has_config(path: Path) -> bool:
+    """Tell whether there is a run in a folder; raises InputError if that cannot be seen."""
+    try:
+        return (path / CONFIG).is_file()
+    except OSError as error:
+        raise InputError(f"The run folder {path} cannot be read: {error.strerror}.") from None
+
+
+def read_config(path: Path) -> Config:
+    """Return the configuration of the run in a folder; raises InputError if there is none."""
+    if not has_config(path):
+        raise InputError(f"{path} is not a run folder: it has no {CONFIG}.")
+    return load_config(str(path / CONFIG), [])
+
+
+def _is_unused(path: Path) -> bool:
+    """Tell whether a folder is empty, or was begun by a job that was killed at once."""
+    if not path.is_dir() or ((path / CHECKPOINTS).is_dir() and any((path / CHECKPOINTS).iterdir())):
+        return False
+    return {each.name for each in path.iterdir()} <= {CHECKPOINTS, LOCK, CONFIG + TEMPORARY}
+
+
+def _check_continues(path: Path, config: Config) -> None:
+    if keys := differing_keys(config, read_config(path)):
+        raise InputError(
+            f"The run in {path} was started with another configuration ({', '.join(keys)}); "
+            "give another --run-dir, or the same settings."
+        )
+    done = max(checkpoints(path / CHECKPOINTS), default=0)
+    if config.num_iterations < done:
+        raise InputError(
+            f"The run in {path} has done {done} iterations already, "
+            f"more than num_iterations = {config.num_iterations}."
+        )
+
+
+def _take_lock(path: Path) -> IO[str]:
+    lock = (path / LOCK).open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"The run folder {path} is in use by another job.") from None
+    except OSError:
+        pass  # a file system without locks: there is nothing to check with
+    return lock
