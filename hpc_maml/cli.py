@@ -86,9 +86,9 @@ def _train(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     def run(comm: MPI.Intracomm) -> int:
         stop = StopSignal()
         stop.listen()
-        from hpc_maml.run.training import train
+        from hpc_maml.run.training import Training
 
-        return train(comm, lambda: _load(options), options.run_dir, stop)
+        return Training(comm, lambda: _load(options), options.run_dir, stop).train()
 
     return run
 
@@ -163,11 +163,10 @@ def _evaluate(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     settings = {key: value for key in keys if (value := getattr(options, key)) is not None}
 
     def run(comm: MPI.Intracomm) -> int:
-        from hpc_maml.run.meta_testing import evaluate
+        from hpc_maml.run.meta_testing import MetaTesting
 
-        return evaluate(
-            comm, options.run, settings, options.episodes, options.baseline, options.json
-        )
+        testing = MetaTesting(options.run, settings, options.episodes, options.baseline)
+        return testing.evaluate(comm, options.json)
 
     return run
 

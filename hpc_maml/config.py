@@ -1,56 +1,45 @@
-"""The configuration of a run: a YAML file, then ``key=value`` words, checked as a whole."""
+"""The configuration of a run: defaults in layers, YAML files, ``key=value`` words, then checked.
+
+Each layer overrides those before it: the defaults of the keys, those of the environment, of its
+lineage and of the algorithm, then the files, then the words.
+"""
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError, create_model
+from pydantic.fields import FieldInfo
 
+from hpc_maml.algorithms import algorithm_class
+from hpc_maml.algorithms.algorithm import AlgorithmSettings
+from hpc_maml.envs import DEFAULT_LINEAGE, declared_defaults
 from hpc_maml.errors import InputError, nearest
-
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-UnitInterval = Annotated[float, Field(ge=0, le=1)]
+from hpc_maml.policies import NetworkSettings, network_class
+from hpc_maml.settings import Count, Positive, Section, UnitInterval
 
 BOOLEAN = "tag:yaml.org,2002:bool"
+OLD_ALGORITHMS = ("maml", "pretrain")  # in files of 0.1, where ``algorithm`` was no section
 
-
-class Section(BaseModel):
-    """A group of keys; unknown keys and values of another type are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+Files = str | Path | Sequence[str | Path] | None
 
 
 class EnvConfig(Section):
     name: str = Field("navigation", description="environment, see docs/environments.md")
-    kwargs: dict[str, Any] = Field({}, description="keyword arguments of the environment")
-
-
-class PolicyConfig(Section):
-    hidden_sizes: list[Count] = Field([64, 64], description="units of each hidden layer")
-    activation: Literal["tanh", "relu"] = Field("tanh", description="tanh or relu")
-
-
-class TrpoConfig(Section):
-    max_kl: Positive = Field(1.0e-2, description="trust region: mean KL after adaptation")
-    cg_iters: Count = Field(10, description="conjugate gradient iterations")
-    cg_damping: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
-        1.0e-5, description="added to the diagonal of the Fisher matrix"
-    )
-    fisher_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="fraction of the samples that the Fisher matrix is computed on"
-    )
-    ls_max_steps: Count = Field(15, description="line search steps before the update is rejected")
-    ls_backtrack_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.8, description="line search step ratio"
+    kwargs: dict[str, Any] = Field(
+        {}, description="keyword arguments of the environment, such as {lineage: original}"
     )
 
 
 class TopologyConfig(Section):
-    agents: Count | Literal["auto"] = Field("auto", description="agents, or auto")
+    agents: Count | Literal["auto"] = Field(
+        "auto", description="a number, or auto: a quarter of the ranks, at most one per core"
+    )
     layout: Literal["split", "colocated"] = Field(
         "split", description="split: ranks of their own; colocated: every rank agent and observer"
     )
@@ -63,10 +52,10 @@ class CheckpointConfig(Section):
 
 class MetricsConfig(Section):
     tensorboard: Literal["auto", "on", "off"] = Field(
-        "auto", description="event files for TensorBoard; auto: where it is installed"
+        "auto", description="event files for TensorBoard: on, off, or auto: where it is installed"
     )
     wandb: Literal["online", "offline", "off"] = Field(
-        "off", description="Weights & Biases; offline: kept in the run folder, for wandb sync"
+        "off", description="Weights & Biases: online, offline (for wandb sync), or off"
     )
 
 
@@ -74,22 +63,27 @@ class ArchiveConfig(Section):
     rollouts: Count | Literal["every", "none"] = Field(
         10, description="every, none, or n: the first iteration and every n-th after it"
     )
-    compression: Literal["none", "lzf", "gzip"] = Field("none", description="filter")
-    adapted_parameters: bool = Field(False, description="also the adapted policies of every task")
-    max_bytes: Count | None = Field(None, description="limit of the rollouts, null for none")
+    compression: Literal["none", "lzf", "gzip"] = Field("none", description="none, lzf or gzip")
+    adapted_parameters: bool = Field(
+        False, description="true: also the adapted policies of every task"
+    )
+    max_bytes: Count | None = Field(
+        None, description="limit of the rollouts in bytes, null for none"
+    )
     when_full: Literal["refuse", "thin"] = Field(
-        "refuse", description="refuse: at the start, if they could exceed it; thin: drop the oldest"
+        "refuse",
+        description="refuse: at the start, if they would exceed it; thin: drop the oldest",
     )
 
 
 class EvaluationConfig(Section):
     every: Count | None = Field(
-        None, description="iterations from one meta-test on unseen tasks to the next; null: never"
+        None, description="iterations from one meta-test to the next; null: never"
     )
     tasks: Annotated[int, Field(ge=2)] = Field(40, description="unseen tasks")
     updates: Count = Field(3, description="inner steps, each on fresh trajectories")
     step_sizes: Literal["halved", "constant"] = Field(
-        "halved", description="inner steps after the first: halved, as published, or all the same"
+        "halved", description="after the first inner step: halved (as published) or constant"
     )
 
 
@@ -98,55 +92,47 @@ class MpiConfig(Section):
         1800.0, description="seconds a rank waits for another before it ends the job"
     )
     cuda_aware: Literal["auto", "on", "off"] = Field(
-        "auto", description="hand the MPI library memory of GPUs; auto: if it can take it"
+        "auto", description="hand MPI memory of GPUs: on, off, or auto: if it can take it"
     )
 
 
 class Config(Section):
-    """Every key of a run; defaults are those of the PyTorch MAML lineage on 2-D navigation.
+    """Every key of a run; subclasses have the keys of the chosen algorithm and network."""
 
-    But for ``num_iterations``: enough to see it learn in a few minutes.
-    """
-
-    algorithm: Literal["maml", "pretrain"] = Field(
-        "maml", description="maml, or pretrain: one policy for all tasks, without inner steps"
-    )
-    aggregation: Literal["exact"] = Field(
-        "exact", description="exact: one trust-region step on the whole meta-batch"
-    )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(1, description="of every random draw")
-    num_iterations: Count = Field(40, description="outer steps")
+    # Fewer than published: enough to see the default environment learn in a few minutes.
+    num_iterations: Count = Field(
+        40, description="outer steps; may grow when a run is continued"
+    )
     meta_batch_size: Annotated[int, Field(ge=1, le=2**13)] = Field(
         20, description="tasks per iteration"
     )
-    fast_batch_size: Annotated[int, Field(ge=2)] = Field(20, description="episodes per task")
-    fast_lr: Positive = Field(0.1, description="inner step size")
-    num_inner_steps: Count = Field(1, description="inner steps, each on fresh trajectories")
-    first_order: bool = Field(False, description="drop the second derivatives (FOMAML)")
+    fast_batch_size: Annotated[int, Field(ge=2)] = Field(
+        20, description="episodes per task and phase, at least 2"
+    )
     gamma: UnitInterval = Field(0.99, description="discount factor")
     gae_lambda: UnitInterval = Field(1.0, description="lambda of generalised advantages")
     horizon: Count = Field(100, description="environment steps per episode at most")
+    normalise_observations: bool = Field(
+        False,
+        description="true: by their running mean and variance over tasks, part of the state",
+    )
     env: EnvConfig = EnvConfig()
-    policy: PolicyConfig = PolicyConfig()
-    trpo: TrpoConfig = TrpoConfig()
+    policy: NetworkSettings
+    algorithm: AlgorithmSettings
     topology: TopologyConfig = TopologyConfig()
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where agents compute")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where agents compute: cpu, cuda, or auto: a GPU where torch finds one"
+    )
     checkpoint: CheckpointConfig = CheckpointConfig()
     metrics: MetricsConfig = MetricsConfig()
     archive: ArchiveConfig = ArchiveConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     mpi: MpiConfig = MpiConfig()
 
-    @property
-    def inner_step_sizes(self) -> tuple[float, ...]:
-        """The size of each inner step in training."""
-        return (self.fast_lr,) * (self.num_inner_steps if self.algorithm == "maml" else 0)
-
-    @property
-    def test_step_sizes(self) -> tuple[float, ...]:
-        """The size of each inner step in a meta-test (Finn et al. 2017, appendix A.2)."""
-        later = self.fast_lr / (2 if self.evaluation.step_sizes == "halved" else 1)
-        return (self.fast_lr, *(later for _ in range(1, self.evaluation.updates)))
+    def __reduce__(self) -> tuple[Callable[..., "Config"], tuple[dict[str, Any]]]:
+        """Pickle the values: the class is made anew where they arrive."""
+        return _validate, (self.model_dump(),)
 
 
 # Keys that do not change what is computed: they may differ when a run is continued.
@@ -162,32 +148,51 @@ NEUTRAL_KEYS = (
 )
 
 
-def load_config(file: str | Path | None, overrides: Sequence[str]) -> Config:
-    """Return the checked configuration of a YAML file (or the defaults) and ``key=value`` words.
+class Setting(NamedTuple):
+    """The value of a key, and the layer that it comes from."""
+
+    value: Any
+    source: str
+
+
+class Resolved(NamedTuple):
+    """A configuration, and where the values come from that are not the default of their key."""
+
+    config: Config
+    sources: Mapping[str, str]  # by dotted key
+
+
+def load_config(files: Files, words: Sequence[str] = ()) -> Config:
+    """Return the checked configuration of YAML files, in order, and ``key=value`` words.
 
     Raises InputError for a missing or malformed file, an unknown key, a wrong type or range.
     """
-    data = {} if file is None else _read_yaml(Path(file))
-    for word in overrides:
-        key, equals, value = word.partition("=")
-        if not equals or not key:
-            raise InputError(f"'{word}' is not understood: settings are written key=value.")
-        _set(data, key, _parse(value, f"the value of {key}"))
-    return check_config(data)
+    return resolve(files, words).config
 
 
-def check_config(data: dict[str, Any]) -> Config:
+def resolve(files: Files, words: Sequence[str] = ()) -> Resolved:
+    """Return ``load_config``, and where its values come from."""
+    if files is None:
+        files = []
+    elif isinstance(files, str | Path):
+        files = [files]
+    given: dict[str, Setting] = {}
+    for file in files:
+        given |= _settings(_read_yaml(Path(file)), f"file {file}")
+    for word in words:
+        given |= _read_word(word, given)
+    return _resolve(given)
+
+
+def check_config(data: Mapping[str, Any]) -> Config:
     """Return the configuration that a nested dictionary describes, or raise InputError."""
-    try:
-        return Config.model_validate(data)
-    except ValidationError as error:
-        raise InputError(_sentence(error)) from None
+    return _resolve(_settings(data, "word")).config
 
 
 def to_yaml(config: Config, *, neutral: bool = True) -> str:
     """Return the configuration as YAML; without ``neutral``, only the keys that affect results."""
     exclude = set() if neutral else set(NEUTRAL_KEYS)
-    return yaml.safe_dump(config.model_dump(exclude=exclude), sort_keys=False)
+    return yaml.dump(config.model_dump(exclude=exclude), Dumper=Dumper, sort_keys=False)
 
 
 def fingerprint(config: Config) -> str:
@@ -203,7 +208,202 @@ def differing_keys(config: Config, other: Config) -> list[str]:
     return [key for key in mine | theirs if mine.get(key) != theirs.get(key)]
 
 
-class _Loader(yaml.SafeLoader):
+# Layers
+
+
+def _resolve(given: dict[str, Setting]) -> Resolved:
+    """Return the configuration of what files and words give, over the defaults they imply."""
+    implied = _of_environment(given)
+    algorithm = algorithm_class(_name("algorithm", implied | given))
+    implied |= _settings(algorithm.defaults, "algorithm")
+    network = network_class(_name("policy", implied | given))
+    chosen = {"algorithm": algorithm.Settings, "policy": network.Settings}
+
+    def applies(key: str) -> bool:
+        """Tell whether the chosen algorithm or network has the key, if it is for one of them."""
+        section, _, inner = key.partition(".")
+        return section not in chosen or inner in chosen[section].model_fields
+
+    settings = {key: each for key, each in implied.items() if applies(key)} | given
+    config = _validate(_nested(settings))
+    return Resolved(config, {key: each.source for key, each in settings.items()})
+
+
+def _of_environment(given: Mapping[str, Setting]) -> dict[str, Setting]:
+    """Return the defaults of the chosen environment, and over them those of its lineage."""
+    name, kwargs = _name("env", given), given.get("env.kwargs", Setting({}, "")).value
+    lineage = kwargs.get("lineage", DEFAULT_LINEAGE) if isinstance(kwargs, dict) else None
+    try:
+        environment, of_lineage = declared_defaults(name, lineage)
+    except ValueError as error:
+        raise InputError(f"Config key 'env.name': {error}.") from None
+    return _settings(environment, "environment") | _settings(of_lineage, f"lineage {lineage}")
+
+
+def _name(section: str, settings: Mapping[str, Setting]) -> str:
+    """Return the name of the environment, algorithm or policy."""
+    key = f"{section}.name"
+    name = settings[key].value if key in settings else None
+    # what is no word is reported by the check of the whole
+    return name if isinstance(name, str) else KEYS[key].default
+
+
+def _settings(data: Mapping[str, Any], source: str) -> dict[str, Setting]:
+    """Return the settings of a nested dictionary, such as a file's, by dotted key."""
+    found = {}
+    for key, value in data.items():
+        if isinstance(value, Mapping) and (value or key in SECTIONS):
+            for inner, each in value.items():
+                found[f"{key}.{inner}"] = Setting(each, source)
+        elif key in SECTIONS:
+            raise InputError(
+                f"Config key '{key}' is a section of keys, such as {SECTIONS[key]} (got {value!r})."
+            )
+        else:
+            found[str(key)] = Setting(value, source)
+    return found
+
+
+def _read_word(word: str, given: Mapping[str, Setting]) -> dict[str, Setting]:
+    dotted_key, equals, text = word.partition("=")
+    if not equals or not dotted_key:
+        raise InputError(f"'{word}' is not understood: settings are written key=value.")
+    value = _parse(text, f"the value of {dotted_key}")
+    section, *inner = dotted_key.split(".")
+    if not inner:
+        return _settings({section: value}, "word")
+    key = f"{section}.{inner[0]}"
+    if section in given:
+        raise InputError(f"{dotted_key}: '{section}' is not a section of keys.")
+    old = given[key].value if key in given else {}
+    return {key: Setting(_replaced(old, inner[1:], value, dotted_key), "word")}
+
+
+def _replaced(data: Any, path: Sequence[str], value: Any, dotted_key: str) -> Any:
+    """Return nested dictionaries with ``value`` at ``path``."""
+    if not path:
+        return value
+    if not isinstance(data, dict):
+        raise InputError(f"{dotted_key}: there are no keys in {data!r}.")
+    first, *rest = path
+    return data | {first: _replaced(data.get(first, {}), rest, value, dotted_key)}
+
+
+def _nested(settings: Mapping[str, Setting]) -> dict[str, Any]:
+    data: dict[str, Any] = {}
+    for key, (value, _) in settings.items():
+        section, _, inner = key.partition(".")
+        if not inner:
+            data[section] = value
+        elif isinstance(data.setdefault(section, {}), dict):
+            data[section][inner] = value
+        else:
+            raise InputError(f"{key}: '{section}' is not a section of keys.")
+    return data
+
+
+def _leaves(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in data.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+# Checks
+
+
+def _validate(data: dict[str, Any]) -> Config:
+    """Return the configuration with these values, and with the defaults of keys it lacks."""
+    data = {"algorithm": {}, "policy": {}} | data
+    names = _settings({section: data[section] for section in ("algorithm", "policy")}, "")
+    algorithm = algorithm_class(_name("algorithm", names))
+    network = network_class(_name("policy", names))
+    chosen = _config_class(algorithm.Settings, network.Settings)
+    try:
+        return chosen.model_validate(data)
+    except ValidationError as error:
+        raise InputError(_sentence(error, chosen, names)) from None
+
+
+@cache
+def _config_class(
+    algorithm: type[AlgorithmSettings], network: type[NetworkSettings]
+) -> type[Config]:
+    """Return the class with the keys of an algorithm and of a network."""
+    return create_model(
+        "Config",
+        __base__=Config,
+        __module__=__name__,
+        algorithm=(algorithm, ...),
+        policy=(network, ...),
+    )
+
+
+def _fields(config: type[Config]) -> dict[str, FieldInfo]:
+    """Return the fields of all keys, by dotted key."""
+    found = {}
+    for key, field in config.model_fields.items():
+        of_section = getattr(field.annotation, "model_fields", None)
+        if of_section is None:
+            found[key] = field
+        else:
+            found |= {f"{key}.{inner}": each for inner, each in of_section.items()}
+    return found
+
+
+KEYS = _fields(Config)  # those of every run
+SECTIONS = {key.partition(".")[0]: key for key in reversed(KEYS) if "." in key}  # their first keys
+
+
+def _sentence(error: ValidationError, config: type[Config], names: Mapping[str, Setting]) -> str:
+    """Turn the first complaint of a failed validation into one sentence."""
+    known = _fields(config)
+    complaint = error.errors()[0]
+    path, given = [str(part) for part in complaint["loc"]], complaint["input"]
+    if complaint["type"] == "extra_forbidden":
+        key = ".".join(path)
+        if isinstance(given, dict) and given:  # a section that is not known
+            key = next(_leaves(given, f"{key}."))[0]
+        return f"Unknown config key '{key}'{_hint(key, known, names)}."
+    # "agents: int or 'auto'" reports one complaint per alternative, named after the alternative
+    while len(path) > 1 and ".".join(path) not in known:
+        path.pop()
+    key = ".".join(path)
+    if complaint["type"] == "missing":
+        return f"Config key '{key}' has no default: give it a value."
+    rule = complaint["msg"].replace("Input should be", "must be", 1)
+    alternatives = [e["msg"] for e in error.errors() if e["loc"][: len(path)] == tuple(path)]
+    if len(alternatives) > 1:
+        rule = " or ".join(alternatives).replace("Input should be", "must be", 1)
+        rule = rule.replace("Input should be ", "")
+    return f"Config key '{key}' {rule} (got {given!r})."
+
+
+def _hint(key: str, known: Iterable[str], names: Mapping[str, Setting]) -> str:
+    """Say which key may be meant by one that is not known."""
+    section, _, inner = key.rpartition(".")
+    # Compared without their sections, which would make all keys of a section alike.
+    by_inner: dict[str, list[str]] = {}
+    for each in known:
+        by_inner.setdefault(each.rpartition(".")[2], []).append(each)
+    own = [name for name, keys in by_inner.items() if f"{section}.{name}".lstrip(".") in keys]
+    if inner in by_inner:  # it stands in another section
+        return f" (did you mean {' or '.join(map(repr, by_inner[inner]))}?)"
+    if close := get_close_matches(inner, own, n=1):
+        return f" (did you mean '{f'{section}.{close[0]}'.lstrip('.')}'?)"
+    if section in ("algorithm", "policy"):
+        others = ", ".join(name for name in own if name != "name")
+        return f": {section} {_name(section, names)} has {others or 'no keys'}"
+    if close := get_close_matches(inner, by_inner, n=1):
+        return f" (did you mean '{by_inner[close[0]][0]}'?)"
+    return nearest(key, SECTIONS)
+
+
+# YAML
+
+
+class Loader(yaml.SafeLoader):
     """YAML 1.2: ``1e-2`` is a number, ``on`` and ``off`` are words; and no key twice."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (where PyYAML looks for them)
@@ -222,16 +422,21 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$"),
-    list("-+.0123456789"),
-)
+class Dumper(yaml.SafeDumper):
+    """YAML that readers of 1.1 and of 1.2 take for the same values."""
+
+
+for each in (Loader, Dumper):
+    each.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$"),
+        list("-+.0123456789"),
+    )
 
 
 def _parse(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, _Loader)
+        return yaml.load(text, Loader)
     except (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(f"{where} is not valid YAML: {' '.join(str(error).split())}.") from None
 
@@ -247,41 +452,9 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         return {}
     if not isinstance(data, dict):
         raise InputError(f"The config file {file} must hold 'key: value' lines.")
+    if data.get("algorithm") in OLD_ALGORITHMS:
+        raise InputError(
+            f"The config file {file} is one of an older hpc_maml (0.1 layout): its run can be "
+            "read, reported and inspected, but not continued or tested."
+        )
     return data
-
-
-def _set(data: dict[str, Any], dotted_key: str, value: Any) -> None:
-    *sections, key = dotted_key.split(".")
-    for section in sections:
-        data = data.setdefault(section, {})
-        if not isinstance(data, dict):
-            raise InputError(f"{dotted_key}: '{section}' is not a section of keys.")
-    data[key] = value
-
-
-def _leaves(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in data.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _sentence(error: ValidationError) -> str:
-    """Turn the first complaint of a failed validation into one sentence."""
-    complaint = error.errors()[0]
-    # "agents: int or 'auto'" reports one complaint per alternative, named after the alternative
-    path = [str(part) for part in complaint["loc"]]
-    known = {key for key, _ in _leaves(Config().model_dump())}
-    while len(path) > 1 and ".".join(path) not in known and complaint["type"] != "extra_forbidden":
-        path.pop()
-    key = ".".join(path)
-    if complaint["type"] == "extra_forbidden":
-        sections = {name.rsplit(".", 1)[0] for name in known if "." in name}
-        return f"Unknown config key '{key}'{nearest(key, known | sections)}."
-    rule = complaint["msg"].replace("Input should be", "must be", 1)
-    alternatives = [e["msg"] for e in error.errors() if e["loc"][: len(path)] == tuple(path)]
-    if len(alternatives) > 1:
-        rule = " or ".join(alternatives).replace("Input should be", "must be", 1)
-        rule = rule.replace("Input should be ", "")
-    return f"Config key '{key}' {rule} (got {complaint['input']!r})."

@@ -1,16 +1,23 @@
-"""Inner adaptation of MAML and the losses on both sides of it, for any leading task dimensions.
+"""Inner adaptation and the losses on both sides of it, for any leading task dimensions.
 
-The same lines run on NumPy arrays and on torch tensors.
+An inner step is theta' = theta - alpha grad L(theta), with one step size alpha or one for each
+parameter. Its Jacobian is 1 - diag(alpha) H, H the Hessian of L: a tangent is pushed forward by it,
+a gradient pulled back by its transpose. The same lines run on NumPy arrays and on torch tensors.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from array_api_compat import array_namespace
 
-from hpc_maml.policies.mlp import Distribution, Evaluation, Score
-from hpc_maml.policies.policy import Policy
-from hpc_maml.sampling.trajectory import Array, Samples
+from hpc_maml.algorithms.step_sizes import StepSizeGroups
+from hpc_maml.policies.distributions import Parameters
+from hpc_maml.policies.network import Array
+from hpc_maml.policies.policy import Evaluation, Policy, Score
+from hpc_maml.sampling.trajectory import Samples
+
+StepSize = float | Array  # the same for all parameters, or [..., P]
 
 
 class InnerStep(NamedTuple):
@@ -18,39 +25,79 @@ class InnerStep(NamedTuple):
 
     at: Evaluation  # of the parameters before it, on its samples
     score: Score  # minus the gradient of the inner loss
-    step_size: float
+    step_size: StepSize
 
 
-def inner_step(policy: Policy, theta: Array, samples: Samples, step_size: float) -> InnerStep:
+class InnerSteps(NamedTuple):
+    """The inner steps of an adaptation, as what derivatives go through.
+
+    With ``groups`` the step sizes are learned, and tangents and gradients have those of all steps
+    after that of theta: ``[..., P + K groups]``.
+    """
+
+    steps: Sequence[InnerStep]
+    first_order: bool  # second derivatives are dropped: the Jacobian by theta is 1
+    groups: StepSizeGroups | None = None
+
+    def push(self, policy: Policy, tangent: Array) -> Array:
+        """Return the derivative of the adapted parameters ``[..., P]`` along ``tangent``."""
+        tangent, *by_size = self._split(policy.size, tangent)
+        for number, step in enumerate(self.steps):
+            change = tangent
+            if not self.first_order:
+                change = tangent + step.step_size * inner_product(policy, step, tangent)
+            if by_size and self.groups:
+                change = change + self.groups.expand(by_size[number]) * step.score.gradient
+            tangent = change
+        return tangent
+
+    def pull(self, policy: Policy, gradient: Array) -> Array:
+        """Return the gradient by theta, and by step sizes, of one by adapted parameters."""
+        by_size: list[Array] = []
+        for step in reversed(self.steps):
+            if self.groups:
+                by_size.insert(0, self.groups.contract(step.score.gradient * gradient))
+            if self.first_order:
+                continue
+            if isinstance(step.step_size, float):  # the Jacobian is symmetric
+                gradient = gradient + step.step_size * inner_product(policy, step, gradient)
+            else:
+                gradient = gradient + inner_product(policy, step, step.step_size * gradient)
+        return array_namespace(gradient).concat([gradient, *by_size], -1) if by_size else gradient
+
+    def _split(self, size: int, vector: Array) -> list[Array]:
+        """Return the parts of a vector: by theta ``[..., P]``, by each step ``[..., groups]``."""
+        if not self.groups:
+            return [vector]
+        edges = [size + step * self.groups.number for step in range(len(self.steps) + 1)]
+        parts = [vector[..., start:end] for start, end in pairwise(edges)]
+        return [vector[..., :size], *parts]
+
+
+def inner_step(policy: Policy, theta: Array, samples: Samples, step_size: StepSize) -> InnerStep:
     """Return the inner step from theta ``[..., P]`` (Finn et al. 2017, section 2.2)."""
     at = policy.evaluate(theta, samples.observations)
     score = policy.score(at, samples.actions, samples.weights * samples.advantages)
     return InnerStep(at, score, step_size)
 
 
-def adapt(policy: Policy, theta: Array, samples: Samples, step_size: float) -> Array:
+def inner_product(policy: Policy, step: InnerStep, vector: Array) -> Array:
+    """Multiply ``vector`` ``[..., P]`` by minus the Hessian of the inner loss, symmetric."""
+    return policy.score_derivative(step.at, step.score, vector)
+
+
+def adapt(policy: Policy, theta: Array, samples: Samples, step_size: StepSize) -> Array:
     """Return theta' = theta - step_size grad inner_loss(theta) ``[..., P]``."""
     return theta + step_size * inner_step(policy, theta, samples, step_size).score.gradient
 
 
-def through(policy: Policy, steps: Iterable[InnerStep], vectors: Array) -> Array:
-    """Multiply ``vectors`` ``[..., P]`` by the Jacobian of each inner step in turn.
-
-    A Jacobian 1 - step_size H, H the Hessian of the inner loss, is symmetric: the same product
-    pushes a tangent forward through the adaptation and, in reversed order, pulls a gradient back.
-    """
-    for at, score, step_size in steps:
-        vectors = vectors + step_size * policy.score_derivative(at, score, vectors)
-    return vectors
-
-
-def inner_loss(policy: Policy, distribution: Distribution, samples: Samples) -> Array:
+def inner_loss(policy: Policy, distribution: Parameters, samples: Samples) -> Array:
     """Return the REINFORCE loss ``[...]`` (Finn et al. 2017, eq. 4)."""
-    log_prob = policy.log_prob(distribution, samples.actions)
+    log_prob = policy.distribution.log_prob(distribution, samples.actions)
     return -(samples.weights * log_prob * samples.advantages).sum(-1)
 
 
-def surrogate_loss(policy: Policy, distribution: Distribution, samples: Samples) -> Array:
+def surrogate_loss(policy: Policy, distribution: Parameters, samples: Samples) -> Array:
     """Return the loss ``[...]`` with the importance ratio (Schulman et al. 2015, eq. 14)."""
     return -_importance_weights(policy, distribution, samples).sum(-1)
 
@@ -62,13 +109,14 @@ def surrogate_gradient(policy: Policy, at: Evaluation, samples: Samples) -> Arra
     return -policy.score(at, samples.actions, weights).gradient
 
 
-def log_ratio(policy: Policy, distribution: Distribution, samples: Samples) -> Array:
+def log_ratio(policy: Policy, distribution: Parameters, samples: Samples) -> Array:
     """Return log pi(a | s) less that of the behaviour policy ``[..., N]``, 0 in padding."""
     # padding holds no action, so its ratio might overflow, and 0 * inf is NaN
     real = samples.weights > 0
-    return (policy.log_prob(distribution, samples.actions) - samples.log_probs) * real
+    log_prob = policy.distribution.log_prob(distribution, samples.actions)
+    return (log_prob - samples.log_probs) * real
 
 
-def _importance_weights(policy: Policy, distribution: Distribution, samples: Samples) -> Array:
+def _importance_weights(policy: Policy, distribution: Parameters, samples: Samples) -> Array:
     change = log_ratio(policy, distribution, samples)
     return samples.weights * array_namespace(change).exp(change) * samples.advantages

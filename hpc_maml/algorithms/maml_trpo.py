@@ -1,4 +1,4 @@
-"""The outer step: TRPO on the losses after adaptation, in the order of the paper.
+"""MAML with a trust-region outer step (Finn et al. 2017; Schulman et al. 2015, appendix C).
 
 Terms of each task are computed here, on NumPy arrays or on torch tensors of any device; their sums
 over tasks come from a ``reduce`` handed in, so that one agent alone and many together run the same
@@ -7,73 +7,111 @@ lines. What follows from a sum, every decision included, is the same on all agen
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 from array_api_compat import array_namespace, device
+from pydantic import Field
 
-from hpc_maml.config import TrpoConfig
 from hpc_maml.algorithms.adaptation import (
-    InnerStep,
+    InnerSteps,
+    StepSize,
     adapt,
     inner_loss,
     inner_step,
     log_ratio,
     surrogate_gradient,
     surrogate_loss,
-    through,
 )
-from hpc_maml.policies.mlp import Distribution, Evaluation
-from hpc_maml.policies.policy import Policy
-from hpc_maml.sampling.trajectory import Array, Samples, thinned
+from hpc_maml.algorithms.algorithm import (
+    THETA,
+    Metric,
+    Reduce,
+    State,
+    Update,
+    mean_of,
+    norm,
+)
+from hpc_maml.algorithms.inner_steps import (
+    FastLearningRate,
+    GradientAdaptation,
+    InnerStepSettings,
+)
+from hpc_maml.algorithms.step_sizes import STEP_SIZES, StepSizeGroups
 from hpc_maml.algorithms.trust_region import conjugate_gradient, line_search
+from hpc_maml.policies.distributions import Parameters
+from hpc_maml.policies.network import Array
+from hpc_maml.policies.policy import Evaluation, Policy
+from hpc_maml.sampling.trajectory import Samples, Trajectories, samples, thinned
+from hpc_maml.settings import Count, NonNegative, Positive
 
-Reduce = Callable[[Array], np.ndarray]  # terms [G, n] of this agent's tasks -> float64 [n]
+
+class TrustRegionSettings(FastLearningRate):
+    """The keys of an outer step by TRPO."""
+
+    max_kl: Positive = Field(1.0e-2, description="trust region: mean KL after adaptation, in nats")
+    cg_iters: Count = Field(10, description="conjugate gradient iterations")
+    cg_damping: NonNegative = Field(
+        1.0e-5, description="added to the diagonal of the Fisher matrix"
+    )
+    fisher_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0,
+        description="fraction of the samples that the Fisher matrix is computed on; below 1 some "
+        "runs get stuck, see docs/results",
+    )
+    ls_max_steps: Count = Field(15, description="line search steps before the update is rejected")
+    ls_backtrack_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.8, description="ratio of one line search step to the one before"
+    )
+
+
+class MamlTrpoSettings(TrustRegionSettings, InnerStepSettings):
+    """The keys of MAML-TRPO."""
+
+    first_order: bool = Field(False, description="true: drop the second derivatives (FOMAML)")
+
+
+METRICS = {
+    "inner_loss_before": Metric("1", "inner loss at the meta-policy, on the first inner batch"),
+    "inner_loss_after": Metric("1", "inner loss at the adapted policy, on the last inner batch"),
+    "step_size": Metric("1", "size of an inner step, mean over steps and parameters"),
+    "surrogate_before": Metric("1", "surrogate loss after adaptation at the old meta-policy"),
+    "surrogate_after": Metric("1", "the same at the new meta-policy"),
+    "kl_before": Metric("nat", "estimated KL from the behaviour policy, rounding only"),
+    "kl_after": Metric(
+        "nat",
+        "mean KL after adaptation, old to new meta-policy",
+        console="kl {:.4f}",
+        limit="max_kl",
+    ),
+    "gradient_norm": Metric("1", "Euclidean norm of the meta-gradient"),
+    "cg_residual": Metric("1", "Euclidean norm of the conjugate gradient residual"),
+    "cg_iterations": Metric("1", "conjugate gradient iterations done", dtype=np.int64),
+    "line_search_steps": Metric("1", "line search candidates judged", dtype=np.int64),
+}
 
 
 class Curvature(NamedTuple):
     """What Fisher-vector products read; the samples may be fewer than those of the losses."""
 
-    inner_steps: Sequence[InnerStep]  # those that derivatives go through: none for first_order
+    inner: InnerSteps
     at: Evaluation  # of the adapted parameters
     weights: Array  # [G, N]
 
 
 @dataclass(frozen=True)
-class TaskGroup:
-    """G tasks, linearised at theta."""
+class LinearisedTasks:
+    """G tasks, linearised at theta (and at step sizes that are learned)."""
 
     inner: Sequence[Samples]  # inner[k] was collected with the parameters after k inner steps
-    inner_step_sizes: Sequence[float]
     inner_loss_before: Array  # [G], of theta on inner[0]; 0 without inner steps
     inner_loss_after: Array  # [G], of the adapted parameters on inner[-1]; 0 without inner steps
     post: Samples  # collected with the adapted parameters
-    old: Distribution  # of the adapted parameters, on ``post``
+    old: Parameters  # of the adapted policy, on ``post``
     surrogate: Array  # [G]
     behaviour_kl: Array  # [G], estimated KL of the adapted from the behaviour policy
-    gradient: Array  # [G, P], of the surrogate loss by theta
+    gradient: Array  # [G, Q], of the surrogate loss by theta and learned step sizes
     curvature: Curvature
-
-
-@dataclass(frozen=True)
-class MetaStep:
-    """The outcome of an outer step; a rejected one leaves theta bitwise as it was."""
-
-    theta: np.ndarray  # [P]
-    accepted: bool
-    reason: str  # why it was rejected, or empty
-    gradient_norm: float
-    surrogate_before: float
-    kl_before: float  # from the behaviour policy: rounding, if observers and agents adapt alike
-    inner_loss_before: float
-    inner_loss_after: float
-    # of the last candidate of the line search
-    surrogate_after: float = np.nan
-    kl_after: float = np.nan
-    cg_residual: float = np.nan  # norm
-    cg_iterations: int = 0
-    line_search_steps: int = 0
 
 
 def linearise(
@@ -81,41 +119,47 @@ def linearise(
     theta: Array,
     inner: Sequence[Samples],
     post: Samples,
-    inner_step_sizes: Sequence[float],
-    first_order: bool,
+    step_sizes: Sequence[StepSize],
+    *,
+    first_order: bool = False,
+    groups: StepSizeGroups | None = None,
     fisher_fraction: float = 1.0,
-) -> TaskGroup:
+) -> LinearisedTasks:
     """Adapt theta ``[P]`` to G tasks, and keep what the outer step needs of them.
 
     Samples have the leading dimension G. As NumPy arrays, a task gets the same bits for any G.
-    ``fisher_fraction`` is the fraction of the samples that Fisher-vector products are computed on.
+    With ``groups`` the step sizes are learned. ``fisher_fraction`` is the fraction of the samples
+    that Fisher-vector products are computed on.
     """
     xp = array_namespace(theta)
     adapted = [xp.broadcast_to(theta, (len(post.weights), *theta.shape))]  # after 0, 1, ... steps
     steps = []
-    for samples, step_size in zip(inner, inner_step_sizes, strict=True):
-        steps.append(inner_step(policy, adapted[-1], samples, step_size))
+    for each, step_size in zip(inner, step_sizes, strict=True):
+        steps.append(inner_step(policy, adapted[-1], each, step_size))
         adapted.append(adapted[-1] + step_size * steps[-1].score.gradient)
 
     at = policy.evaluate(adapted[-1], post.observations)
     change = log_ratio(policy, at.distribution, post)
-    through_steps = [] if first_order else steps
-    gradient = through(policy, reversed(through_steps), surrogate_gradient(policy, at, post))
-    curvature = Curvature(through_steps, at, post.weights)
+    inner_steps = InnerSteps(steps, first_order, groups)
+    gradient = inner_steps.pull(policy, surrogate_gradient(policy, at, post))
+    curvature = Curvature(inner_steps, at, post.weights)
     if fisher_fraction < 1:
-        *few_inner, few_post = (thinned(samples, fisher_fraction) for samples in (*inner, post))
-        few_steps = map(partial(inner_step, policy), adapted, few_inner, inner_step_sizes)
+        *few_inner, few_post = (thinned(each, fisher_fraction) for each in (*inner, post))
+        few_steps = [
+            inner_step(policy, *each) for each in zip(adapted, few_inner, step_sizes, strict=False)
+        ]
         few_at = policy.evaluate(adapted[-1], few_post.observations)
-        curvature = Curvature([] if first_order else list(few_steps), few_at, few_post.weights)
+        curvature = Curvature(
+            inner_steps._replace(steps=few_steps), few_at, few_post.weights
+        )
     surrogate = surrogate_loss(policy, at.distribution, post)
     inner_loss_before = inner_loss_after = xp.zeros_like(surrogate)
     if inner:
         inner_loss_before = inner_loss(policy, steps[0].at.distribution, inner[0])
         after = policy.forward(policy.unflatten(adapted[-1]), inner[-1].observations)
         inner_loss_after = inner_loss(policy, after, inner[-1])
-    return TaskGroup(
+    return LinearisedTasks(
         inner=inner,
-        inner_step_sizes=inner_step_sizes,
         inner_loss_before=inner_loss_before,
         inner_loss_after=inner_loss_after,
         post=post,
@@ -127,119 +171,159 @@ def linearise(
     )
 
 
-def fisher_vector_product(policy: Policy, group: TaskGroup, vector: Array) -> Array:
-    """Return F vector ``[G, P]``, F the Hessian at theta of each task's mean KL after adaptation.
+def fisher_vector_product(policy: Policy, tasks: LinearisedTasks, vector: Array) -> Array:
+    """Return F vector ``[G, Q]``, F the Hessian of each task's mean KL after adaptation.
 
     The KL has no slope at theta, so its Hessian is exactly J^T M J: J the derivative of the adapted
     policy's outputs, M the Hessian of the KL by these (Gauss-Newton).
     """
-    steps, at, weights = group.curvature
-    tangent = array_namespace(vector).broadcast_to(vector, group.gradient.shape)
-    change = policy.push_forward(at, through(policy, steps, tangent))
-    cotangent = policy.fisher_metric(at.distribution, change, weights)
-    return through(policy, reversed(steps), policy.pull_back(at, cotangent))
+    inner, at, weights = tasks.curvature
+    tangent = array_namespace(vector).broadcast_to(vector, tasks.gradient.shape)
+    change = policy.push_forward(at, inner.push(policy, tangent))
+    cotangent = policy.distribution.fisher_metric(at.distribution, change, weights)
+    return inner.pull(policy, policy.pull_back(at, cotangent))
 
 
-def surrogate_and_kl(policy: Policy, group: TaskGroup, theta: Array) -> Array:
+def surrogate_and_kl(
+    policy: Policy, tasks: LinearisedTasks, theta: Array, step_sizes: Sequence[StepSize]
+) -> Array:
     """Return each task's surrogate loss at theta ``[P]`` and KL from the old policy, ``[G, 2]``."""
     xp = array_namespace(theta)
-    adapted = xp.broadcast_to(theta, group.gradient.shape)
-    for samples, step_size in zip(group.inner, group.inner_step_sizes, strict=True):
-        adapted = adapt(policy, adapted, samples, step_size)
-    distribution = policy.forward(policy.unflatten(adapted), group.post.observations)
-    kl = policy.kl_divergence(group.old, distribution)
-    surrogate = surrogate_loss(policy, distribution, group.post)
-    return xp.stack([surrogate, (group.post.weights * kl).sum(-1)], axis=-1)
+    adapted = xp.broadcast_to(theta, (len(tasks.gradient), *theta.shape))
+    for each, step_size in zip(tasks.inner, step_sizes, strict=True):
+        adapted = adapt(policy, adapted, each, step_size)
+    distribution = policy.forward(policy.unflatten(adapted), tasks.post.observations)
+    kl = policy.distribution.kl_divergence(tasks.old, distribution)
+    surrogate = surrogate_loss(policy, distribution, tasks.post)
+    return xp.stack([surrogate, (tasks.post.weights * kl).sum(-1)], axis=-1)
 
 
-def meta_step(
-    policy: Policy,
-    theta: np.ndarray,
-    groups: Iterable[TaskGroup],
-    num_tasks: int,
-    reduce: Reduce,
-    trpo: TrpoConfig,
-) -> MetaStep:
-    """Return theta ``[P]`` after one step of TRPO (Schulman et al. 2015, appendix C).
+class MamlTrpo(GradientAdaptation):
+    """MAML: the outer step is one of TRPO on the losses after adaptation."""
 
-    ``groups`` are this agent's share, possibly none, of the ``num_tasks`` tasks, linearised at
-    theta. ``reduce`` sums terms ``[G, n]`` over the tasks of all agents, exactly; all agents call
-    it equally often.
-    """
+    Settings: ClassVar[type[Any]] = MamlTrpoSettings
+    metrics = METRICS
 
-    def mean(per_task: Callable[[TaskGroup], Array], width: int) -> np.ndarray:
-        terms = [per_task(group) for group in groups] or [np.zeros((0, width), theta.dtype)]
-        return reduce(array_namespace(*terms).concat(terms)) / num_tasks
-
-    def like(group: TaskGroup, vector: np.ndarray) -> Array:
-        xp, gradient = array_namespace(group.gradient), group.gradient
-        return xp.asarray(vector, dtype=gradient.dtype, device=device(gradient))
-
-    def damped_product(vector: np.ndarray) -> np.ndarray:
-        product = mean(
-            lambda group: fisher_vector_product(policy, group, like(group, vector)), theta.size
-        )
-        return product + trpo.cg_damping * vector
-
-    def evaluate(candidate: np.ndarray) -> tuple[float, float]:
-        return tuple(
-            mean(lambda group: surrogate_and_kl(policy, group, like(group, candidate)), 2).tolist()
+    def digest(self, state: State, phases: Sequence[Trajectories]) -> LinearisedTasks:
+        """Return G tasks, linearised at the state."""
+        *inner, post = map(samples, phases)
+        return linearise(
+            self.policy,
+            state[THETA],
+            inner,
+            post,
+            self._step_sizes(state),
+            first_order=self.first_order,
+            groups=self.groups,
+            fisher_fraction=self.settings.fisher_fraction,
         )
 
-    # surrogate loss and its gradient
-    *losses, gradient = np.split(mean(_losses_and_gradient, 4 + theta.size), [1, 2, 3, 4])
-    surrogate, behaviour_kl, inner_loss_before, inner_loss_after = (loss.item() for loss in losses)
-    found = {
-        "gradient_norm": _norm(gradient),
-        "surrogate_before": surrogate,
-        "kl_before": behaviour_kl,
-        "inner_loss_before": inner_loss_before,
-        "inner_loss_after": inner_loss_after,
-    }
-    if not np.isfinite(gradient).all():
-        return MetaStep(theta, False, "non-finite gradient", **found)
+    @property
+    def first_order(self) -> bool:
+        """Whether second derivatives are dropped."""
+        return self.settings.first_order
 
-    # step direction x = F^-1 g
-    direction = conjugate_gradient(damped_product, gradient, trpo.cg_iters)
-    found |= {"cg_residual": _norm(direction.residual), "cg_iterations": direction.iterations}
+    def _step_sizes(self, state: State) -> list[StepSize]:
+        steps = range(self.num_inner_steps)
+        return [self.step_size(state, step, evaluation=False) for step in steps]
 
-    # Lagrange multiplier; x . F x needs no further product, as F x = g - residual
-    curvature = (direction.solution * (gradient - direction.residual)).sum()
-    if not 0 < curvature < np.inf:
-        return MetaStep(theta, False, "no finite step", **found)
-    full_step = -direction.solution / np.sqrt(curvature / (2 * trpo.max_kl))
+    def update(
+        self,
+        state: State,
+        digests: Iterable[LinearisedTasks],
+        num_tasks: int,
+        reduce: Reduce,
+        rng: np.random.Generator,
+    ) -> Update:
+        """Take one step of TRPO (Schulman et al. 2015, appendix C)."""
+        settings = self.settings
+        outer = self._outer_parameters(state)
 
-    # line search
-    search = line_search(
-        evaluate,
-        theta,
-        full_step,
-        trpo.max_kl,
-        trpo.ls_max_steps,
-        trpo.ls_backtrack_ratio,
-        surrogate,
-    )
-    found |= {
-        "surrogate_after": search.surrogate,
-        "kl_after": search.kl,
-        "line_search_steps": search.steps,
-    }
-    if search.theta is None:
-        return MetaStep(theta, False, "line search failed", **found)
-    return MetaStep(search.theta, True, "", **found)
+        def mean(per_task: Callable[[LinearisedTasks], Array], width: int) -> np.ndarray:
+            return mean_of(reduce, [per_task(each) for each in digests], width, num_tasks)
+
+        def damped_product(vector: np.ndarray) -> np.ndarray:
+            product = mean(
+                lambda each: fisher_vector_product(self.policy, each, like(each.gradient, vector)),
+                outer.size,
+            )
+            return product + settings.cg_damping * vector
+
+        def evaluate(candidate: np.ndarray) -> tuple[float, float]:
+            found = mean(lambda each: self._surrogate_and_kl(state, each, candidate), 2)
+            return float(found[0]), float(found[1])
+
+        # surrogate loss and its gradient
+        *losses, gradient = np.split(mean(_losses_and_gradient, 4 + outer.size), [1, 2, 3, 4])
+        names = ("surrogate_before", "kl_before", "inner_loss_before", "inner_loss_after")
+        found = dict(zip(names, (loss.item() for loss in losses), strict=True))
+        found |= {"gradient_norm": norm(gradient), "step_size": self._mean_step_size(state)}
+        if not np.isfinite(gradient).all():
+            return Update(state, "non-finite gradient", found)
+
+        # step direction x = F^-1 g
+        direction = conjugate_gradient(damped_product, gradient, settings.cg_iters)
+        found["cg_residual"] = norm(direction.residual)
+        found["cg_iterations"] = direction.iterations
+
+        # Lagrange multiplier; x . F x needs no further product, as F x = g - residual
+        curvature = (direction.solution * (gradient - direction.residual)).sum()
+        if not 0 < curvature < np.inf:
+            return Update(state, "no finite step", found)
+        full_step = -direction.solution / np.sqrt(curvature / (2 * settings.max_kl))
+
+        # line search
+        search = line_search(
+            evaluate,
+            outer,
+            full_step,
+            settings.max_kl,
+            settings.ls_max_steps,
+            settings.ls_backtrack_ratio,
+            found["surrogate_before"],
+        )
+        found |= {"surrogate_after": search.surrogate, "kl_after": search.kl}
+        found["line_search_steps"] = search.steps
+        if search.theta is None:
+            return Update(state, "line search failed", found)
+        return Update(self._with_outer_parameters(state, search.theta), "", found)
+
+    def _outer_parameters(self, state: State) -> np.ndarray:
+        """Return what the outer step changes, ``[Q]``: theta, then step sizes that are learned."""
+        if not self.groups:
+            return state[THETA]
+        return np.concatenate([state[THETA], state[STEP_SIZES].ravel()])
+
+    def _with_outer_parameters(self, state: State, outer: np.ndarray) -> State:
+        if not self.groups:
+            return state | {THETA: outer}
+        theta, sizes = np.split(outer, [self.policy.size])
+        return state | {THETA: theta, STEP_SIZES: sizes.reshape(state[STEP_SIZES].shape)}
+
+    def _surrogate_and_kl(
+        self, state: State, tasks: LinearisedTasks, candidate: np.ndarray
+    ) -> Array:
+        changed = self._with_outer_parameters(state, candidate)
+        there = {name: like(tasks.gradient, changed[name]) for name in self.played(changed)}
+        sizes = self._step_sizes(there)
+        return surrogate_and_kl(self.policy, tasks, there[THETA], sizes)
+
+    def _mean_step_size(self, state: State) -> float:
+        return float(state[STEP_SIZES].mean()) if self.groups else self.settings.fast_lr
 
 
-def _losses_and_gradient(group: TaskGroup) -> Array:
+def like(array: Array, vector: np.ndarray) -> Array:
+    """Return a vector of the host in the type and on the device of an array."""
+    xp = array_namespace(array)
+    return xp.asarray(vector, dtype=array.dtype, device=device(array))
+
+
+def _losses_and_gradient(tasks: LinearisedTasks) -> Array:
     losses = [
-        group.surrogate,
-        group.behaviour_kl,
-        group.inner_loss_before,
-        group.inner_loss_after,
+        tasks.surrogate,
+        tasks.behaviour_kl,
+        tasks.inner_loss_before,
+        tasks.inner_loss_after,
     ]
-    xp = array_namespace(group.gradient)
-    return xp.concat([xp.stack(losses, axis=-1), group.gradient], axis=-1)
-
-
-def _norm(vector: np.ndarray) -> float:
-    # not BLAS: the bits must not depend on the number of threads
-    return float(np.sqrt((vector * vector).sum()))
+    xp = array_namespace(tasks.gradient)
+    return xp.concat([xp.stack(losses, axis=-1), tasks.gradient], axis=-1)

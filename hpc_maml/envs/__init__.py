@@ -2,12 +2,14 @@
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import gymnasium
 from gymnasium.vector import VectorEnv
 
 from hpc_maml.envs.batched import TaskVectorEnv
+from hpc_maml.envs.foreign import title
 from hpc_maml.errors import nearest
 
 # Import paths, not classes: only the environments that are made import MuJoCo.
@@ -22,6 +24,7 @@ ENVIRONMENTS = {
     "bandit": "hpc_maml.envs.bandit:Bandit",
     "tabular_mdp": "hpc_maml.envs.tabular_mdp:TabularMdp",
 }
+DEFAULT_LINEAGE = "gymnasium"
 
 
 def make(
@@ -97,6 +100,20 @@ def find(name: str) -> Callable[..., TaskVectorEnv | VectorEnv | gymnasium.Env]:
         f"there is no environment {name!r}{nearest(name, [*ENVIRONMENTS, *gymnasium.registry])}; "
         f"there are {', '.join(ENVIRONMENTS)}, module:Class, and the IDs of Gymnasium"
     )
+
+
+def declared_defaults(name: str, lineage: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return the configuration keys that an environment sets, and those that its lineage sets.
+
+    Raises ValueError for an unknown name. An unknown lineage sets none.
+    """
+    found = find(name)
+    if not inspect.isclass(found):
+        steps = gymnasium.registry[title(found)].max_episode_steps
+        return {"horizon": steps} if steps else {}, {}
+    if not issubclass(found, TaskVectorEnv):
+        return {}, {}
+    return found.defaults, found.lineage_defaults.get(str(lineage), {})
 
 
 def make_vector(num_envs: int, name: str, **kwargs) -> TaskVectorEnv:

@@ -1,11 +1,14 @@
 """Arms to pull: which one pays best is the task (Duan et al. 2016, "RL^2", section 3.1)."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 
 from hpc_maml.envs.batched import TaskVectorEnv, check_choices
+
+PULLS = 10  # of an episode, where nobody says otherwise
 
 # What luck is drawn from, and what a pull pays with it, for an arm of mean p in [0, 1].
 REWARDS = {
@@ -19,6 +22,13 @@ class Bandit(TaskVectorEnv):
 
     An episode is as many pulls as the horizon says; there is nothing to see, the observation is 1.
     """
+
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "num_iterations": 100,
+        "meta_batch_size": 40,
+        "horizon": PULLS,
+        "algorithm": {"fast_lr": 1.0},
+    }
 
     def __init__(
         self,
@@ -41,7 +51,7 @@ class Bandit(TaskVectorEnv):
         super().__init__(
             num_tasks=num_tasks,
             episodes_per_task=episodes_per_task,
-            horizon=horizon or 10,
+            horizon=horizon or PULLS,
             num_threads=num_threads,
             single_observation_space=Box(0.0, 1.0, (1,), np.float32),
             single_action_space=Discrete(arms),

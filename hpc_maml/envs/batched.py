@@ -18,6 +18,11 @@ def lineage_row(lineages: Mapping[str, Any], lineage: str) -> Any:
     return lineages[lineage]
 
 
+def defaults_of_lineages(lineages: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return ``TaskVectorEnv.lineage_defaults`` of a table whose rows have them."""
+    return {name: {"horizon": row.horizon, **row.training} for name, row in lineages.items()}
+
+
 def check_choices(actions: np.ndarray, count: int) -> None:
     """Raise ValueError for an action that is not one of the integers below ``count``."""
     valid = np.issubdtype(actions.dtype, np.integer) and actions.min() >= 0
@@ -34,6 +39,9 @@ class TaskVectorEnv(VectorEnv, ABC):
 
     metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.DISABLED}
     task_dim: int
+    # How it is trained where nobody says otherwise: keys of a configuration, nested as in a file.
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    lineage_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # by env.kwargs.lineage
 
     def __init__(
         self,

@@ -1,6 +1,8 @@
 """Gymnasium's moon lander in the wind and turbulence of the task."""
 
 import importlib.util
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from hpc_maml.envs.foreign import maker_of_id
 from hpc_maml.envs.parameter_tasks import ParameterTasks
@@ -11,6 +13,13 @@ GRAVITY_RANGE = (-12.0, -6.0)
 
 class Lander(ParameterTasks):
     """Land softly; the task is (wind power, turbulence power), and gravity if that varies too."""
+
+    # Episodes are shorter than Gymnasium's limit of 1000 steps.
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "num_iterations": 300,
+        "meta_batch_size": 40,
+        "horizon": 300,
+    }
 
     def __init__(
         self,

@@ -2,16 +2,16 @@
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import resources
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import mujoco
 import numpy as np
 from gymnasium.spaces import Box
 from mujoco.batch import Batch, SimulationError
 
-from hpc_maml.envs.batched import TaskVectorEnv, lineage_row
+from hpc_maml.envs.batched import TaskVectorEnv, defaults_of_lineages, lineage_row
 
 RESET_VELOCITY_NOISE = 0.1  # standard deviation
 HEALTHY_HEIGHT = (0.2, 1.0)  # of the ant's torso, in m
@@ -51,6 +51,7 @@ class Lineage(NamedTuple):
     action_limit: float = 1.0  # actions are clipped to this, either way, and divided by it
     initial_positions: str | None = None  # a numeric of the model; None: its reference, qpos0
     position_noise: Callable[[np.random.Generator, tuple[int, int]], np.ndarray] = uniform_noise
+    training: Mapping[str, Any] = {}  # published settings, as keys of a configuration
 
 
 def centre_of_mass_lineage(**changes: Any) -> Lineage:
@@ -61,6 +62,10 @@ def centre_of_mass_lineage(**changes: Any) -> Lineage:
         velocity=Part("subtree_linvel", TORSO),
         position=Part("subtree_com", TORSO),
         position_noise=normal_noise,
+        training={
+            "num_iterations": 800,
+            "policy": {"hidden_sizes": [100, 100], "activation": "relu"},
+        },
         **changes,
     )
 
@@ -94,6 +99,7 @@ ANT_LINEAGES = {
 class Locomotion(TaskVectorEnv):
     """A robot, its physics and the bookkeeping around it; families add tasks and rewards."""
 
+    defaults: ClassVar[Mapping[str, Any]] = {"num_iterations": 500, "meta_batch_size": 40}
     model_file: str
     lineages: dict[str, Lineage]
 
@@ -274,6 +280,7 @@ class HalfCheetah(Locomotion):
 
     model_file = "half_cheetah.xml"
     lineages = HALF_CHEETAH_LINEAGES
+    lineage_defaults: ClassVar[Mapping[str, Any]] = defaults_of_lineages(lineages)
 
     def _cost(self) -> np.ndarray:
         return 0.05 * (self._scaled * self._scaled).sum(-1)
@@ -300,6 +307,7 @@ class Ant(Locomotion):
 
     model_file = "ant.xml"
     lineages = ANT_LINEAGES
+    lineage_defaults: ClassVar[Mapping[str, Any]] = defaults_of_lineages(lineages)
 
     def _bind(self) -> None:
         super()._bind()
@@ -354,6 +362,7 @@ class AntGoal(Ant):
     lineages = ANT_LINEAGES | {
         "gymnasium": Lineage((*ANT_LINEAGES["gymnasium"].observation, Part("qpos", slice(0, 2))))
     }
+    lineage_defaults: ClassVar[Mapping[str, Any]] = defaults_of_lineages(lineages)
 
     def _bind(self) -> None:
         super()._bind()

@@ -1,11 +1,12 @@
 """A point in the plane that looks for a goal it does not see."""
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from gymnasium.spaces import Box
 
-from hpc_maml.envs.batched import TaskVectorEnv, lineage_row
+from hpc_maml.envs.batched import TaskVectorEnv, defaults_of_lineages, lineage_row
 
 GOAL_RANGE = 0.5
 GOAL_TOLERANCE = 0.01  # in each coordinate
@@ -17,13 +18,22 @@ class Lineage(NamedTuple):
     horizon: int
     action_limit: float  # actions are clipped to this, either way
     distance_per_action: float
+    training: Mapping[str, Any] = {}  # published settings, as keys of a configuration
 
 
 RAW_STEPS = Lineage(horizon=100, action_limit=0.1, distance_per_action=1.0)
 LINEAGES = {
     "gymnasium": RAW_STEPS,
     "pytorch": RAW_STEPS,
-    "original": Lineage(horizon=100, action_limit=1.0, distance_per_action=0.1),
+    "original": Lineage(
+        horizon=100,
+        action_limit=1.0,
+        distance_per_action=0.1,
+        training={
+            "policy": {"hidden_sizes": [100, 100], "activation": "relu"},
+            "algorithm": {"fast_lr": 0.5},
+        },
+    ),
 }
 
 
@@ -31,6 +41,7 @@ class Navigation(TaskVectorEnv):
     """Walk from the origin to the goal, a task in [-0.5, 0.5]^2, in steps of at most 0.1."""
 
     task_dim = 2
+    lineage_defaults: ClassVar[Mapping[str, Any]] = defaults_of_lineages(LINEAGES)
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 """A random Markov decision process of ten states (Duan et al. 2016, "RL^2", section 3.2)."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 from gymnasium.spaces import Box, Discrete
@@ -9,6 +10,7 @@ from hpc_maml.envs.batched import TaskVectorEnv, check_choices
 
 STATES, ACTIONS = 10, 5
 CHOICES = STATES * ACTIONS
+STEPS = 10  # of an episode, where nobody says otherwise
 
 
 def transitions_and_rewards(tasks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -28,6 +30,12 @@ class TabularMdp(TaskVectorEnv):
     """
 
     task_dim = CHOICES * STATES + CHOICES
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "num_iterations": 100,
+        "meta_batch_size": 40,
+        "horizon": STEPS,
+        "algorithm": {"fast_lr": 1.0},
+    }
 
     def __init__(
         self,
@@ -41,7 +49,7 @@ class TabularMdp(TaskVectorEnv):
         super().__init__(
             num_tasks=num_tasks,
             episodes_per_task=episodes_per_task,
-            horizon=horizon or 10,
+            horizon=horizon or STEPS,
             num_threads=num_threads,
             single_observation_space=Box(0.0, 1.0, (STATES,), np.float32),
             single_action_space=Discrete(ACTIONS),

@@ -1,14 +1,14 @@
-"""The GPU of an agent, and the only module that imports torch: only agents with a GPU import this.
+"""The GPU of an agent; imports torch, so only agents with a GPU import this.
 
 Trajectory batches are received into pinned memory and copied to the GPU on a stream of their own,
 while others are still being collected. There they lie side by side, [task, byte], for each phase:
-one copy for each batch, and the samples of all tasks are views.
+one copy for each batch, and the episodes of all tasks are views.
 """
 
 import numpy as np
 import torch
 
-from hpc_maml.sampling.trajectory import Samples
+from hpc_maml.sampling.trajectory import Trajectories
 
 
 def count_gpus() -> int:
@@ -53,12 +53,12 @@ class Gpu:
             source = torch.from_numpy(batch.view(np.uint8))
             self.phases[phase][task].copy_(source, non_blocking=True)
 
-    def samples(self) -> list[Samples]:
-        """Return the samples of each phase, tensors ``[G, N, ...]``, when all have been copied."""
+    def trajectories(self) -> list[Trajectories]:
+        """Return the episodes of each phase, tensors ``[G, ...]``, when all have been copied."""
         if self.copies:
             self.copies.synchronize()
         self.in_flight.clear()
-        return [_samples(_fields(batches, self.dtype)) for batches in self.phases]
+        return [_fields(batches, self.dtype) for batches in self.phases]
 
     def array(self, values: np.ndarray) -> torch.Tensor:
         """Return a copy on the GPU."""
@@ -81,23 +81,12 @@ class Gpu:
         return torch.empty(shape, dtype=dtype, pin_memory=self.copies is not None)
 
 
-def _fields(batches: torch.Tensor, dtype: np.dtype) -> dict[str, torch.Tensor]:
+def _fields(batches: torch.Tensor, dtype: np.dtype) -> Trajectories:
     """Return the fields of batches ``[G, bytes]`` as views ``[G, ...]``."""
-    found = {}
-    for name in ("lengths", "observations", "actions", "log_probs", "advantages"):
+    found = []
+    for name in Trajectories._fields:
         field, start = dtype.fields[name][:2]
         values = batches[:, start : start + field.itemsize]
         kind = torch.from_numpy(np.empty(0, field.base)).dtype
-        found[name] = values.view(kind).unflatten(1, field.shape)
-    return found
-
-
-def _samples(fields: dict[str, torch.Tensor]) -> Samples:
-    """Return what ``trajectory.samples`` gives for each batch, with the leading dimension G."""
-    steps = torch.arange(fields["log_probs"].shape[1], device=fields["lengths"].device)
-    valid = steps[:, None] < fields.pop("lengths")[:, None]
-    # in float64 first, like NumPy: the same bits
-    weights = (valid / valid.sum((1, 2), keepdim=True).double()).float().flatten(1)
-    return Samples(
-        **{name: values.flatten(1, 2) for name, values in fields.items()}, weights=weights
-    )
+        found.append(values.view(kind).unflatten(1, field.shape))
+    return Trajectories(*found)

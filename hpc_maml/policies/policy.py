@@ -1,182 +1,125 @@
-"""Policies: a multilayer perceptron with a Gaussian or a categorical distribution of actions.
+"""A policy: a network and a distribution of actions, with the products that algorithms need."""
 
-Like the network, they run on NumPy arrays and on torch tensors.
-"""
-
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from array_api_compat import array_namespace, device
+from array_api_compat import array_namespace
 
-from hpc_maml.policies.mlp import MLP, Layers, Score
-from hpc_maml.sampling.trajectory import Array
+from hpc_maml.policies.distributions import Distribution, Parameters
+from hpc_maml.policies.network import Array, Layers, Network
 
 
-class Gaussian(NamedTuple):
-    """A Gaussian of independent components."""
+class Evaluation(NamedTuple):
+    """A policy on N observations, with what its derivatives need."""
 
-    mean: Array  # [..., N, action_size]
-    log_std: Array  # [..., 1, action_size], the same for all observations
+    layers: Layers
+    network: Any  # what ``Network.linearise`` returned
+    distribution: Parameters
+
+
+class Score(NamedTuple):
+    """The gradient of a weighted sum of log-probabilities, with what its derivative needs."""
+
+    gradient: Array  # [..., P]
+    network: Any  # what ``Network.pull`` returned
+    weights: Array  # [..., N]
+    cotangent: Parameters  # the gradient by the distribution's parameters
 
 
 @dataclass(frozen=True)
-class GaussianMLP(MLP):
-    """Continuous actions ``[..., N, action_size]``: the network gives the mean, sigma is free."""
+class Policy:
+    """A network and a distribution of actions over one parameter vector theta ``[..., P]``."""
 
-    min_log_std: float = math.log(1e-6)
+    network: Any  # Network
+    distribution: Distribution
+
+    @property
+    def memory_size(self) -> int:
+        """Numbers kept of every episode from step to step; 0 for a feed-forward network."""
+        return self.network.memory_size
 
     @cached_property
-    def shapes(self) -> dict[str, tuple[int, int]]:
-        """The shape of each parameter matrix, in the order of theta; sigma is initially 1."""
-        return {**super().shapes, "log_std": (1, self.action_size)}
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shape of each parameter array, in the order of theta."""
+        return {**self.network.shapes, **self.distribution.shapes}
 
-    def distribution(self, layers: Layers, output: Array) -> Gaussian:
-        """Return the Gaussian around the network's output."""
-        return Gaussian(output, layers["log_std"].clip(min=self.min_log_std))
+    @cached_property
+    def size(self) -> int:
+        """The number of parameters, P."""
+        return sum(int(np.prod(shape)) for shape in self.shapes.values())
 
-    def noise(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-        """Draw standard normal float32 noise ``[*shape, action_size]`` for ``sample``."""
-        return rng.standard_normal((*shape, self.action_size), dtype=np.float32)
+    def initial_parameters(self, rng: np.random.Generator) -> np.ndarray:
+        """Draw float32 theta ``[P]``; the distribution's own parameters are 0."""
+        theta = np.zeros(self.size, np.float32)
+        network: Network = self.network
+        network.initialise(self.unflatten(theta), rng)
+        return theta
 
-    def sample(self, distribution: Gaussian, noise: Array) -> Array:
-        """Return actions ``[..., N, action_size]``."""
-        xp = array_namespace(noise)
-        return distribution.mean + xp.exp(distribution.log_std) * noise
+    def unflatten(self, theta: Array) -> Layers:
+        """Return the parameters ``[..., *shape]`` by name, as views into theta."""
+        arrays, start = {}, 0
+        for name, shape in self.shapes.items():
+            end = start + int(np.prod(shape))
+            arrays[name] = theta[..., start:end].reshape(*theta.shape[:-1], *shape)
+            start = end
+        return arrays
 
-    def stacked(self, distributions: Sequence[Gaussian], axis: int) -> Gaussian:
-        """Return distributions of NumPy arrays as one, with a new dimension."""
-        return Gaussian(*(np.stack(fields, axis) for fields in zip(*distributions, strict=True)))
+    def flatten(self, layers: Layers) -> np.ndarray:
+        """Return parameters by name as one vector ``[P]``."""
+        return np.concatenate([np.asarray(layers[name]).ravel() for name in self.shapes])
 
-    def log_prob(self, distribution: Gaussian, actions: Array) -> Array:
-        """Return log pi(a | s) ``[..., N]``."""
-        xp = array_namespace(actions)
-        standardised = (actions - distribution.mean) * xp.exp(-distribution.log_std)
-        log_density = -0.5 * standardised * standardised - distribution.log_std
-        return log_density.sum(-1) - 0.5 * math.log(2 * math.pi) * self.action_size
+    def step(
+        self, layers: Layers, memory: np.ndarray | None, observations: np.ndarray
+    ) -> tuple[Parameters, np.ndarray | None]:
+        """Return the distribution for observations ``[G, B, observation]``, and the new memory."""
+        if not self.memory_size:
+            return self.forward(layers, observations), memory
+        outputs, memory = self.network.step(layers, memory, observations)
+        return self.distribution.parameters(layers, outputs), memory
 
-    def kl_divergence(self, p: Gaussian, q: Gaussian) -> Array:
-        """Return KL(p || q) ``[..., N]``."""
-        xp = array_namespace(p.mean)
-        shift = (p.mean - q.mean) * xp.exp(-q.log_std)
-        difference = p.log_std - q.log_std
-        # expm1: variances that nearly agree must not cancel to noise in float32
-        return (0.5 * (xp.expm1(2 * difference) + shift * shift) - difference).sum(-1)
+    def forward(self, layers: Layers, observations: Array) -> Parameters:
+        """Return the distribution of actions for observations ``[..., N, observation]``."""
+        return self.distribution.parameters(layers, self.network.forward(layers, observations))
 
-    def log_prob_gradient(self, distribution: Gaussian, actions: Array, weights: Array) -> Gaussian:
-        """Return the gradient of the sum over n of weights_n log pi by (mean, log_std)."""
-        xp = array_namespace(actions)
-        inverse_std = xp.exp(-distribution.log_std)
-        standardised = (actions - distribution.mean) * inverse_std
-        weighted = weights[..., None] * standardised
-        log_std = weighted * standardised - weights[..., None]
-        return Gaussian(weighted * inverse_std, log_std.sum(-2)[..., None, :])
+    def evaluate(self, theta: Array, observations: Array) -> Evaluation:
+        """Return ``forward`` at theta ``[..., P]``, with what derivatives need."""
+        layers = self.unflatten(theta)
+        at = self.network.linearise(layers, observations)
+        return Evaluation(layers, at, self.distribution.parameters(layers, at.outputs))
 
-    def fisher_metric(self, distribution: Gaussian, tangent: Gaussian, weights: Array) -> Gaussian:
-        """Return the Hessian of the weighted KL divergence at equality, times ``tangent``."""
-        xp = array_namespace(weights)
-        mean = weights[..., None] * xp.exp(-2 * distribution.log_std) * tangent.mean
-        return Gaussian(mean, 2 * weights.sum(-1)[..., None, None] * tangent.log_std)
+    def score(self, at: Evaluation, actions: Array, weights: Array) -> Score:
+        """Return the gradient by theta of the sum over n of weights_n log pi(a_n | s_n; theta)."""
+        cotangent = self.distribution.log_prob_gradient(at.distribution, actions, weights)
+        outputs, own = self.distribution.split(at.layers, cotangent)
+        pulled = self.network.pull(at.network, outputs, again=True)
+        gradient = array_namespace(outputs).concat([*pulled.gradients, *own], axis=-1)
+        return Score(gradient, pulled, weights, cotangent)
 
-    def log_prob_curvature(
-        self, distribution: Gaussian, score: Score, change: Gaussian
-    ) -> Gaussian:
-        """Return the derivative of ``log_prob_gradient`` along ``change``.
-
-        The Hessian is minus the Fisher information where it is expected, plus what depends on the
-        actions: -1/sigma^2, -2 z/sigma and -2 z^2 for z = (a - mean) / sigma.
-        """
-        expected = self.fisher_metric(distribution, change, score.weights)
-        mean, log_std = score.cotangent
-        cross = (mean * change.mean).sum(-2)[..., None, :]
-        return Gaussian(
-            -expected.mean - 2 * mean * change.log_std,
-            -expected.log_std - 2 * (cross + log_std * change.log_std),
+    def score_derivative(self, at: Evaluation, score: Score, vector: Array) -> Array:
+        """Return the derivative ``[..., P]`` of the score along ``vector`` ``[..., P]``."""
+        tangents = self.unflatten(vector)
+        pushed = self.network.push(at.network, tangents)
+        change = self.distribution.change(at.layers, tangents, pushed.outputs)
+        cotangent = self.distribution.log_prob_curvature(
+            at.distribution, score.cotangent, score.weights, change
         )
+        outputs, own = self.distribution.split(at.layers, cotangent)
+        gradients = self.network.pull_derivative(
+            at.network, score.network, tangents, pushed, outputs
+        )
+        return array_namespace(vector).concat([*gradients, *own], axis=-1)
 
-    def _distribution_change(self, layers: Layers, tangents: Layers, output: Array) -> Gaussian:
-        return Gaussian(output, tangents["log_std"] * self._above_floor(layers))
+    def push_forward(self, at: Evaluation, vector: Array) -> Parameters:
+        """Return the derivative of the distribution's parameters along ``vector`` ``[..., P]``."""
+        tangents = self.unflatten(vector)
+        outputs = self.network.push(at.network, tangents).outputs
+        return self.distribution.change(at.layers, tangents, outputs)
 
-    def _output_and_rest(self, layers: Layers, cotangent: Gaussian) -> tuple[Array, list[Array]]:
-        log_std = (cotangent.log_std * self._above_floor(layers))[..., 0, :]
-        return cotangent.mean, [log_std]
-
-    def _above_floor(self, layers: Layers) -> Array:
-        return layers["log_std"] >= self.min_log_std
-
-
-@dataclass(frozen=True)
-class CategoricalMLP(MLP):
-    """Discrete actions ``[..., N]``; a distribution is its log-probabilities ``[..., N, k]``."""
-
-    def distribution(self, layers: Layers, output: Array) -> Array:
-        """Return normalised log-probabilities, the log-softmax of the network's output."""
-        xp = array_namespace(output)
-        shifted = output - xp.max(output, axis=-1, keepdims=True)
-        return shifted - xp.log(xp.exp(shifted).sum(-1)[..., None])
-
-    def noise(self, rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-        """Draw uniform float32 noise ``shape`` for ``sample``."""
-        return rng.random(shape, dtype=np.float32)
-
-    def sample(self, distribution: Array, noise: Array) -> Array:
-        """Return actions ``[..., N]``, by the inverse of the cumulative distribution."""
-        xp = array_namespace(distribution)
-        cumulative = xp.exp(distribution).cumsum(-1)
-        # rounding may leave the last sum below 1: what passes all others is the last action
-        return (noise[..., None] >= cumulative[..., :-1]).sum(-1)
-
-    def stacked(self, distributions: Sequence[Array], axis: int) -> Array:
-        """Return distributions of NumPy arrays as one, with a new dimension."""
-        return np.stack(distributions, axis)
-
-    def log_prob(self, distribution: Array, actions: Array) -> Array:
-        """Return log pi(a | s) ``[..., N]``."""
-        xp = array_namespace(distribution)
-        return xp.take_along_axis(distribution, actions[..., None], axis=-1)[..., 0]
-
-    def kl_divergence(self, p: Array, q: Array) -> Array:
-        """Return KL(p || q) ``[..., N]``."""
-        return (array_namespace(p).exp(p) * (p - q)).sum(-1)
-
-    def log_prob_gradient(self, distribution: Array, actions: Array, weights: Array) -> Array:
-        """Return the gradient of the sum over n of weights_n log pi by the network's output."""
-        xp = array_namespace(distribution)
-        choices = xp.arange(self.action_size, device=device(distribution))
-        return weights[..., None] * (-xp.exp(distribution) + (actions[..., None] == choices))
-
-    def fisher_metric(self, distribution: Array, tangent: Array, weights: Array) -> Array:
-        """Return weights (diag(p) - p p^T) times ``tangent``, a change of the output."""
-        p = array_namespace(distribution).exp(distribution)
-        return weights[..., None] * p * (tangent - (p * tangent).sum(-1)[..., None])
-
-    def log_prob_curvature(self, distribution: Array, score: Score, change: Array) -> Array:
-        """Return the derivative of ``log_prob_gradient`` along ``change``, a change of the output.
-
-        It does not depend on the actions: minus the Fisher information.
-        """
-        return -self.fisher_metric(distribution, change, score.weights)
-
-    def _distribution_change(self, layers: Layers, tangents: Layers, output: Array) -> Array:
-        return output
-
-    def _output_and_rest(self, layers: Layers, cotangent: Array) -> tuple[Array, list[Array]]:
-        return cotangent, []
-
-
-Policy = GaussianMLP | CategoricalMLP
-
-
-def make_policy(
-    observation_size: int,
-    action_size: int,
-    discrete: bool,
-    hidden_sizes: tuple[int, ...],
-    activation: str,
-) -> Policy:
-    """Return the policy for ``action_size`` actions (discrete) or action components."""
-    policy = CategoricalMLP if discrete else GaussianMLP
-    return policy(observation_size, action_size, tuple(hidden_sizes), activation)
+    def pull_back(self, at: Evaluation, cotangent: Parameters) -> Array:
+        """Return the transpose of ``push_forward`` applied to ``cotangent``, ``[..., P]``."""
+        outputs, own = self.distribution.split(at.layers, cotangent)
+        gradients = self.network.pull(at.network, outputs).gradients
+        return array_namespace(outputs).concat([*gradients, *own], axis=-1)

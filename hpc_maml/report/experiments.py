@@ -11,7 +11,7 @@ import numpy as np
 from hpc_maml.storage.reader import Run
 from hpc_maml.config import NEUTRAL_KEYS
 from hpc_maml.errors import InputError
-from hpc_maml.storage.meta_tests import Evaluation
+from hpc_maml.storage.meta_tests import MetaTest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,10 +30,10 @@ class RunData:
     per_task: dict[str, np.ndarray]  # by name, [iterations, n, ...]
     units: dict[str, str]
     versions: dict[str, str]
-    evaluations: list[Evaluation]  # meta-tests, by iteration
+    evaluations: list[MetaTest]  # meta-tests, by iteration
 
     @property
-    def evaluation(self) -> Evaluation | None:
+    def evaluation(self) -> MetaTest | None:
         """The meta-test of the latest checkpoint, of those the one of most policies."""
         if not self.evaluations:
             return None

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hpc_maml.storage.meta_tests import RUN, Evaluation, half_width
+from hpc_maml.storage.meta_tests import RUN, MetaTest, half_width
 from hpc_maml.report.experiments import Experiment
 
 
@@ -88,7 +88,7 @@ def optima(experiment: Experiment) -> dict[str, float]:
     }
 
 
-def _last_tests(experiment: Experiment) -> list[Evaluation]:
+def _last_tests(experiment: Experiment) -> list[MetaTest]:
     return [run.evaluation for run in experiment.runs if run.evaluation]
 
 

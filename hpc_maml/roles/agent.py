@@ -3,25 +3,36 @@
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hpc_maml.storage.archive_plan import is_archived
-from hpc_maml.config import Config
+from hpc_maml.algorithms.algorithm import Algorithm, State
+from hpc_maml.config import ArchiveConfig, Config
 from hpc_maml.errors import InputError
-from hpc_maml.algorithms.maml_trpo import TaskGroup, linearise, meta_step
-from hpc_maml.mpi.exchange import BatchReceiver, Messenger
 from hpc_maml.mpi.exact_sum import ExactSum
+from hpc_maml.mpi.exchange import BatchReceiver, Messenger
 from hpc_maml.mpi.topology import Topology, smallest
 from hpc_maml.mpi.waiting import Until
-from hpc_maml.policies.policy import Policy
-from hpc_maml.roles.messages import REQUESTS_AHEAD, Order, Outcome, Pause, Tag
+from hpc_maml.roles.digests import Digests
+from hpc_maml.roles.messages import (
+    REQUESTS_AHEAD,
+    Assignment,
+    Order,
+    Outcome,
+    Pause,
+    Step,
+    Tag,
+    TaskResult,
+    state_digest,
+)
+from hpc_maml.sampling.random_streams import Purpose, stream
+from hpc_maml.sampling.trajectory import trajectories
 from hpc_maml.stopping import StopSignal
-from hpc_maml.roles.digests import TaskGroups
-from hpc_maml.sampling.trajectory import Array, Samples, samples
+from hpc_maml.storage.archive_plan import is_archived
 
 if TYPE_CHECKING:
     from hpc_maml.mpi.gpu import Gpu
@@ -68,15 +79,15 @@ class Team:
         self.requests.update(self.messenger.take(Tag.REQUEST))
         return bool(self.requests)
 
-    def assign(self, order: Order | None) -> None:
-        """Send an order, None for the end, to the observer that has least to do.
+    def assign(self, assignment: Assignment | None) -> None:
+        """Send an assignment, None for the end, to the observer that has least to do.
 
         Among equals the first, so that where cores are few the last ones can sleep on.
         """
         observer = max(sorted(self.requests), key=self.requests.__getitem__)
         self.requests -= Counter([observer])
         self.at_work.add(observer)
-        self.messenger.send(order, observer, Tag.ASSIGNMENT)
+        self.messenger.send(assignment, observer, Tag.ASSIGNMENT)
 
     def has_batch(self) -> bool:
         """Take the batches that have arrived; tell whether there is one."""
@@ -98,127 +109,145 @@ class Team:
         self.receiver.close()
 
 
-async def act(
-    config: Config,
-    policy: Policy,
-    gpu: "Gpu | None",
-    learner: Messenger,
-    team: Team,
-    reduce: ExactSum,
-    stop: StopSignal,
-) -> None:
-    """Carry out the principal's orders until it says that there are no more."""
-    while True:
-        order, _ = await learner.receive(Tag.ORDER, "the next iteration", PRINCIPAL)
-        if order is None:
-            break
-        outcome = await carry_out(order, config, policy, gpu, team, reduce, stop)
-        learner.send(outcome, PRINCIPAL, Tag.OUTCOME)
-    await team.dismiss()
-    await Until(learner.poll, "the principal to receive the last outcome")
+@dataclass
+class Iteration:
+    """An order on its way: what has been given out, what has come back."""
+
+    order: Order
+    to_give: deque[Assignment]
+    started: float = field(default_factory=time.perf_counter)
+    batches: dict[int, dict[int, np.ndarray]] = field(default_factory=dict)  # task -> phase
+    results: dict[int, TaskResult] = field(default_factory=dict)  # of the tasks that are complete
+    digests: Digests = field(default_factory=Digests)
+    stop_requested: bool = False
+    working: float = 0.0  # seconds of this agent
+    observer_seconds: float = 0.0
 
 
-async def carry_out(
-    order: Order,
-    config: Config,
-    policy: Policy,
-    gpu: "Gpu | None",
-    team: Team,
-    reduce: ExactSum,
-    stop: StopSignal,
-) -> Outcome:
-    """Have this agent's tasks collected, work on each as soon as it is complete, then step.
+class Agent:
+    """The agent of a team."""
 
-    A GPU has each batch as soon as it arrives, and works on all tasks at once in the end.
-    """
-    started = time.perf_counter()
-    working = observer_seconds = 0.0
-    stop_requested = False
-    to_give = deque(side_by_side(order, team.at_once))
-    phases: dict[int, dict[int, np.ndarray]] = {index: {} for index in order.indices}
-    per_task: dict[int, dict[str, float]] = {}
-    groups = TaskGroups()
-    learning = not order.evaluation
-    if gpu and learning:
-        gpu.expect(team.receiver.dtype, len(order.tasks), len(order.step_sizes) + 1)
+    def __init__(
+        self,
+        config: Config,
+        algorithms: Sequence[Algorithm],
+        gpu: "Gpu | None",
+        learner: Messenger,
+        team: Team,
+        reduce: ExactSum,
+        stop: StopSignal,
+    ) -> None:
+        self.seed = config.seed
+        self.archive: ArchiveConfig = config.archive
+        self.algorithms = algorithms
+        self.gpu = gpu
+        self.learner = learner
+        self.team = team
+        self.reduce = reduce
+        self.stop = stop
 
-    def linearised(theta: Array, inner: Sequence[Samples], post: Samples) -> TaskGroup:
-        return linearise(
-            policy,
-            theta,
-            inner,
-            post,
-            order.step_sizes,
-            config.first_order,
-            config.trpo.fisher_fraction,
+    async def run(self) -> None:
+        """Carry out the principal's orders until it says that there are no more."""
+        while True:
+            order, _ = await self.learner.receive(Tag.ORDER, "the next iteration", PRINCIPAL)
+            if order is None:
+                break
+            outcome = await self.carry_out(order)
+            self.learner.send(outcome, PRINCIPAL, Tag.OUTCOME)
+        await self.team.dismiss()
+        await Until(self.learner.poll, "the principal to receive the last outcome")
+
+    async def carry_out(self, order: Order) -> Outcome:
+        """Have this agent's tasks collected, digest each as soon as it is complete, then step.
+
+        A GPU has each batch as soon as it arrives, and digests all tasks at once in the end.
+        """
+        algorithm = self.algorithms[order.contestant]
+        phases = algorithm.num_phases(order.evaluation)
+        played = algorithm.played(dict(order.state))
+        now = Iteration(order, deque(side_by_side(order, played, self.team.at_once)))
+        if self.gpu and not order.evaluation:
+            self.gpu.expect(self.team.receiver.dtype, len(order.tasks), phases)
+        while len(now.results) < len(order.tasks):
+            await Until(partial(self._next_batch, now), "trajectory batches from the observers")
+            task = self._take_batch(now, phases)
+            if task is not None and not (order.evaluation or self.gpu):
+                began = time.perf_counter()
+                batches = now.batches.pop(task)
+                own = [trajectories(batches[phase]) for phase in range(phases)]
+                now.digests.add(partial(algorithm.digest, dict(order.state), own))
+                now.working += time.perf_counter() - began
+        sampled = time.perf_counter()
+        step = None if order.evaluation else self._update(now, algorithm)
+        return Outcome(
+            tasks=now.results,
+            step=step,
+            stop_requested=now.stop_requested or self.stop.requested,
+            sampling_seconds=sampled - now.started,
+            update_seconds=time.perf_counter() - sampled,
+            agent_seconds=now.working,
+            observer_seconds=now.observer_seconds,
         )
 
-    def next_batch() -> bool:
-        while to_give and team.has_request():
-            team.assign(to_give.popleft())
-            if learning and not to_give and is_archived(config.archive, order.iteration + 1):
-                team.pause()
-        return team.has_batch()
+    def _next_batch(self, now: Iteration) -> bool:
+        """Give out tasks to observers that wait for some; tell whether a batch has arrived."""
+        while now.to_give and self.team.has_request():
+            self.team.assign(now.to_give.popleft())
+            last = not now.to_give and not now.order.evaluation
+            if last and is_archived(self.archive, now.order.iteration + 1):
+                self.team.pause()
+        return self.team.has_batch()
 
-    while len(per_task) < len(order.tasks):
-        await Until(next_batch, "trajectory batches from the observers")
-        record = team.arrived.popleft()
-        batch = record[0]
-        stop_requested |= bool(batch["stop_requested"])
-        observer_seconds += float(batch["observer_seconds"])
-        index, phase = int(batch["task"]), int(batch["phase"])
-        phases[index][phase] = batch
-        if gpu and learning:
-            gpu.upload(record, index - order.first, phase)
-        if len(phases[index]) <= len(order.step_sizes):
-            continue
-        batches = phases.pop(index)
-        ordered = [batches[phase] for phase in range(len(batches))]
-        per_task[index] = _returns(ordered)
-        if learning and not gpu:
-            began = time.perf_counter()
-            *inner, post = (Samples(*(field[None] for field in samples(each))) for each in ordered)
-            groups.add(partial(linearised, order.theta, inner, post))
-            working += time.perf_counter() - began
+    def _take_batch(self, now: Iteration, phases: int) -> int | None:
+        """Take the next batch; return the index of its task if that is complete now."""
+        record = self.team.arrived.popleft()
+        now.stop_requested |= bool(record[0]["stop_requested"])
+        now.observer_seconds += float(record[0]["observer_seconds"])
+        task, phase = int(record[0]["task"]), int(record[0]["phase"])
+        if self.gpu and not now.order.evaluation:
+            self.gpu.upload(record, task - now.order.first, phase)
+        batches = now.batches.setdefault(task, {})
+        batches[phase] = record
+        if len(batches) < phases:
+            return None
+        now.results[task] = _result([batches[phase][0] for phase in range(phases)])
+        return task
 
-    sampled = time.perf_counter()
-    step = None
-    if learning:
-        waited_before = reduce.waited
-        if gpu and len(order.tasks):
-            *inner, post = gpu.samples()
-            groups.add(partial(linearised, gpu.array(order.theta), inner, post))
-        step = meta_step(policy, order.theta, groups, order.num_tasks, reduce, config.trpo)
-        working += time.perf_counter() - sampled - (reduce.waited - waited_before)
-    ended = time.perf_counter()
-    return Outcome(
-        per_task=per_task,
-        step=step,
-        stop_requested=stop_requested or stop.requested,
-        sampling_seconds=sampled - started,
-        update_seconds=ended - sampled,
-        agent_seconds=working,
-        observer_seconds=observer_seconds,
-    )
+    def _update(self, now: Iteration, algorithm: Algorithm) -> Step:
+        """Take the outer step with the other agents."""
+        began, waited_before = time.perf_counter(), self.reduce.waited
+        order, state = now.order, dict(now.order.state)
+        if self.gpu and len(order.tasks):
+            on_gpu = {name: self.gpu.array(values) for name, values in state.items()}
+            now.digests.add(partial(algorithm.digest, on_gpu, self.gpu.trajectories()))
+        rng = stream(self.seed, Purpose.UPDATE, order.iteration)
+        update = algorithm.update(state, now.digests, order.num_tasks, self.reduce, rng)
+        now.working += time.perf_counter() - began - (self.reduce.waited - waited_before)
+        return Step(
+            state=update.state if order.first == 0 else None,
+            digest=state_digest(update.state),
+            reason=update.reason,
+            metrics=dict(update.metrics),
+        )
 
 
-def side_by_side(order: Order, observers: int) -> list[Order]:
-    """Return the tasks of an order as parts, each for an observer to take side by side.
+def side_by_side(order: Order, played: State, observers: int) -> list[Assignment]:
+    """Return the tasks of an order in parts, each for an observer to take side by side.
 
     Many small environments together take little longer than one; but each of the ``observers`` that
     can work at once should have two parts, so that the agent is at one while it collects the other.
     """
     number = len(order.tasks)
     most = max(1, min(MOST_SIDE_BY_SIDE, number // (2 * observers)))
-    return [order.part(range(first, min(first + most, number))) for first in range(0, number, most)]
+    parts = [range(first, min(first + most, number)) for first in range(0, number, most)]
+    return [order.assignment(part, played) for part in parts]
 
 
-def _returns(phases: Sequence[np.ndarray]) -> dict[str, float]:
-    """Return the mean return, episode length and steps of each phase of a task, by name."""
-    values: dict[str, float] = {}
-    for number, batch in enumerate(phases):
-        values[f"return_{number}"] = float(batch["rewards"].sum(0, np.float64).mean())
-        values[f"episode_length_{number}"] = float(batch["lengths"].mean())
-        values[f"steps_{number}"] = int(batch["lengths"].sum())
-        values[f"diverged_{number}"] = int(batch["diverged"])
-    return values
+def _result(phases: Sequence[np.ndarray]) -> TaskResult:
+    """Return what came of the batches of a task."""
+    return TaskResult(
+        returns=np.array([batch["rewards"].sum(0, np.float64).mean() for batch in phases]),
+        episode_lengths=np.array([batch["lengths"].mean() for batch in phases]),
+        steps=np.array([batch["lengths"].sum() for batch in phases]),
+        diverged=np.array([batch["diverged"] for batch in phases]),
+    )

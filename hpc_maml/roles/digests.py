@@ -1,38 +1,36 @@
-"""The linearised tasks of an agent: kept while there is room, and computed anew beyond it.
+"""The digests of an agent's tasks: kept while there is room, and computed anew beyond it.
 
-What a task keeps for the outer step is some fifteen times its trajectory batches, so for many tasks
-on one agent it is what the memory is spent on.
+What a task keeps for an outer step by MAML-TRPO is some fifteen times its trajectory batches, so
+for many tasks on one agent it is what the memory is spent on.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import is_dataclass
 from typing import Any
 
-from hpc_maml.algorithms.maml_trpo import TaskGroup
-
-ROOM = 2**30  # bytes
+MEMORY = 2**30  # bytes
 
 
-class TaskGroups(Iterable[TaskGroup]):
-    """Groups of tasks, for ``meta_step`` to go through; the same bits with any ``room`` (bytes)."""
+class Digests(Iterable[Any]):
+    """Digests to go through again and again; the same bits with any ``memory`` (bytes)."""
 
-    def __init__(self, room: int = ROOM) -> None:
-        self.room = room
-        self.kept: list[TaskGroup] = []
-        self.computed_anew: list[Callable[[], TaskGroup]] = []
+    def __init__(self, memory: int = MEMORY) -> None:
+        self.memory = memory
+        self.kept: list[Any] = []
+        self.computed_anew: list[Callable[[], Any]] = []
 
-    def add(self, linearised: Callable[[], TaskGroup]) -> None:
-        """Add what ``linearised`` returns."""
-        if self.room <= 0:
-            self.computed_anew.append(linearised)
+    def add(self, digest: Callable[[], Any]) -> None:
+        """Add what ``digest`` returns."""
+        if self.memory <= 0:
+            self.computed_anew.append(digest)
             return
-        self.kept.append(linearised())
-        self.room -= _bytes(self.kept[-1])
+        self.kept.append(digest())
+        self.memory -= _bytes(self.kept[-1])
 
-    def __iter__(self) -> Iterator[TaskGroup]:
+    def __iter__(self) -> Iterator[Any]:
         yield from self.kept
-        for linearised in self.computed_anew:
-            yield linearised()
+        for digest in self.computed_anew:
+            yield digest()
 
 
 def _bytes(part: Any) -> int:

@@ -1,7 +1,7 @@
-"""The principal: draws tasks, hands out shares, keeps the meta-policy, the record and the clock."""
+"""The principal: draws tasks, hands out shares, keeps the state, the record and the clock."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
@@ -9,16 +9,17 @@ from typing import Any, Protocol
 import numpy as np
 from mpi4py import MPI
 
-from hpc_maml.storage.archive_plan import is_archived
-from hpc_maml.storage.archive_schema import Segment
+from hpc_maml.algorithms.algorithm import State
 from hpc_maml.config import Config
 from hpc_maml.envs.batched import TaskVectorEnv
 from hpc_maml.errors import InputError
 from hpc_maml.mpi.exchange import Messenger
 from hpc_maml.mpi.waiting import Until
+from hpc_maml.roles.messages import Hello, Order, Outcome, Step, Tag, TaskResult
 from hpc_maml.sampling.random_streams import Purpose, stream
-from hpc_maml.roles.messages import Hello, Order, Outcome, Tag
 from hpc_maml.stopping import StopSignal
+from hpc_maml.storage.archive_plan import is_archived
+from hpc_maml.storage.archive_schema import Segment
 
 
 @dataclass(frozen=True)
@@ -33,22 +34,22 @@ class Agents:
         self,
         iteration: int,
         tasks: np.ndarray,
-        theta: np.ndarray,
-        step_sizes: Sequence[float],
+        state: Mapping[str, np.ndarray],
         *,
         evaluation: bool,
+        contestant: int = 0,
     ) -> None:
         """Hand every agent its share of ``tasks`` ``[n, task_dim]``.
 
         Shares are even also where teams differ in size: the outer step goes in lockstep, and the
         agent with most tasks would hold up all.
         """
-        order = Order(
-            iteration, 0, tasks, len(tasks), theta, tuple(step_sizes), evaluation=evaluation
-        )
-        edges = [len(tasks) * agent // len(self.ranks) for agent in range(len(self.ranks) + 1)]
-        for rank, share in zip(self.ranks, pairwise(edges), strict=True):
-            self.messenger.send(order.part(range(*share)), rank, Tag.ORDER)
+        number = len(tasks)
+        edges = [number * agent // len(self.ranks) for agent in range(len(self.ranks) + 1)]
+        for rank, (start, end) in zip(self.ranks, pairwise(edges), strict=True):
+            share = tasks[start:end]
+            order = Order(iteration, start, share, number, state, evaluation, contestant)
+            self.messenger.send(order, rank, Tag.ORDER)
 
     async def outcomes(self) -> list[Outcome]:
         """Return what every agent reports, in the order of the agents."""
@@ -86,13 +87,6 @@ class Segments:
         return self.arrived.pop(iteration)
 
 
-def gather_tasks(outcomes: Sequence[Outcome]) -> dict[str, np.ndarray]:
-    """Return the per-task values of all agents by name, ``[n]`` in the order of the tasks."""
-    per_task = dict(pair for outcome in outcomes for pair in outcome.per_task.items())
-    ordered = [per_task[index] for index in sorted(per_task)]
-    return {name: np.array([each[name] for each in ordered]) for name in ordered[0]}
-
-
 async def greet(world: MPI.Comm) -> list[Hello]:
     """Wait until every rank is ready; return what they say of themselves, by rank."""
     messenger = Messenger(world)
@@ -107,80 +101,109 @@ def sums_of_agents(hellos: Sequence[Hello]) -> str:
     return "; ".join(sorted({hello.sums for hello in hellos} - {""}))
 
 
+@dataclass(frozen=True)
+class IterationResult:
+    """What an iteration gave."""
+
+    done: int  # iterations with this one
+    state: State
+    row: dict[str, Any]  # values of the metrics
+    reason: str  # why the update was rejected; empty: accepted
+
+
 class Record(Protocol):
     """What the principal keeps of a run."""
 
-    def iteration(
-        self, done: int, theta: np.ndarray, row: dict[str, Any], segments: Sequence[Segment]
-    ) -> None:
-        """Keep what an iteration gave, the ``done``-th; its segments are on the disk."""
+    def iteration(self, result: IterationResult, segments: Sequence[Segment]) -> None:
+        """Keep what an iteration gave; its segments are on the disk."""
 
     def has_test(self, done: int) -> bool:
         """Tell whether the meta-test after ``done`` iterations is kept."""
 
     def test(self, done: int, tasks: np.ndarray, returns: np.ndarray) -> None:
-        """Keep a meta-test: tasks ``[n, task_dim]``, returns ``[n, K + 1]``."""
+        """Keep a meta-test: tasks ``[n, task_dim]``, returns ``[n, K]``."""
 
 
-async def lead(
-    config: Config,
-    env: TaskVectorEnv,
-    agents: Agents,
-    theta: np.ndarray,
-    first_iteration: int,
-    segments: Segments,
-    record: Record,
-    stop: StopSignal,
-) -> int:
-    """Run the iterations that are left, or until a stop signal; return how many are done then.
+class Principal:
+    """The principal of a training run."""
 
-    Meta-tests are made before the first iteration and after every n-th, unless they are kept. An
-    iteration is recorded while the observers already work on what comes next.
-    """
-    unrecorded = None
+    def __init__(
+        self,
+        config: Config,
+        env: TaskVectorEnv,
+        agents: Agents,
+        segments: Segments,
+        record: Record,
+        stop: StopSignal,
+    ) -> None:
+        self.config = config
+        self.env = env
+        self.agents = agents
+        self.segments = segments
+        self.record = record
+        self.stop = stop
+        self.unrecorded: IterationResult | None = None
 
-    async def catch_up() -> float:
-        """Record the last iteration; return the seconds of work that took."""
-        nonlocal unrecorded
-        if not unrecorded:
-            return 0.0
-        archived = is_archived(config.archive, done)
-        on_disk = await segments.of(done, config.meta_batch_size) if archived else []
-        began = time.perf_counter()
-        record.iteration(*unrecorded, on_disk)
-        unrecorded = None
-        return time.perf_counter() - began
+    async def run(self, state: State, done: int) -> int:
+        """Run the iterations after ``done``, or until a stop signal; return how many are done then.
 
-    every = config.evaluation.every
-    done, stopped = first_iteration, False
-    while not (stopped or stop.requested):
-        if every and done % every == 0 and not record.has_test(done):
-            tasks = unseen_tasks(config, env)
-            agents.send(0, tasks, theta, config.test_step_sizes, evaluation=True)
-            await Until(agents.messenger.poll, "the agents to take their orders")
-            await catch_up()
-            outcomes = await agents.outcomes()
-            record.test(done, tasks, returns_after_updates(outcomes))
-            stopped = any(outcome.stop_requested for outcome in outcomes)
-            continue
-        if done >= config.num_iterations:
-            break
+        Meta-tests are made before the first iteration and after every n-th, unless they are kept.
+        An iteration is recorded while the observers already work on what comes next.
+        """
+        every = self.config.evaluation.every
+        stopped = False
+        while not (stopped or self.stop.requested):
+            if every and done % every == 0 and not self.record.has_test(done):
+                stopped = await self._test(state, done)
+            elif done < self.config.num_iterations:
+                state, stopped = await self._iterate(state, done)
+                done += 1
+            else:
+                break
+        await self._catch_up()
+        await self.agents.dismiss()
+        return done
+
+    async def _iterate(self, state: State, done: int) -> tuple[State, bool]:
+        """Run an iteration; return the new state, and whether a rank was asked to stop."""
         started = time.perf_counter()
-        tasks = env.sample_tasks(stream(config.seed, Purpose.TASKS, done), config.meta_batch_size)
-        agents.send(done, tasks, theta, config.inner_step_sizes, evaluation=False)
+        rng = stream(self.config.seed, Purpose.TASKS, done)
+        tasks = self.env.sample_tasks(rng, self.config.meta_batch_size)
+        self.agents.send(done, tasks, state, evaluation=False)
         working = time.perf_counter() - started
-        await Until(agents.messenger.poll, "the agents to take their orders")
-        working += await catch_up()
-        outcomes = await agents.outcomes()
-        done += 1
-        theta = outcomes[0].step.theta
-        row = summarise(tasks, outcomes)
-        row |= _clock(outcomes, agents, time.perf_counter() - started, working)
-        unrecorded = (done, theta, row)
-        stopped = any(outcome.stop_requested for outcome in outcomes)
-    await catch_up()
-    await agents.dismiss()
-    return done
+        await Until(self.agents.messenger.poll, "the agents to take their orders")
+        working += await self._catch_up()
+        outcomes = await self.agents.outcomes()
+        step = agreed(outcomes)
+        row = summarise(tasks, outcomes) | dict(step.metrics) | {"accepted": not step.reason}
+        row |= _clock(outcomes, self.agents, time.perf_counter() - started, working)
+        state = dict(step.state or {})
+        self.unrecorded = IterationResult(done + 1, state, row, step.reason)
+        return state, any(outcome.stop_requested for outcome in outcomes)
+
+    async def _test(self, state: State, done: int) -> bool:
+        """Make and keep a meta-test; return whether a rank was asked to stop."""
+        tasks = unseen_tasks(self.config, self.env)
+        self.agents.send(0, tasks, state, evaluation=True)
+        await Until(self.agents.messenger.poll, "the agents to take their orders")
+        await self._catch_up()
+        outcomes = await self.agents.outcomes()
+        self.record.test(done, tasks, returns_of_phases(outcomes))
+        return any(outcome.stop_requested for outcome in outcomes)
+
+    async def _catch_up(self) -> float:
+        """Record the last iteration; return the seconds of work that took."""
+        result = self.unrecorded
+        if not result:
+            return 0.0
+        archived = is_archived(self.config.archive, result.done)
+        on_disk = (
+            await self.segments.of(result.done, self.config.meta_batch_size) if archived else []
+        )
+        began = time.perf_counter()
+        self.record.iteration(result, on_disk)
+        self.unrecorded = None
+        return time.perf_counter() - began
 
 
 def unseen_tasks(config: Config, env: TaskVectorEnv) -> np.ndarray:
@@ -189,51 +212,52 @@ def unseen_tasks(config: Config, env: TaskVectorEnv) -> np.ndarray:
 
 
 async def meta_test(
-    agents: Agents, tasks: np.ndarray, theta: np.ndarray, step_sizes: Sequence[float]
+    agents: Agents, tasks: np.ndarray, state: State, contestant: int = 0
 ) -> np.ndarray:
-    """Return the returns ``[n, K + 1]`` of a policy after 0 to K inner steps."""
-    agents.send(0, tasks, theta, step_sizes, evaluation=True)
-    return returns_after_updates(await agents.outcomes())
+    """Return the returns ``[n, K]`` of each phase of a meta-test."""
+    agents.send(0, tasks, state, evaluation=True, contestant=contestant)
+    return returns_of_phases(await agents.outcomes())
 
 
-def returns_after_updates(outcomes: Sequence[Outcome]) -> np.ndarray:
-    """Return the returns ``[n, phases]`` in the order of the tasks."""
-    values = gather_tasks(outcomes)
-    names = [name for name in values if name.startswith("return_")]
-    return np.stack([values[f"return_{phase}"] for phase in range(len(names))], axis=1)
+def agreed(outcomes: Sequence[Outcome]) -> Step:
+    """Return the outer step that all agents report; RuntimeError if they do not agree."""
+    steps = [outcome.step for outcome in outcomes if outcome.step]
+    if len({step.digest for step in steps}) > 1:
+        raise RuntimeError(
+            "the agents do not agree on the new state: the algorithm is not the same on all of "
+            "them (see the rules in hpc_maml/algorithms/algorithm.py)"
+        )
+    return steps[0]
+
+
+def returns_of_phases(outcomes: Sequence[Outcome]) -> np.ndarray:
+    """Return the returns ``[n, K]`` in the order of the tasks."""
+    return np.stack([result.returns for result in _ordered(outcomes)])
 
 
 def summarise(tasks: np.ndarray, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Return the values of metrics.METRICS and metrics.PER_TASK that do not depend on time."""
-    values = gather_tasks(outcomes)
-    step = outcomes[0].step
-    returns = returns_after_updates(outcomes)
-    phases = range(returns.shape[1])
+    """Return the values that do not depend on time, nor on the algorithm."""
+    results = _ordered(outcomes)
+    returns, lengths, steps, diverged = (
+        np.stack([getattr(result, name) for result in results])  # [n, K]
+        for name in ("returns", "episode_lengths", "steps", "diverged")
+    )
     row: dict[str, Any] = {"task": tasks, "return_after_updates": returns}
-    for name, phase in (("pre_update", 0), ("post_update", phases[-1])):
-        returns = values[f"return_{phase}"]
-        row[f"{name}_return"] = returns
+    for name, phase in (("pre_update", 0), ("post_update", -1)):
+        values = returns[:, phase]
+        row[f"{name}_return"] = values
         for statistic in ("mean", "std", "min", "max"):
-            row[f"{name}_return_{statistic}"] = getattr(returns, statistic)()
-        row[f"{name}_episode_length"] = values[f"episode_length_{phase}"].mean()
-    for name in (
-        "inner_loss_before",
-        "inner_loss_after",
-        "surrogate_before",
-        "surrogate_after",
-        "kl_before",
-        "kl_after",
-        "gradient_norm",
-        "cg_residual",
-        "cg_iterations",
-        "line_search_steps",
-        "accepted",
-        "reason",
-    ):
-        row[name] = getattr(step, name)
-    row["environment_steps"] = sum(int(values[f"steps_{phase}"].sum()) for phase in phases)
-    row["diverged_episodes"] = sum(int(values[f"diverged_{phase}"].sum()) for phase in phases)
+            row[f"{name}_return_{statistic}"] = getattr(values, statistic)()
+        row[f"{name}_episode_length"] = lengths[:, phase].mean()
+    row["environment_steps"] = int(steps.sum())
+    row["diverged_episodes"] = int(diverged.sum())
     return row
+
+
+def _ordered(outcomes: Sequence[Outcome]) -> list[TaskResult]:
+    """Return the results of all agents in the order of the tasks."""
+    results = dict(pair for outcome in outcomes for pair in outcome.tasks.items())
+    return [results[index] for index in sorted(results)]
 
 
 def _clock(

@@ -1,9 +1,10 @@
 """What a person sees of a run: a table of the topology, then a line for every iteration."""
 
 import json
+import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from io import StringIO
 from pathlib import Path
@@ -14,18 +15,25 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from hpc_maml.algorithms.algorithm import Metric
 from hpc_maml.errors import InputError
-from hpc_maml.storage.meta_tests import RUN, Evaluation, half_width
+from hpc_maml.storage.meta_tests import RUN, MetaTest, half_width
 from hpc_maml.mpi.runtime import has_launcher
 from hpc_maml.mpi.topology import Topology, rank_ranges
 from hpc_maml.roles.messages import Hello
+
+MOST_PHASES = 4  # in a line
 
 
 class Reporter:
     """Prints the progress of a run: live on a terminal, plain timestamped lines in a log."""
 
-    def __init__(self, first_iteration: int, num_iterations: int) -> None:
+    def __init__(
+        self, first_iteration: int, num_iterations: int, declared: Mapping[str, Metric]
+    ) -> None:
+        """Begin; ``declared`` are the metrics of the algorithm."""
         self.num_iterations = num_iterations
+        self.shown = {name: metric for name, metric in declared.items() if metric.console}
         self.first_iteration = first_iteration
         self.started = time.monotonic()
         self.live: Progress | None = None
@@ -40,20 +48,21 @@ class Reporter:
             self.bar = self.live.add_task("", total=num_iterations, completed=first_iteration)
             self.live.start()
 
-    def iteration(self, done: int, row: Mapping[str, Any]) -> None:
-        """Report an iteration; ``row`` holds the values of metrics.METRICS."""
-        text = (
-            f"return {_returns(row['return_after_updates'])}   kl {row['kl_after']:.4f}   "
-            f"{row['iteration_seconds']:.2f} s"
-        )
+    def iteration(self, done: int, row: Mapping[str, Any], reason: str) -> None:
+        """Report an iteration: its metrics, and why its update was rejected, if it was."""
+        parts = [f"return {_returns(row['return_after_updates'])}"]
+        for name, metric in self.shown.items():
+            parts.append(metric.console.format(row.get(name, math.nan)))
+        parts.append(f"{row['iteration_seconds']:.2f} s")
         if row["diverged_episodes"]:
-            text += f"   {row['diverged_episodes']} EPISODES DIVERGED"
-        if not row["accepted"]:
-            text += f"   UPDATE REJECTED: {row['reason']}"
+            parts.append(f"{row['diverged_episodes']} EPISODES DIVERGED")
+        if reason:
+            parts.append(f"UPDATE REJECTED: {reason}")
+        text = "   ".join(parts)
         if self.live:
             self.live.update(self.bar, completed=done, description=text)
-            if not row["accepted"]:
-                self.note(f"iteration {done}: update rejected: {row['reason']}")
+            if reason:
+                self.note(f"iteration {done}: update rejected: {reason}")
             return
         pace = (time.monotonic() - self.started) / (done - self.first_iteration)
         left = timedelta(seconds=round(pace * (self.num_iterations - done)))
@@ -92,7 +101,7 @@ def print_topology(topology: Topology, hellos: Sequence[Hello]) -> None:
     _print(table)
 
 
-def test_text(found: Evaluation) -> str:
+def test_text(found: MetaTest) -> str:
     """Return a meta-test of a run in a line."""
     returns = found.returns[RUN]
     return (
@@ -101,16 +110,16 @@ def test_text(found: Evaluation) -> str:
     )
 
 
-def print_meta_test(found: Evaluation, json_file: Path | None) -> None:
-    """Print the mean returns of all policies after 0, 1, ... updates with 95 % confidence.
+def print_meta_test(found: MetaTest, json_file: Path | None) -> None:
+    """Print the mean returns of all policies in each phase with their 95 % confidence interval.
 
     Also writes them to ``json_file``; raises InputError if that fails.
     """
     table = Table(box=None, pad_edge=False, header_style="")
-    table.add_column("updates", justify="right")
+    table.add_column(found.phase, justify="right")
     for name in found.returns:
         table.add_column(name, justify="right")
-    rows = []
+    rows: list[dict[str, Any]] = []
 
     def cell(values: np.ndarray, name: str) -> str:
         mean, half = float(values.mean()), float(half_width(values))
@@ -118,19 +127,27 @@ def print_meta_test(found: Evaluation, json_file: Path | None) -> None:
         rows.append({"name": name, "value": mean, "unit": "reward", "confidence_95": half})
         return f"{mean:.2f} ± {half:.2f}"
 
-    for updates in range(len(found.step_sizes) + 1):
-        cells = [
-            cell(
-                returns[:, updates],
-                ("" if policy == RUN else f"{policy}_") + f"return_after_{updates}_updates",
-            )
-            for policy, returns in found.returns.items()
-        ]
-        table.add_row(str(updates), *cells)
-    sizes = ", ".join(f"{size:g}" for size in found.step_sizes)
+    def add_row(label: str, name: str, of: Callable[[np.ndarray], np.ndarray | None]) -> None:
+        cells = []
+        for policy, returns in found.returns.items():
+            values = of(returns)
+            own = "" if policy == RUN else f"{policy}_"
+            cells.append("" if values is None else cell(values, own + name))
+        table.add_row(label, *cells)
+
+    for phase in range(max(returns.shape[1] for returns in found.returns.values())):
+        number = found.first + phase
+        after = f"after_{number}_updates" if found.phase == "updates" else f"episode_{number}"
+        add_row(
+            str(number),
+            f"return_{after}",
+            lambda returns, phase=phase: returns[:, phase] if phase < returns.shape[1] else None,
+        )
+    if found.phase == "episode":
+        add_row("trial", "return_of_trial", lambda returns: returns.sum(1))
     print(
-        f"mean return on {len(found.tasks)} unseen tasks after {found.iteration} iterations, ± 95 "
-        f"% confidence; step sizes {sizes}"
+        f"mean return on {len(found.tasks)} unseen tasks after {found.iteration} iterations, "
+        f"± 95 % confidence{f'; {found.how}' if found.how else ''}"
     )
     _print(table)
     for name, values in found.optima.items():
@@ -143,8 +160,15 @@ def print_meta_test(found: Evaluation, json_file: Path | None) -> None:
 
 
 def _returns(values: np.ndarray, width: int = 9) -> str:
-    """Return the means of ``[tasks, phases]`` as text, like -40.41 -> -11.68."""
-    return " -> ".join(f"{mean:{width}.2f}" for mean in values.mean(0))
+    """Return the means of ``[tasks, phases]`` as text, like -40.41 -> -11.68.
+
+    Of many phases, the first and the last.
+    """
+    means = values.mean(0)
+    shown = [f"{mean:{width}.2f}" for mean in means]
+    if len(shown) > MOST_PHASES:
+        shown = [shown[0], "...", shown[-1]]
+    return " -> ".join(shown)
 
 
 def _print(table: Table) -> None:

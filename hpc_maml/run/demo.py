@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from hpc_maml.algorithms.algorithm import State
 from hpc_maml.config import Config
 from hpc_maml.errors import InputError
 from hpc_maml.storage.files import write_whole
 from hpc_maml.sampling.random_streams import Purpose, stream
-from hpc_maml.sampling.rollout import collect
-from hpc_maml.run.record import flatten, last_checkpoint
+from hpc_maml.algorithms.collection import collect
+from hpc_maml.run.record import last_checkpoint, state_of
 from hpc_maml.storage.run_folder import read_config
-from hpc_maml.run.training import Job, make_env, prepare
+from hpc_maml.run.job import Job, make_env, prepare
 
 PICTURED, FILMED = 6, 2  # tasks
 SIZE = (320, 240)  # pixels of a robot's window
@@ -39,7 +40,11 @@ def demo(run_dir: Path, to: Path | None) -> Path:
         find_renderer()  # before MuJoCo is imported
     env = make_env(config, config.fast_batch_size, num_tasks=FILMED if filmed else PICTURED)
     job = prepare(config, env)
-    theta = flatten(last_checkpoint(run_dir, config, job.policy))
+    # as often as in training
+    updates = max(1, job.algorithm.num_phases(False) - 1)
+    evaluation = config.evaluation.model_copy(update={"updates": updates})
+    job = prepare(config.model_copy(update={"evaluation": evaluation}), env)
+    state = state_of(last_checkpoint(run_dir, config, job.algorithm))
     drawn = env.sample_tasks(stream(config.seed, Purpose.EVALUATION_TASKS), config.evaluation.tasks)
     # different ones first, where there are only two directions
     first = np.sort(np.unique(drawn, axis=0, return_index=True)[1])
@@ -49,7 +54,7 @@ def demo(run_dir: Path, to: Path | None) -> Path:
         raise InputError(f"demo needs evaluation.tasks of at least {env.num_tasks}.")
     to = to or run_dir / ("demo.gif" if filmed else "demo.png")
     try:
-        (_film if filmed else _picture)(config, job, env, theta, tasks, to)
+        (_film if filmed else _picture)(config, job, env, state, tasks, to)
     except ImportError as error:
         raise InputError(f"demo needs {error.name}: pip install 'hpc_maml[report]'.") from None
     except ValueError as error:  # a kind of file that cannot be written
@@ -78,30 +83,27 @@ def find_renderer() -> None:
 
 
 def _phases(
-    config: Config, job: Job, env: Any, theta: np.ndarray, tasks: np.ndarray
+    config: Config, job: Job, env: Any, state: State, tasks: np.ndarray
 ) -> Iterator[np.ndarray]:
     """Yield the batches ``[G]`` of the tasks, before adaptation and after each inner step."""
     for batches, _ in collect(
-        job.policy,
+        job.algorithm,
         env,
-        theta,
+        job.algorithm.played(state),
         tasks,
         keys=[(config.seed, 0, index) for index in range(len(tasks))],
         evaluation=True,
-        step_sizes=config.inner_step_sizes or config.test_step_sizes[:1],
-        gamma=config.gamma,
-        gae_lambda=config.gae_lambda,
         dtype=job.dtype,
     ):
         yield batches
 
 
 def _picture(
-    config: Config, job: Job, env: Any, theta: np.ndarray, tasks: np.ndarray, to: Path
+    config: Config, job: Job, env: Any, state: State, tasks: np.ndarray, to: Path
 ) -> None:
     from hpc_maml.report.figures import paths
 
-    batches = np.stack(list(_phases(config, job, env, theta, tasks)), axis=1)  # [G, K]
+    batches = np.stack(list(_phases(config, job, env, state, tasks)), axis=1)  # [G, K]
     panels = [
         (f"goal {_text(task)}", task, batch["observations"], batch["lengths"])
         for task, batch in zip(tasks, batches, strict=True)
@@ -112,7 +114,7 @@ def _picture(
 
 
 def _film(
-    config: Config, job: Job, env: Any, theta: np.ndarray, tasks: np.ndarray, to: Path
+    config: Config, job: Job, env: Any, state: State, tasks: np.ndarray, to: Path
 ) -> None:
     """Write the first episode of every task, a row for each: before adaptation, and after."""
     import mujoco
@@ -121,7 +123,7 @@ def _film(
     filmed = _Filmed(env)
     films = []  # by phase, of the first episode of each task: [T, G, nq]
     returns = []  # by phase, [G]
-    for batches in _phases(config, job, filmed, theta, tasks):
+    for batches in _phases(config, job, filmed, state, tasks):
         films.append(np.stack(filmed.film)[:, :: config.fast_batch_size])
         returns.append(batches["rewards"].sum(1).mean(-1))
     model = env.simulations.get_model(0)

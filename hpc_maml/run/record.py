@@ -15,10 +15,10 @@ from hpc_maml.storage.archive_plan import Shapes
 from hpc_maml.storage.archive_schema import Segment
 from hpc_maml.storage.archive_writer import RolloutArchive
 from hpc_maml.storage.checkpoint import Checkpoint, load, newest, prune, save
+from hpc_maml.algorithms.algorithm import THETA, Algorithm, State
 from hpc_maml.config import Config, fingerprint, to_yaml
 from hpc_maml.errors import InputError
 from hpc_maml.storage.metrics import Metrics
-from hpc_maml.policies.policy import Policy
 from hpc_maml.sampling.random_streams import Purpose, stream
 from hpc_maml.storage.run_folder import CHECKPOINTS, EVALUATIONS, METRICS, ROLLOUTS, begin, open_folder
 
@@ -26,39 +26,47 @@ from hpc_maml.storage.run_folder import CHECKPOINTS, EVALUATIONS, METRICS, ROLLO
 class Run:
     """An open run folder, held by the principal."""
 
-    def __init__(self, path: Path, config: Config, policy: Policy, shapes: Shapes) -> None:
+    def __init__(
+        self, path: Path, config: Config, algorithm: Algorithm, shapes: Shapes
+    ) -> None:
         """Open the folder and read where the run stands; raises InputError."""
         self.config = config
-        self.policy = policy
+        self.algorithm = algorithm
         self.path = path
         self.checkpoints = path / CHECKPOINTS
         self.evaluations = path / EVALUATIONS
-        self.metrics = Metrics(path / METRICS, versions())
+        self.metrics = Metrics(path / METRICS, versions(), algorithm.metrics)
         self.fingerprint = fingerprint(config)
         self._lock = open_folder(path, config)
-        self.checkpoint = latest_checkpoint(path, config, policy) or initial_checkpoint(
-            config, policy
+        self.checkpoint = latest_checkpoint(path, config, algorithm) or initial_checkpoint(
+            config, algorithm
         )
         self.metrics.read(self.checkpoint.iteration)
         begin(path, config)
         self.archive = RolloutArchive(path / ROLLOUTS, config, shapes, self.checkpoint.iteration)
 
+    @property
+    def state(self) -> State:
+        """The state that the rest of the run goes on from."""
+        return state_of(self.checkpoint)
+
     def record(
-        self, done: int, theta: np.ndarray, row: dict[str, Any], segments: Sequence[Segment]
+        self, done: int, state: State, row: dict[str, Any], segments: Sequence[Segment]
     ) -> None:
-        """Keep the metrics ``row``, the parameters ``[P]`` and rollouts after ``done`` iterations.
+        """Keep the metrics ``row``, the state and the rollouts after ``done`` iterations.
 
         Raises InputError.
         """
         if segments:  # first, as the checkpoint relies on it
             self.archive.commit(done, row["task"], segments)
-        self.checkpoint = Checkpoint(
-            iteration=done,
-            parameters=self.policy.unflatten(theta),
+        self.checkpoint = checkpoint_of(
+            done,
+            state,
+            self.algorithm,
             environment_steps=self.checkpoint.environment_steps + row["environment_steps"],
             rejected_updates=self.checkpoint.rejected_updates + (not row["accepted"]),
         )
-        self.metrics.rows.append(
+        self.metrics.add(
             row
             | {
                 "environment_steps_total": self.checkpoint.environment_steps,
@@ -86,28 +94,45 @@ class Run:
         return InputError(f"{str(error).rstrip('.')}; the run ends {where}.")
 
 
-def latest_checkpoint(path: Path, config: Config, policy: Policy) -> Checkpoint | None:
+def latest_checkpoint(path: Path, config: Config, algorithm: Algorithm) -> Checkpoint | None:
     """Return the last checkpoint of the run in a folder, None without one; raises InputError."""
     last = newest(path / CHECKPOINTS)
-    return load(last, fingerprint(config), policy.shapes) if last else None
+    if last is None:
+        return None
+    like = initial_checkpoint(config, algorithm)
+    shapes = (
+        {name: values.shape for name, values in arrays.items()}
+        for arrays in (like.parameters, like.state)
+    )
+    return load(last, fingerprint(config), *shapes)
 
 
-def last_checkpoint(path: Path, config: Config, policy: Policy) -> Checkpoint:
+def last_checkpoint(path: Path, config: Config, algorithm: Algorithm) -> Checkpoint:
     """Return the last checkpoint of the run in a folder; raises InputError if there is none."""
-    if found := latest_checkpoint(path, config, policy):
+    if found := latest_checkpoint(path, config, algorithm):
         return found
     raise InputError(f"The run in {path} has no checkpoint yet.")
 
 
-def initial_checkpoint(config: Config, policy: Policy) -> Checkpoint:
+def initial_checkpoint(config: Config, algorithm: Algorithm) -> Checkpoint:
     """Return what a run begins with."""
-    theta = policy.initial_parameters(stream(config.seed, Purpose.PARAMETERS))
-    return Checkpoint(0, policy.unflatten(theta), environment_steps=0, rejected_updates=0)
+    state = algorithm.initial_state(stream(config.seed, Purpose.PARAMETERS))
+    return checkpoint_of(0, state, algorithm, environment_steps=0, rejected_updates=0)
 
 
-def flatten(checkpoint: Checkpoint) -> np.ndarray:
-    """Return the parameters of a checkpoint as one vector, float32 ``[P]``."""
-    return np.concatenate([value.ravel() for value in checkpoint.parameters.values()])
+def checkpoint_of(
+    done: int, state: State, algorithm: Algorithm, *, environment_steps: int, rejected_updates: int
+) -> Checkpoint:
+    """Return the checkpoint of a state: theta by the names of its parameters, the rest as it is."""
+    rest = {name: values for name, values in state.items() if name != THETA}
+    parameters = algorithm.policy.unflatten(state[THETA])
+    return Checkpoint(done, parameters, rest, environment_steps, rejected_updates)
+
+
+def state_of(checkpoint: Checkpoint) -> State:
+    """Return the state of a checkpoint."""
+    theta = np.concatenate([values.ravel() for values in checkpoint.parameters.values()])
+    return {THETA: theta, **checkpoint.state}
 
 
 def versions() -> dict[str, str]:

@@ -21,7 +21,8 @@ import numpy as np
 
 from hpc_maml.config import Config, MetricsConfig
 from hpc_maml.errors import InputError
-from hpc_maml.storage.metrics import METRICS, PER_TASK
+from hpc_maml.algorithms.algorithm import Metric
+from hpc_maml.storage.metrics import PER_TASK, Metrics
 
 TENSORBOARD = "tensorboard"  # folder of the event files in a run folder
 LONGEST_QUEUE = 1000  # rows a sink may be behind
@@ -31,7 +32,7 @@ SERVER_LIMIT = 20.0  # seconds for the W&B server to answer, at the start and at
 # Shown as histograms; the tasks themselves and arrays of returns stay in metrics.h5.
 DISTRIBUTIONS = {name: each for name, each in PER_TASK.items() if each.shape == "[iteration, task]"}
 
-Row = Mapping[str, Any]  # values of METRICS and PER_TASK by name
+Row = Mapping[str, Any]  # values of the columns of Metrics and of PER_TASK by name
 
 
 class Entry(NamedTuple):
@@ -85,17 +86,18 @@ class Sinks:
     """The sinks of a run; one that fails is reported once, and dropped."""
 
     def __init__(
-        self, config: Config, folder: Path, rows: Sequence[Row], report: Callable[[str], None]
+        self, config: Config, folder: Path, metrics: Metrics, report: Callable[[str], None]
     ) -> None:
-        """Start the sinks of a configuration; ``rows`` are those of the run so far."""
+        """Start the sinks of a configuration; ``metrics`` are those of the run so far."""
         self._report = report
-        self._iteration = len(rows)
-        earlier = _entries(rows)
+        self._iteration = len(metrics.rows)
+        earlier = _entries(metrics.rows)
+        columns = metrics.columns
         writers: dict[str, Callable[[Iterator[Entry]], None]] = {}
         if config.metrics.tensorboard != "off" and _is_installed("tensorboard"):
-            writers["TensorBoard"] = partial(write_tensorboard, folder / TENSORBOARD)
+            writers["TensorBoard"] = partial(write_tensorboard, folder / TENSORBOARD, columns)
         if config.metrics.wandb != "off":
-            writers["Weights & Biases"] = partial(write_wandb, folder, config)
+            writers["Weights & Biases"] = partial(write_wandb, folder, config, columns)
         self._sinks = [Sink(name, write, earlier) for name, write in writers.items()]
 
     def put(self, row: Row) -> None:
@@ -132,7 +134,9 @@ def check_installed(config: MetricsConfig) -> None:
             )
 
 
-def write_tensorboard(folder: Path, entries: Iterator[Entry]) -> None:
+def write_tensorboard(
+    folder: Path, columns: Mapping[str, Metric], entries: Iterator[Entry]
+) -> None:
     """Write rows to a new event file, which replaces what earlier files of the folder show."""
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog
     from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
@@ -141,7 +145,7 @@ def write_tensorboard(folder: Path, entries: Iterator[Entry]) -> None:
     # The older kinds of value, as PyTorch writes them: all readers know these, and purge them.
     def summary(row: Row, *, described: bool) -> Summary:
         values = Summary()
-        for group, metrics in (("iterations", METRICS), ("tasks", DISTRIBUTIONS)):
+        for group, metrics in (("iterations", columns), ("tasks", DISTRIBUTIONS)):
             for name, metric in metrics.items():
                 value = values.value.add(tag=f"{group}/{name}")
                 if described:
@@ -187,7 +191,9 @@ def write_tensorboard(folder: Path, entries: Iterator[Entry]) -> None:
             write(wall_time=seconds, step=iteration, summary=summary(row, described=not number))
 
 
-def write_wandb(folder: Path, config: Config, entries: Iterator[Entry]) -> None:
+def write_wandb(
+    folder: Path, config: Config, columns: Mapping[str, Metric], entries: Iterator[Entry]
+) -> None:
     """Log rows to Weights & Biases; continues the run that an earlier job of this folder began."""
     import wandb
 
@@ -207,7 +213,7 @@ def write_wandb(folder: Path, config: Config, entries: Iterator[Entry]) -> None:
     for iteration, _, row in entries:
         if iteration < run.starting_step:  # an earlier job has sent it
             continue
-        values = {f"iterations/{name}": float(row[name]) for name in METRICS}
+        values = {f"iterations/{name}": float(row[name]) for name in columns}
         for name in DISTRIBUTIONS:
             finite = row[name][np.isfinite(row[name])]
             values[f"tasks/{name}"] = wandb.Histogram(finite, num_bins=HISTOGRAM_BINS)

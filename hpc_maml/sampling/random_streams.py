@@ -16,6 +16,7 @@ class Purpose(IntEnum):
     EVALUATION_ENVIRONMENT = 5
     EVALUATION_ACTIONS = 6
     STRATEGIES = 7  # of play that needs no learning, see envs.oracles
+    UPDATE = 8
 
 
 def stream(

@@ -1,10 +1,11 @@
 """The one buffer in which the episodes of a task travel, and the samples that a loss reads."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from array_api_compat import array_namespace, device
 
-Array = Any  # a NumPy array or a torch tensor
+from hpc_maml.policies.network import Array
 
 
 def batch_dtype(
@@ -41,8 +42,21 @@ def batch_dtype(
     )
 
 
+class Trajectories(NamedTuple):
+    """The B episodes of a phase, time-major, with any leading task dimensions."""
+
+    observations: Array  # [..., T, B, *observation_shape]
+    actions: Array  # [..., T, B, action_dim], or [..., T, B] integers
+    rewards: Array  # [..., T, B]
+    log_probs: Array  # [..., T, B] under the behaviour policy
+    advantages: Array  # [..., T, B]
+    terminated: Array  # [..., T, B]
+    truncated: Array  # [..., T, B]
+    lengths: Array  # [..., B], in steps; what comes later is zero
+
+
 class Samples(NamedTuple):
-    """What a loss reads: the N = T * B steps of a batch, with any leading task dimensions."""
+    """What a loss reads: the N = T * B steps of a phase, with any leading task dimensions."""
 
     observations: Array  # [..., N, obs_dim]
     actions: Array  # [..., N, action_dim], or [..., N] integers
@@ -51,22 +65,35 @@ class Samples(NamedTuple):
     weights: Array  # [..., N]: 1 / (number of real steps), 0 for padding
 
 
-def valid_steps(batch: np.ndarray) -> np.ndarray:
-    """Return ``[T, B]``, True for the steps that belong to an episode."""
-    horizon = batch["rewards"].shape[0]
-    return np.arange(horizon)[:, None] < batch["lengths"]
+def trajectories(batch: np.ndarray) -> Trajectories:
+    """Return the fields of batches ``[...]``, views into them."""
+    return Trajectories(*(batch[name] for name in Trajectories._fields))
 
 
-def samples(batch: np.ndarray) -> Samples:
-    """Return the samples of one batch, views where possible; ``weights`` make a sum a mean."""
-    valid = valid_steps(batch)
-    steps = valid.size
-    flat = {
-        name: batch[name].reshape(steps, *batch[name].shape[2:])
-        for name in ("observations", "actions", "log_probs", "advantages")
-    }
-    weights = (valid / valid.sum()).astype(np.float32).reshape(steps)
-    return Samples(**flat, weights=weights)
+def valid_steps(lengths: Array, horizon: int) -> Array:
+    """Return ``[..., T, B]``, True for the steps that belong to an episode."""
+    xp = array_namespace(lengths)
+    return xp.arange(horizon, device=device(lengths))[:, None] < lengths[..., None, :]
+
+
+def samples(episodes: Trajectories) -> Samples:
+    """Return the steps of a phase, views where possible; ``weights`` make a sum a mean."""
+    xp = array_namespace(episodes.rewards)
+    *tasks, horizon, width = episodes.rewards.shape
+    valid = valid_steps(episodes.lengths, horizon)
+    number = xp.astype(xp.sum(valid, axis=(-2, -1), keepdims=True), xp.float64)
+    weights = xp.astype(xp.astype(valid, xp.float64) / number, xp.float32)
+
+    def flat(values: Array) -> Array:
+        return values.reshape(*tasks, horizon * width, *values.shape[len(tasks) + 2 :])
+
+    return Samples(
+        flat(episodes.observations),
+        flat(episodes.actions),
+        flat(episodes.log_probs),
+        flat(episodes.advantages),
+        flat(weights),
+    )
 
 
 def thinned(samples: Samples, fraction: float) -> Samples:

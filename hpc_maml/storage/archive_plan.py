@@ -17,10 +17,12 @@ def is_archived(settings: ArchiveConfig, iteration: int) -> bool:
 class Shapes:
     """The arrays of one task in the archive: their types, and shapes [K, ...]."""
 
-    def __init__(self, config: Config, batch: np.dtype, num_parameters: int) -> None:
-        phases = len(config.inner_step_sizes) + 1
+    def __init__(
+        self, batch: np.dtype, phases: int, num_parameters: int, *, adapted: bool
+    ) -> None:
+        """Keep the shapes; ``adapted``: with the parameters after each phase but the last."""
         self.arrays = {name: (batch[name].base, (phases, *batch[name].shape)) for name in FIELDS}
-        if config.archive.adapted_parameters:
+        if adapted:
             self.arrays[ADAPTED] = (np.dtype(np.float32), (phases - 1, num_parameters))
 
     @property

@@ -1,4 +1,4 @@
-"""The state of a run after an iteration: parameters and counters; all else follows from them."""
+"""The state of a run after an iteration, and counters; all else follows from them."""
 
 import re
 from collections.abc import Mapping
@@ -11,8 +11,10 @@ import numpy as np
 from hpc_maml.errors import InputError
 from hpc_maml.storage.files import write_hdf5
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: parameters only
 NAME = re.compile(r"iteration_(\d{6,})\.h5")
+
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,8 @@ class Checkpoint:
     """Everything the rest of a run depends on, besides its configuration."""
 
     iteration: int  # outer steps done
-    parameters: Mapping[str, np.ndarray]  # meta-policy by name, float32
+    parameters: Mapping[str, np.ndarray]  # of the policy by name, float32
+    state: Mapping[str, np.ndarray]  # all else that the algorithm keeps, by name
     environment_steps: int  # so far
     rejected_updates: int  # so far
 
@@ -43,14 +46,19 @@ def save(folder: Path, checkpoint: Checkpoint, fingerprint: str, config: str) ->
         group = file.create_group("parameters", track_order=True)
         for name, value in checkpoint.parameters.items():
             group.create_dataset(name, data=value)
+        group = file.create_group("state", track_order=True)
+        for name, value in checkpoint.state.items():
+            group.create_dataset(name, data=value)
 
     path = checkpoint_path(folder, checkpoint.iteration)
     write_hdf5(path, fill)
     return path
 
 
-def load(path: Path, fingerprint: str, shapes: Mapping[str, tuple[int, ...]]) -> Checkpoint:
-    """Read a checkpoint of the configuration with this fingerprint and a policy of these shapes.
+def load(
+    path: Path, fingerprint: str, parameters: Mapping[str, Shape], state: Mapping[str, Shape]
+) -> Checkpoint:
+    """Read a checkpoint of the configuration with this fingerprint, and arrays of these shapes.
 
     Raises InputError if it is damaged, or belongs to another configuration.
     """
@@ -60,10 +68,15 @@ def load(path: Path, fingerprint: str, shapes: Mapping[str, tuple[int, ...]]) ->
             f"The checkpoint {path} belongs to a run with another configuration; "
             "give the run folder it was written in, or remove it."
         )
-    parameters = checkpoint.parameters
-    if {name: value.shape for name, value in parameters.items()} != dict(shapes):
-        raise _damaged(path, "the parameters have other shapes than the policy's")
-    return replace(checkpoint, parameters={name: parameters[name] for name in shapes})
+    for kind, expected in (("parameters", parameters), ("state", state)):
+        arrays = getattr(checkpoint, kind)
+        if {name: value.shape for name, value in arrays.items()} != dict(expected):
+            raise _damaged(path, f"the {kind} have other names or shapes than the algorithm's")
+    return replace(
+        checkpoint,
+        parameters={name: checkpoint.parameters[name] for name in parameters},
+        state={name: checkpoint.state[name] for name in state},
+    )
 
 
 def read(path: Path) -> tuple[Checkpoint, str]:
@@ -71,16 +84,17 @@ def read(path: Path) -> tuple[Checkpoint, str]:
     try:
         with h5py.File(path, "r") as file:
             version = int(file.attrs["format_version"])
-            if version != FORMAT_VERSION:
+            if version > FORMAT_VERSION:
                 raise InputError(
                     f"The checkpoint {path} has format version {version}; "
-                    f"this program reads version {FORMAT_VERSION}."
+                    f"this program reads up to {FORMAT_VERSION}."
                 )
             if checkpoint_path(path.parent, int(file.attrs["iteration"])) != path:
                 raise ValueError(f"it is of iteration {file.attrs['iteration']}")
             checkpoint = Checkpoint(
                 iteration=int(file.attrs["iteration"]),
                 parameters={name: value[...] for name, value in file["parameters"].items()},
+                state={name: value[...] for name, value in file.get("state", {}).items()},
                 environment_steps=int(file.attrs["environment_steps"]),
                 rejected_updates=int(file.attrs["rejected_updates"]),
             )

@@ -10,7 +10,7 @@ from hpc_maml.storage.reader import DamagedError, Run, read_evaluation
 from hpc_maml.storage.archive_schema import iteration_path
 from hpc_maml.storage.checkpoint import checkpoint_path
 from hpc_maml.errors import InputError
-from hpc_maml.storage.meta_tests import Evaluation, evaluation_files
+from hpc_maml.storage.meta_tests import MetaTest, meta_test_files
 from hpc_maml.storage.files import size_text
 from hpc_maml.storage.run_folder import CHECKPOINTS, EVALUATIONS, METRICS, ROLLOUTS
 
@@ -56,7 +56,7 @@ def damages(run: Run, *, verify: bool) -> list[InputError]:
             run.checkpoint(iteration)
         except InputError as error:
             found.append(error)
-    for path in evaluation_files(run.path / EVALUATIONS):
+    for path in meta_test_files(run.path / EVALUATIONS):
         try:
             read_evaluation(path)
         except InputError as error:
@@ -64,8 +64,8 @@ def damages(run: Run, *, verify: bool) -> list[InputError]:
     return found + run.rollouts.damages(verify=verify)
 
 
-def _readable_evaluations(run: Run) -> Iterator[Evaluation]:
-    for path in evaluation_files(run.path / EVALUATIONS):
+def _readable_evaluations(run: Run) -> Iterator[MetaTest]:
+    for path in meta_test_files(run.path / EVALUATIONS):
         with contextlib.suppress(InputError):
             yield read_evaluation(path)
 
@@ -74,7 +74,7 @@ def tree(run: Run) -> Iterator[str]:
     """Yield the HDF5 layout: metrics, and last checkpoint, meta-test and archived iteration."""
     files = [run.path / METRICS]
     files += [checkpoint_path(run.path / CHECKPOINTS, k) for k in run.checkpoints[-1:]]
-    files += evaluation_files(run.path / EVALUATIONS)[-1:]
+    files += meta_test_files(run.path / EVALUATIONS)[-1:]
     for iteration in run.rollouts.iterations[-1:]:
         path = iteration_path(run.path / ROLLOUTS, iteration)
         files += [path, *sorted(path.with_suffix("").glob("*.h5"))[:1]]

@@ -1,7 +1,7 @@
 """Meta-tests: the returns on unseen tasks after 0, 1, ... updates, and the files that hold them."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from hpc_maml.config import EvaluationConfig
 from hpc_maml.errors import InputError
 from hpc_maml.storage.files import write_hdf5
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: without what a phase is
 RUN, RANDOM = "run", "random"  # the policy of the run itself, and what it began with
 NAME = re.compile(r"iteration_(\d{6,})_tasks_(\d+)_updates_(\d+)(_episodes_\d+)?(_constant)?\.h5")
 
@@ -25,17 +25,26 @@ T_QUANTILES = (
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """A meta-test of the policy of a run, and of others on the same tasks."""
+class MetaTest:
+    """A meta-test of the policy of a run, and of others on the same tasks.
+
+    A phase is what is played after 0, 1, ... ``updates``, or an ``episode`` of a trial.
+    """
 
     iteration: int  # outer steps done before
-    step_sizes: Sequence[float]  # [K], of each update of the run's policy
+    phase: str  # "updates" or "episode"
     tasks: np.ndarray  # [n, task_dim]
-    returns: Mapping[str, np.ndarray]  # by policy: after 0 to K updates, [n, K + 1]
-    optima: Mapping[str, np.ndarray]  # by strategy: what can be had without any update, [n]
+    returns: Mapping[str, np.ndarray]  # by policy: of each phase, [n, K]
+    optima: Mapping[str, np.ndarray]  # by strategy: optimal returns, [n]
+    how: str = ""  # how the run's policy adapts, in words
+
+    @property
+    def first(self) -> int:
+        """The number of the first phase: 0 updates, or episode 1."""
+        return 0 if self.phase == "updates" else 1
 
 
-def evaluation_path(
+def meta_test_path(
     folder: Path, iteration: int, settings: EvaluationConfig, episodes: int | None = None
 ) -> Path:
     """Return the file of the meta-test after an iteration; ``episodes`` if not as in training."""
@@ -44,25 +53,26 @@ def evaluation_path(
     return folder / f"{name}{'' if settings.step_sizes == 'halved' else '_constant'}.h5"
 
 
-def evaluation_files(folder: Path) -> list[Path]:
+def meta_test_files(folder: Path) -> list[Path]:
     """Return the files of all meta-tests, by iteration; other files are left alone."""
     matches = ((NAME.fullmatch(path.name), path) for path in folder.glob("iteration_*.h5"))
     found = [(int(match[1]), path) for match, path in matches if match]
     return [path for _, path in sorted(found)]
 
 
-def save(path: Path, evaluation: Evaluation) -> None:
+def save(path: Path, test: MetaTest) -> None:
     """Write a meta-test whole; the same one gives the same bytes. Raises InputError."""
 
     def fill(file: h5py.File) -> None:
         file.attrs["format_version"] = FORMAT_VERSION
-        file.attrs["iteration"] = evaluation.iteration
-        file.attrs["step_sizes"] = evaluation.step_sizes
-        task = file.create_dataset("task", data=evaluation.tasks)
+        file.attrs["iteration"] = test.iteration
+        file.attrs["phase"] = test.phase
+        file.attrs["how"] = test.how
+        task = file.create_dataset("task", data=test.tasks)
         task.attrs["unit"], task.attrs["shape"] = "see docs/environments.md", "[task, task_dim]"
-        for group, shape in (("returns", "[task, updates]"), ("optima", "[task]")):
+        for group, shape in (("returns", "[task, phase]"), ("optima", "[task]")):
             folder = file.create_group(group, track_order=True)
-            for name, values in getattr(evaluation, group).items():
+            for name, values in getattr(test, group).items():
                 dataset = folder.create_dataset(name, data=values)
                 dataset.attrs["unit"], dataset.attrs["shape"] = "reward", shape
 
@@ -73,14 +83,15 @@ def save(path: Path, evaluation: Evaluation) -> None:
     write_hdf5(path, fill)
 
 
-def load(file: h5py.File) -> Evaluation:
+def load(file: h5py.File) -> MetaTest:
     """Read a meta-test; raises KeyError or OSError if the file is damaged."""
-    return Evaluation(
+    return MetaTest(
         iteration=int(file.attrs["iteration"]),
-        step_sizes=file.attrs["step_sizes"],
+        phase=str(file.attrs.get("phase", "updates")),
         tasks=file["task"][...],
         returns={name: values[...] for name, values in file["returns"].items()},
         optima={name: values[...] for name, values in file["optima"].items()},
+        how=str(file.attrs.get("how", "")),
     )
 
 

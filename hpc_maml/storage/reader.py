@@ -25,7 +25,7 @@ from hpc_maml.storage.archive_schema import (
 from hpc_maml.storage.checkpoint import Checkpoint, checkpoints, read
 from hpc_maml.errors import InputError
 from hpc_maml.storage.meta_tests import FORMAT_VERSION as EVALUATION_VERSION
-from hpc_maml.storage.meta_tests import Evaluation, evaluation_files
+from hpc_maml.storage.meta_tests import MetaTest, meta_test_files
 from hpc_maml.storage.meta_tests import load as load_evaluation
 from hpc_maml.storage.metrics import FORMAT_VERSION as METRICS_VERSION
 from hpc_maml.storage.run_folder import CHECKPOINTS, CONFIG, EVALUATIONS, METRICS, ROLLOUTS, has_config
@@ -117,9 +117,9 @@ class Run:
         return Rollouts(self.path / ROLLOUTS)
 
     @property
-    def evaluations(self) -> list[Evaluation]:
+    def evaluations(self) -> list[MetaTest]:
         """The meta-tests, by iteration; raises InputError if one is damaged."""
-        return [read_evaluation(path) for path in evaluation_files(self.path / EVALUATIONS)]
+        return [read_evaluation(path) for path in meta_test_files(self.path / EVALUATIONS)]
 
     @property
     def checkpoints(self) -> list[int]:
@@ -252,7 +252,7 @@ class Rollouts(Mapping[tuple[int, int], Rollout]):
         return table, damages
 
 
-def read_evaluation(path: Path) -> Evaluation:
+def read_evaluation(path: Path) -> MetaTest:
     """Read the file of a meta-test; raises InputError."""
     with _open(path, EVALUATION_VERSION) as file:
         try:

@@ -1,0 +1,105 @@
+"""What MAML-TRPO, ProMP and pretraining share: tasks adapted by gradient steps."""
+
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field
+
+from hpc_maml.algorithms.adaptation import StepSize, adapt
+from hpc_maml.algorithms.algorithm import THETA, Algorithm, AlgorithmSettings, Sampling, State
+from hpc_maml.algorithms.step_sizes import STEP_SIZES, Learned, StepSizeGroups
+from hpc_maml.errors import InputError
+from hpc_maml.policies.policy import Policy
+from hpc_maml.sampling.rollout import Play
+from hpc_maml.sampling.trajectory import Trajectories, samples
+from hpc_maml.settings import Count, Positive
+
+
+class FastLearningRate(AlgorithmSettings):
+    """The key of every algorithm whose meta-test takes gradient steps."""
+
+    fast_lr: Positive = Field(0.1, description="inner step size")
+
+
+class InnerStepSettings(FastLearningRate):
+    """The keys of algorithms that train through inner steps."""
+
+    num_inner_steps: Annotated[int, Field(ge=1, le=100)] = Field(
+        1, description="inner steps, each on fresh trajectories"
+    )
+    learn_step_sizes: Learned = Field(
+        "no",
+        description="learn the inner step sizes from fast_lr on, one for each: no, step, layer or "
+        "parameter (Meta-SGD)",
+    )
+
+
+class GradientAdaptation(Algorithm):
+    """An algorithm whose tasks are adapted by inner steps on their own trajectories."""
+
+    settings: Any
+
+    def __init__(self, settings: Any, policy: Policy, sampling: Sampling) -> None:
+        """Keep the settings; raises InputError for a recurrent policy."""
+        super().__init__(settings, policy, sampling)
+        if policy.memory_size:
+            raise InputError(
+                f"algorithm.name={settings.name} cannot use a recurrent policy: choose another "
+                "policy.name, or algorithm.name=rl2."
+            )
+        learned = getattr(settings, "learn_step_sizes", "no")
+        self.groups = None if learned == "no" else StepSizeGroups.of(learned, policy.shapes)
+
+    @property
+    def num_inner_steps(self) -> int:
+        """The inner steps of training."""
+        return self.settings.num_inner_steps
+
+    def num_phases(self, evaluation: bool) -> int:
+        """Return one more than there are inner steps."""
+        return 1 + (self.sampling.test_updates if evaluation else self.num_inner_steps)
+
+    def test_words(self) -> str:
+        """Say which step sizes a meta-test takes."""
+        if self.groups:
+            later = ", halved in later steps" if self.sampling.test_step_sizes == "halved" else ""
+            return f"learned step sizes{later}"
+        steps = range(self.sampling.test_updates)
+        sizes = [self.step_size({}, step, evaluation=True) for step in steps]
+        return f"step sizes {', '.join(f'{size:g}' for size in sizes)}"
+
+    def initial_state(self, rng: np.random.Generator) -> State:
+        """Return what a run begins with: the policy, and step sizes that are to be learned."""
+        state = super().initial_state(rng)
+        if self.groups:
+            shape = (self.num_inner_steps, self.groups.number)
+            state[STEP_SIZES] = np.full(shape, self.settings.fast_lr, np.float32)
+        return state
+
+    def played(self, state: State) -> State:
+        """Return the parameters, and the step sizes if they are learned."""
+        return {name: state[name] for name in (THETA, STEP_SIZES) if name in state}
+
+    def step_size(self, state: State, step: int, *, evaluation: bool) -> StepSize:
+        """Return the size of an inner step, counted from 0.
+
+        In a meta-test, steps after the first are halved where ``sampling.test_step_sizes`` says so
+        (Finn et al. 2017, appendix A.2); of learned sizes, the steps after those of training are.
+        """
+        halved = evaluation and self.sampling.test_step_sizes == "halved"
+        if self.groups:
+            known = min(step, self.num_inner_steps - 1)
+            size = self.groups.expand(state[STEP_SIZES][known])
+            return 0.5 * size if halved and step > known else size
+        return self.settings.fast_lr / (2 if halved and step else 1)
+
+    def adapt(
+        self, played: State, play: Play, episodes: Trajectories, phase: int, *, evaluation: bool
+    ) -> Play:
+        """Take an inner step on the episodes of each task."""
+        size = self.step_size(played, phase, evaluation=evaluation)
+        thetas = play.parameters.copy()
+        for task in range(len(thetas)):
+            own = samples(Trajectories(*(field[task] for field in episodes)))
+            thetas[task] = adapt(self.policy, thetas[task], own, size)
+        return play._replace(parameters=thetas)

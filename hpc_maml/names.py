@@ -1,0 +1,40 @@
+"""Classes by name: one of a table, or ``module:Class`` for one's own."""
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import TypeVar
+
+from hpc_maml.errors import InputError, nearest
+
+T = TypeVar("T")
+
+
+def find_class(kind: str, name: str, table: Mapping[str, str], base: type[T]) -> type[T]:
+    """Return the class that ``name`` stands for, a concrete subclass of ``base``.
+
+    ``table`` maps names to import paths ``module:Class``, so that only the class that is asked for
+    is imported. Raises InputError, in which ``kind`` is what the user calls such a class.
+    """
+    module, colon, attribute = table.get(name, name).partition(":")
+    if not colon:
+        raise InputError(
+            f"There is no {kind} {name!r}{nearest(name, table)}; there are {', '.join(table)}, "
+            "and module:Class for one of your own."
+        )
+    try:
+        imported = importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(f"The module of the {kind} {name!r} cannot be imported: {error}.") from None
+    found = getattr(imported, attribute, None)
+    if found is None:
+        raise InputError(
+            f"The module {module} has no {attribute!r}{nearest(attribute, vars(imported))}."
+        )
+    if not (inspect.isclass(found) and issubclass(found, base)):
+        raise InputError(f"{name} cannot be used as {kind}: it is no subclass of {base.__name__}.")
+    if missing := sorted(getattr(found, "__abstractmethods__", ())):
+        raise InputError(
+            f"{name} cannot be used as {kind}: it has no {' and no '.join(missing)}."
+        )
+    return found
