@@ -6,8 +6,8 @@ lineage and of the algorithm, then the files, then the words.
 
 import hashlib
 import re
-from difflib import get_close_matches
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -101,9 +101,7 @@ class Config(Section):
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(1, description="of every random draw")
     # Fewer than published: enough to see the default environment learn in a few minutes.
-    num_iterations: Count = Field(
-        40, description="outer steps; may grow when a run is continued"
-    )
+    num_iterations: Count = Field(40, description="outer steps; may grow when a run is continued")
     meta_batch_size: Annotated[int, Field(ge=1, le=2**13)] = Field(
         20, description="tasks per iteration"
     )
@@ -244,7 +242,7 @@ def _name(section: str, settings: Mapping[str, Setting]) -> str:
     """Return the name of the environment, algorithm or policy."""
     key = f"{section}.name"
     name = settings[key].value if key in settings else None
-    # what is no word is reported by the check of the whole
+    # a name of another type is reported by the check of the whole
     return name if isinstance(name, str) else KEYS[key].default
 
 
@@ -373,6 +371,7 @@ def _sentence(error: ValidationError, config: type[Config], names: Mapping[str, 
     if complaint["type"] == "missing":
         return f"Config key '{key}' has no default: give it a value."
     rule = complaint["msg"].replace("Input should be", "must be", 1)
+    rule = rule.replace("Value error, ", "is refused: ", 1)  # by a check of a user's own
     alternatives = [e["msg"] for e in error.errors() if e["loc"][: len(path)] == tuple(path)]
     if len(alternatives) > 1:
         rule = " or ".join(alternatives).replace("Input should be", "must be", 1)
@@ -382,22 +381,22 @@ def _sentence(error: ValidationError, config: type[Config], names: Mapping[str, 
 
 def _hint(key: str, known: Iterable[str], names: Mapping[str, Setting]) -> str:
     """Say which key may be meant by one that is not known."""
-    section, _, inner = key.rpartition(".")
+    section, dot, inner = key.rpartition(".")
     # Compared without their sections, which would make all keys of a section alike.
     by_inner: dict[str, list[str]] = {}
     for each in known:
         by_inner.setdefault(each.rpartition(".")[2], []).append(each)
-    own = [name for name, keys in by_inner.items() if f"{section}.{name}".lstrip(".") in keys]
+    own = [name for name, keys in by_inner.items() if section + dot + name in keys]
     if inner in by_inner:  # it stands in another section
         return f" (did you mean {' or '.join(map(repr, by_inner[inner]))}?)"
     if close := get_close_matches(inner, own, n=1):
-        return f" (did you mean '{f'{section}.{close[0]}'.lstrip('.')}'?)"
+        return f" (did you mean '{section}{dot}{close[0]}'?)"
     if section in ("algorithm", "policy"):
         others = ", ".join(name for name in own if name != "name")
         return f": {section} {_name(section, names)} has {others or 'no keys'}"
     if close := get_close_matches(inner, by_inner, n=1):
         return f" (did you mean '{by_inner[close[0]][0]}'?)"
-    return nearest(key, SECTIONS)
+    return nearest(key.partition(".")[0], SECTIONS)
 
 
 # YAML
@@ -426,12 +425,13 @@ class Dumper(yaml.SafeDumper):
     """YAML that readers of 1.1 and of 1.2 take for the same values."""
 
 
-for each in (Loader, Dumper):
-    each.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$"),
-        list("-+.0123456789"),
-    )
+EXPONENT = (
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$"),
+    list("-+.0123456789"),
+)
+Loader.add_implicit_resolver(*EXPONENT)
+Dumper.add_implicit_resolver(*EXPONENT)
 
 
 def _parse(text: str, where: str) -> Any:
@@ -454,7 +454,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         raise InputError(f"The config file {file} must hold 'key: value' lines.")
     if data.get("algorithm") in OLD_ALGORITHMS:
         raise InputError(
-            f"The config file {file} is one of an older hpc_maml (0.1 layout): its run can be "
-            "read, reported and inspected, but not continued or tested."
+            f"The config file {file} was written by an older hpc_maml (0.1 layout): its run can "
+            "be read, reported and inspected, but not continued or tested."
         )
     return data

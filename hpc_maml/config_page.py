@@ -1,4 +1,4 @@
-"""The whole configuration as a page of YAML: each key, what it means, and who set it."""
+"""The whole configuration as a page of YAML: every key, its meaning, and who set its value."""
 
 import json
 import math
@@ -13,7 +13,8 @@ from hpc_maml.settings import Section
 
 WIDTH = 100  # columns of the page
 WIDEST_KEY = 36  # columns before a comment; what is longer has its comment behind it
-HEADER = "# All keys; [in brackets] who set a value, unless it is the default of its key."
+HEADER = "# Every key. In [brackets]: where its value comes from, if it is not the key's default."
+NO_BREAK = "\N{NO-BREAK SPACE}"
 FIRST_NEUTRAL_KEY = "topology"
 NEUTRAL = "# The keys below do not change the result; they may differ when a run is continued."
 
@@ -55,16 +56,15 @@ def _lines(resolved: Resolved) -> Iterator[Line]:
 
 
 def _comment(description: str | None, key: str, resolved: Resolved) -> str:
-    source = resolved.sources.get(key)
-    return " ".join(filter(None, (description, source and f"[{source}]")))
+    source = resolved.sources.get(key, "")
+    bracket = f"[{source}]".replace(" ", NO_BREAK) if source else ""
+    return f"{description or ''} {bracket}".strip(" ")
 
 
 def _flow(value: Any) -> str:
     """Return a value as YAML on one line."""
     value = value.model_dump() if isinstance(value, Section) else value
-    text = yaml.dump(
-        value, Dumper=Dumper, default_flow_style=True, sort_keys=False, width=math.inf
-    )
+    text = yaml.dump(value, Dumper=Dumper, default_flow_style=True, sort_keys=False, width=math.inf)
     text = text.removesuffix("\n").removesuffix("\n...")
     return json.dumps(value) if "\n" in text else text
 
@@ -76,8 +76,7 @@ def _rows(line: Line, column: int) -> Iterator[str]:
         return
     start = max(column, len(line.text) + 2)
     room = max(WIDTH - start - 2, WIDTH // 3)
-    first, *more = textwrap.wrap(
-        line.comment, room, break_long_words=False, break_on_hyphens=False
-    )
+    wrapped = textwrap.wrap(line.comment, room, break_long_words=False, break_on_hyphens=False)
+    first, *more = (each.replace(NO_BREAK, " ") for each in wrapped)
     yield f"{line.text.ljust(start)}# {first}"
     yield from (f"{' ' * start}# {each}" for each in more)

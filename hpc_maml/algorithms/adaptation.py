@@ -26,6 +26,21 @@ class InnerStep(NamedTuple):
     at: Evaluation  # of the parameters before it, on its samples
     score: Score  # minus the gradient of the inner loss
     step_size: StepSize
+    actions: Array | None = None  # where the loss has likelihood ratios, which change with theta
+
+    def hessian_product(self, policy: Policy, vector: Array) -> Array:
+        """Multiply ``vector`` ``[..., P]`` by minus the Hessian of the inner loss, symmetric."""
+        return policy.score_derivative(self.at, self.score, vector, self.actions)
+
+    def push(self, policy: Policy, tangent: Array) -> Array:
+        """Return the tangent ``[..., P]`` after the step."""
+        return tangent + self.step_size * self.hessian_product(policy, tangent)
+
+    def pull(self, policy: Policy, gradient: Array) -> Array:
+        """Return the gradient ``[..., P]`` by the parameters before the step."""
+        if isinstance(self.step_size, float):  # the Jacobian is symmetric
+            return gradient + self.step_size * self.hessian_product(policy, gradient)
+        return gradient + self.hessian_product(policy, self.step_size * gradient)
 
 
 class InnerSteps(NamedTuple):
@@ -36,33 +51,32 @@ class InnerSteps(NamedTuple):
     """
 
     steps: Sequence[InnerStep]
-    first_order: bool  # second derivatives are dropped: the Jacobian by theta is 1
+    first_order: bool = False  # second derivatives are dropped: the Jacobian by theta is 1
     groups: StepSizeGroups | None = None
 
     def push(self, policy: Policy, tangent: Array) -> Array:
         """Return the derivative of the adapted parameters ``[..., P]`` along ``tangent``."""
         tangent, *by_size = self._split(policy.size, tangent)
         for number, step in enumerate(self.steps):
-            change = tangent
-            if not self.first_order:
-                change = tangent + step.step_size * inner_product(policy, step, tangent)
-            if by_size and self.groups:
-                change = change + self.groups.expand(by_size[number]) * step.score.gradient
-            tangent = change
+            pushed = tangent if self.first_order else step.push(policy, tangent)
+            if self.groups:
+                pushed = pushed + self.groups.expand(by_size[number]) * step.score.gradient
+            tangent = pushed
         return tangent
 
-    def pull(self, policy: Policy, gradient: Array) -> Array:
-        """Return the gradient by theta, and by step sizes, of one by adapted parameters."""
+    def pull(
+        self, policy: Policy, gradient: Array, more: Sequence[Array] | None = None
+    ) -> Array:
+        """Return the gradient by theta, and by step sizes, of one by the adapted parameters.
+
+        ``more`` are gradients ``[..., P]`` by the parameters before each step, to be added.
+        """
         by_size: list[Array] = []
-        for step in reversed(self.steps):
+        for number, step in reversed(list(enumerate(self.steps))):
             if self.groups:
                 by_size.insert(0, self.groups.contract(step.score.gradient * gradient))
-            if self.first_order:
-                continue
-            if isinstance(step.step_size, float):  # the Jacobian is symmetric
-                gradient = gradient + step.step_size * inner_product(policy, step, gradient)
-            else:
-                gradient = gradient + inner_product(policy, step, step.step_size * gradient)
+            gradient = gradient if self.first_order else step.pull(policy, gradient)
+            gradient = gradient + more[number] if more else gradient
         return array_namespace(gradient).concat([gradient, *by_size], -1) if by_size else gradient
 
     def _split(self, size: int, vector: Array) -> list[Array]:
@@ -81,9 +95,17 @@ def inner_step(policy: Policy, theta: Array, samples: Samples, step_size: StepSi
     return InnerStep(at, score, step_size)
 
 
-def inner_product(policy: Policy, step: InnerStep, vector: Array) -> Array:
-    """Multiply ``vector`` ``[..., P]`` by minus the Hessian of the inner loss, symmetric."""
-    return policy.score_derivative(step.at, step.score, vector)
+def likelihood_ratio_step(
+    policy: Policy, theta: Array, samples: Samples, step_size: StepSize
+) -> InnerStep:
+    """Return the inner step up J^LR from theta ``[..., P]`` (Rothfuss et al. 2019, section 6).
+
+    At the behaviour policy all ratios are 1, and the step is that of ``inner_step``; its Hessian
+    has the sum of A grad log pi grad log pi^T in addition.
+    """
+    at = policy.evaluate(theta, samples.observations)
+    weights = _importance_weights(policy, at.distribution, samples)
+    return InnerStep(at, policy.score(at, samples.actions, weights), step_size, samples.actions)
 
 
 def adapt(policy: Policy, theta: Array, samples: Samples, step_size: StepSize) -> Array:

@@ -3,16 +3,18 @@
 from typing import Annotated, Any
 
 import numpy as np
+from array_api_compat import array_namespace, device
 from pydantic import Field
 
 from hpc_maml.algorithms.adaptation import StepSize, adapt
 from hpc_maml.algorithms.algorithm import THETA, Algorithm, AlgorithmSettings, Sampling, State
 from hpc_maml.algorithms.step_sizes import STEP_SIZES, Learned, StepSizeGroups
 from hpc_maml.errors import InputError
+from hpc_maml.policies.network import Array
 from hpc_maml.policies.policy import Policy
 from hpc_maml.sampling.rollout import Play
 from hpc_maml.sampling.trajectory import Trajectories, samples
-from hpc_maml.settings import Count, Positive
+from hpc_maml.settings import Positive
 
 
 class FastLearningRate(AlgorithmSettings):
@@ -103,3 +105,39 @@ class GradientAdaptation(Algorithm):
             own = samples(Trajectories(*(field[task] for field in episodes)))
             thetas[task] = adapt(self.policy, thetas[task], own, size)
         return play._replace(parameters=thetas)
+
+    def training_step_sizes(self, state: State) -> list[StepSize]:
+        """Return the sizes of the inner steps of training."""
+        steps = range(self.num_inner_steps)
+        return [self.step_size(state, step, evaluation=False) for step in steps]
+
+    def mean_step_size(self, state: State) -> float:
+        """Return the mean over inner steps and parameters, for the record."""
+        return float(state[STEP_SIZES].mean()) if self.groups else self.settings.fast_lr
+
+    def outer_parameters(self, state: State) -> np.ndarray:
+        """Return what the outer step changes, ``[Q]``: theta, then step sizes that are learned."""
+        if not self.groups:
+            return state[THETA]
+        return np.concatenate([state[THETA], state[STEP_SIZES].ravel()])
+
+    def with_outer_parameters(self, state: State, outer: np.ndarray) -> State:
+        """Return the state with other outer parameters ``[Q]``."""
+        if not self.groups:
+            return state | {THETA: outer}
+        theta, sizes = np.split(outer, [self.policy.size])
+        return state | {THETA: theta, STEP_SIZES: sizes.reshape(state[STEP_SIZES].shape)}
+
+    def outer_parameters_like(
+        self, array: Array, state: State, outer: np.ndarray
+    ) -> tuple[Array, list[StepSize]]:
+        """Return theta ``[P]`` and the step sizes of outer parameters, where an array is."""
+        changed = self.with_outer_parameters(state, outer)
+        there = {name: like(array, changed[name]) for name in self.played(changed)}
+        return there[THETA], self.training_step_sizes(there)
+
+
+def like(array: Array, vector: np.ndarray) -> Array:
+    """Return a vector of the host in the type and on the device of an array."""
+    xp = array_namespace(array)
+    return xp.asarray(vector, dtype=array.dtype, device=device(array))

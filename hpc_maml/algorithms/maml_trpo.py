@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
-from array_api_compat import array_namespace, device
+from array_api_compat import array_namespace
 from pydantic import Field
 
 from hpc_maml.algorithms.adaptation import (
@@ -36,8 +36,9 @@ from hpc_maml.algorithms.inner_steps import (
     FastLearningRate,
     GradientAdaptation,
     InnerStepSettings,
+    like,
 )
-from hpc_maml.algorithms.step_sizes import STEP_SIZES, StepSizeGroups
+from hpc_maml.algorithms.step_sizes import StepSizeGroups
 from hpc_maml.algorithms.trust_region import conjugate_gradient, line_search
 from hpc_maml.policies.distributions import Parameters
 from hpc_maml.policies.network import Array
@@ -212,7 +213,7 @@ class MamlTrpo(GradientAdaptation):
             state[THETA],
             inner,
             post,
-            self._step_sizes(state),
+            self.training_step_sizes(state),
             first_order=self.first_order,
             groups=self.groups,
             fisher_fraction=self.settings.fisher_fraction,
@@ -222,10 +223,6 @@ class MamlTrpo(GradientAdaptation):
     def first_order(self) -> bool:
         """Whether second derivatives are dropped."""
         return self.settings.first_order
-
-    def _step_sizes(self, state: State) -> list[StepSize]:
-        steps = range(self.num_inner_steps)
-        return [self.step_size(state, step, evaluation=False) for step in steps]
 
     def update(
         self,
@@ -237,7 +234,7 @@ class MamlTrpo(GradientAdaptation):
     ) -> Update:
         """Take one step of TRPO (Schulman et al. 2015, appendix C)."""
         settings = self.settings
-        outer = self._outer_parameters(state)
+        outer = self.outer_parameters(state)
 
         def mean(per_task: Callable[[LinearisedTasks], Array], width: int) -> np.ndarray:
             return mean_of(reduce, [per_task(each) for each in digests], width, num_tasks)
@@ -250,14 +247,18 @@ class MamlTrpo(GradientAdaptation):
             return product + settings.cg_damping * vector
 
         def evaluate(candidate: np.ndarray) -> tuple[float, float]:
-            found = mean(lambda each: self._surrogate_and_kl(state, each, candidate), 2)
-            return float(found[0]), float(found[1])
+            def terms(each: LinearisedTasks) -> Array:
+                there = self.outer_parameters_like(each.gradient, state, candidate)
+                return surrogate_and_kl(self.policy, each, *there)
+
+            surrogate, kl = mean(terms, 2).tolist()
+            return surrogate, kl
 
         # surrogate loss and its gradient
         *losses, gradient = np.split(mean(_losses_and_gradient, 4 + outer.size), [1, 2, 3, 4])
         names = ("surrogate_before", "kl_before", "inner_loss_before", "inner_loss_after")
         found = dict(zip(names, (loss.item() for loss in losses), strict=True))
-        found |= {"gradient_norm": norm(gradient), "step_size": self._mean_step_size(state)}
+        found |= {"gradient_norm": norm(gradient), "step_size": self.mean_step_size(state)}
         if not np.isfinite(gradient).all():
             return Update(state, "non-finite gradient", found)
 
@@ -286,36 +287,7 @@ class MamlTrpo(GradientAdaptation):
         found["line_search_steps"] = search.steps
         if search.theta is None:
             return Update(state, "line search failed", found)
-        return Update(self._with_outer_parameters(state, search.theta), "", found)
-
-    def _outer_parameters(self, state: State) -> np.ndarray:
-        """Return what the outer step changes, ``[Q]``: theta, then step sizes that are learned."""
-        if not self.groups:
-            return state[THETA]
-        return np.concatenate([state[THETA], state[STEP_SIZES].ravel()])
-
-    def _with_outer_parameters(self, state: State, outer: np.ndarray) -> State:
-        if not self.groups:
-            return state | {THETA: outer}
-        theta, sizes = np.split(outer, [self.policy.size])
-        return state | {THETA: theta, STEP_SIZES: sizes.reshape(state[STEP_SIZES].shape)}
-
-    def _surrogate_and_kl(
-        self, state: State, tasks: LinearisedTasks, candidate: np.ndarray
-    ) -> Array:
-        changed = self._with_outer_parameters(state, candidate)
-        there = {name: like(tasks.gradient, changed[name]) for name in self.played(changed)}
-        sizes = self._step_sizes(there)
-        return surrogate_and_kl(self.policy, tasks, there[THETA], sizes)
-
-    def _mean_step_size(self, state: State) -> float:
-        return float(state[STEP_SIZES].mean()) if self.groups else self.settings.fast_lr
-
-
-def like(array: Array, vector: np.ndarray) -> Array:
-    """Return a vector of the host in the type and on the device of an array."""
-    xp = array_namespace(array)
-    return xp.asarray(vector, dtype=array.dtype, device=device(array))
+        return Update(self.with_outer_parameters(state, search.theta), "", found)
 
 
 def _losses_and_gradient(tasks: LinearisedTasks) -> Array:

@@ -87,6 +87,10 @@ class Distribution(ABC):
         """Return the derivative of ``log_prob_gradient``, which is ``cotangent``, along a change."""
 
     @abstractmethod
+    def sum(self, one: Parameters, other: Parameters) -> Parameters:
+        """Return the sum of two cotangents."""
+
+    @abstractmethod
     def kl_gradient(self, p: Parameters, q: Parameters, weights: Array) -> Parameters:
         """Return the gradient of the sum over n of weights_n KL(p_n || q_n) by q."""
 
@@ -205,6 +209,10 @@ class Gaussian(Distribution):
             -expected.log_std - 2 * (cross + log_std * change.log_std),
         )
 
+    def sum(self, one: MeanAndDeviation, other: MeanAndDeviation) -> MeanAndDeviation:
+        """Return the sum of two cotangents."""
+        return MeanAndDeviation(one.mean + other.mean, one.log_std + other.log_std)
+
     def kl_gradient(
         self, p: MeanAndDeviation, q: MeanAndDeviation, weights: Array
     ) -> MeanAndDeviation:
@@ -314,6 +322,10 @@ class Categorical(Distribution):
         It does not depend on the actions: minus the Fisher information.
         """
         return -self.fisher_metric(parameters, change, weights)
+
+    def sum(self, one: Array, other: Array) -> Array:
+        """Return the sum of two cotangents."""
+        return one + other
 
     def kl_gradient(self, p: Array, q: Array, weights: Array) -> Array:
         """Return the gradient of the weighted KL divergences by the output of q."""

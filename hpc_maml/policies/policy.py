@@ -98,15 +98,27 @@ class Policy:
         gradient = array_namespace(outputs).concat([*pulled.gradients, *own], axis=-1)
         return Score(gradient, pulled, weights, cotangent)
 
-    def score_derivative(self, at: Evaluation, score: Score, vector: Array) -> Array:
-        """Return the derivative ``[..., P]`` of the score along ``vector`` ``[..., P]``."""
+    def score_derivative(
+        self, at: Evaluation, score: Score, vector: Array, actions: Array | None = None
+    ) -> Array:
+        """Return the derivative ``[..., P]`` of the score along ``vector`` ``[..., P]``.
+
+        The weights are constants; with the ``actions`` they contain pi(a | s), and change with it.
+        """
+        distribution = self.distribution
         tangents = self.unflatten(vector)
         pushed = self.network.push(at.network, tangents)
-        change = self.distribution.change(at.layers, tangents, pushed.outputs)
-        cotangent = self.distribution.log_prob_curvature(
+        change = distribution.change(at.layers, tangents, pushed.outputs)
+        cotangent = distribution.log_prob_curvature(
             at.distribution, score.cotangent, score.weights, change
         )
-        outputs, own = self.distribution.split(at.layers, cotangent)
+        if actions is not None:
+            weights = score.weights * distribution.log_prob_tangent(
+                at.distribution, actions, change
+            )
+            more = distribution.log_prob_gradient(at.distribution, actions, weights)
+            cotangent = distribution.sum(cotangent, more)
+        outputs, own = distribution.split(at.layers, cotangent)
         gradients = self.network.pull_derivative(
             at.network, score.network, tangents, pushed, outputs
         )

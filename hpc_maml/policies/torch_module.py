@@ -32,6 +32,11 @@ from hpc_maml.policies.distributions import Gaussian
 from hpc_maml.policies.network import Array, FeedForward, Layers, NetworkSettings, Sizes
 
 torch.set_num_threads(1)  # a rank owns one core
+# fused kernels of attention have no second derivatives: there remains the plain formula
+torch.backends.cuda.enable_flash_sdp(False)
+torch.backends.cuda.enable_mem_efficient_sdp(False)
+torch.backends.cuda.enable_cudnn_sdp(False)
+torch.backends.mha.set_fastpath_enabled(False)
 
 Shape = tuple[int, ...]
 Tensors = Sequence[torch.Tensor]
@@ -341,50 +346,84 @@ def _apply(
 
 
 def _check(network: TorchModule) -> None:
-    """Raise InputError unless a network has what gradient-based adaptation needs."""
-    module = _construct(network, seed=0)
+    """Raise InputError unless a network has what gradient-based adaptation needs.
+
+    All is done in float64, in which finite differences are exact enough.
+    """
+    module = _construct(network, seed=0).double()
     with _draws_from(0):
-        observations = torch.randn(3, network.observation_size)
-        observations[0] = 0  # as after the end of an episode
+        observations = torch.randn(3, network.observation_size, dtype=torch.float64)
         buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
         outputs, again = (_apply(network, module, observations) for _ in range(2))
         two = _apply(network, module, observations[:2])
-    for name, buffer in module.named_buffers():
-        if not torch.equal(buffer, buffers[name]):
+        for name, buffer in module.named_buffers():
+            if not torch.equal(buffer, buffers[name]):
+                raise InputError(
+                    f"{network.name} changes its buffer {name!r} when it is applied, but a policy "
+                    "may remember nothing."
+                )
+        if not torch.allclose(outputs, again, equal_nan=True):
+            raise InputError(f"{network.name} gives other outputs for the same observations.")
+        if not torch.allclose(outputs[:2], two, equal_nan=True):
             raise InputError(
-                f"{network.name} changes its buffer {name!r} when it is applied, but a policy may "
-                "remember nothing."
+                f"The outputs of {network.name} for one observation must not depend on the others."
             )
-    if not torch.equal(outputs, again) and not outputs.isnan().any():
-        raise InputError(f"{network.name} gives other outputs for the same observations.")
-    if not torch.allclose(outputs[:2], two, rtol=1e-3, atol=1e-4, equal_nan=True):
-        raise InputError(
-            f"The outputs of {network.name} for one observation must not depend on the others."
-        )
-    if not network.shapes:
-        raise InputError(f"{network.name} has no parameters to learn.")
-    if not outputs.requires_grad:
-        raise InputError(f"The outputs of {network.name} do not depend on its parameters.")
-    with _explained(f"torch cannot differentiate {network.name} twice"):
-        found = _second_derivatives(network, module, observations)
-    if not all(part.isfinite().all() for part in (outputs, *found)):
-        raise InputError(
-            f"The outputs of {network.name} or their derivatives are not finite, on observations "
-            "of 0, which follow the end of an episode, or of about 1."
-        )
+        if not network.shapes:
+            raise InputError(f"{network.name} has no parameters to learn.")
+        if not outputs.requires_grad:
+            raise InputError(f"The outputs of {network.name} do not depend on its parameters.")
+        _check_derivatives(network, module, observations)
 
 
-def _second_derivatives(
+def _check_derivatives(
     network: TorchModule, module: torch.nn.Module, observations: torch.Tensor
-) -> Tensors:
-    """Return all that the products of a network compute, on the parameters of a module."""
-    learned = _learned(module)
-    layers = {name: learned[name].detach().reshape(network.shapes[name]) for name in learned}
-    at = network.linearise(layers, observations)
-    pulled = network.pull(at, torch.ones_like(at.outputs), again=True)
-    pushed = network.push(at, layers)
-    second = network.pull_derivative(at, pulled, layers, pushed, pushed.outputs)
-    return [*pulled.gradients, pushed.outputs, *second]
+) -> None:
+    """Raise InputError unless derivatives exist, at padding too, and are those of each other."""
+
+    def moved(start: Layers, tangents: Layers, by: float) -> Layers:
+        return {name: start[name] + by * tangents[name] for name in start}
+
+    def flat(arrays: Iterable[torch.Tensor]) -> torch.Tensor:
+        return torch.cat([array.ravel() for array in arrays])
+
+    shapes, learned = network.shapes, _learned(module)
+    initial = {name: learned[name].detach().reshape(shapes[name]) for name in shapes}
+    tangents = {name: torch.randn_like(array) for name, array in initial.items()}
+    layers = moved(initial, tangents, 1e-2)  # away from zeros, at which a ReLU has no derivative
+    cotangent, change = torch.randn(2, len(observations), network.output_size).double()
+
+    def pull(layers: Layers, cotangent: torch.Tensor) -> torch.Tensor:
+        return flat(network.pull(network.linearise(layers, observations), cotangent).gradients)
+
+    def products(layers: Layers, observations: torch.Tensor) -> Tensors:
+        at = network.linearise(layers, observations)
+        pulled = network.pull(at, cotangent, again=True)
+        pushed = network.push(at, tangents)
+        second = network.pull_derivative(at, pulled, tangents, pushed, change)
+        return at.outputs, flat(pulled.gradients), pushed.outputs, flat(second)
+
+    with _explained(f"torch cannot differentiate {network.name} twice"):
+        padding = products(initial, torch.zeros_like(observations))
+        _, gradient, pushed, second = products(layers, observations)
+    if not all(part.isfinite().all() for part in padding):
+        raise InputError(
+            f"The outputs of {network.name} and their derivatives must be finite for observations "
+            "of 0 too, which follow the end of an episode."
+        )
+    step = 1e-6
+    after = pull(moved(layers, tangents, step), cotangent + step * change)
+    before = pull(moved(layers, tangents, -step), cotangent - step * change)
+    expected = (after - before) / (2 * step)
+    forward, backward = (cotangent * pushed).sum(), gradient @ flat(tangents.values())
+    rounding = 1e-6 * (gradient.norm() * flat(tangents.values()).norm())
+    if not (
+        abs(forward - backward) <= rounding
+        and (second - expected).norm() <= 1e-4 * expected.norm() + rounding
+    ):
+        raise InputError(
+            f"The second derivatives of {network.name} are wrong: it computes something outside "
+            "autograd, or by a function that can be differentiated only once."
+        )
 
 
 def _gradients(

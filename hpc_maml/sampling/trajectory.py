@@ -53,6 +53,7 @@ class Trajectories(NamedTuple):
     terminated: Array  # [..., T, B]
     truncated: Array  # [..., T, B]
     lengths: Array  # [..., B], in steps; what comes later is zero
+    task: Array  # [...], index within the iteration
 
 
 class Samples(NamedTuple):
