@@ -27,6 +27,7 @@ usage: python -m hpc_maml [train] [--config FILE] [--run-dir DIR] [key=value ...
        python -m hpc_maml report RUN [RUN ...] -o DIR
        python -m hpc_maml demo RUN [-o FILE]
        python -m hpc_maml inspect RUN [--tree] [--verify]
+       python -m hpc_maml config [--config FILE] [key=value ...]
        python -m hpc_maml doctor [--config FILE] [--run-dir DIR] [key=value ...]
        python -m hpc_maml bench [NAME ...] [--rounds N] [--json FILE]
        python -m hpc_maml COMMAND --help
@@ -107,7 +108,12 @@ def _doctor(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
 
 def _parse_job(name: str, description: str, arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(f"hpc_maml {name}", description=description)
-    parser.add_argument("--config", metavar="FILE", help="YAML file; see configs/")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        action="append",
+        help="YAML file, see configs/; given again, later files override earlier ones",
+    )
     parser.add_argument(
         "--run-dir",
         type=Path,
@@ -115,19 +121,37 @@ def _parse_job(name: str, description: str, arguments: Sequence[str]) -> argpars
         help="run folder; if it exists, the run goes on, by default with its own configuration",
     )
     parser.add_argument(
-        "settings", nargs="*", metavar="key=value", help="for example trpo.max_kl=0.02"
+        "settings", nargs="*", metavar="key=value", help="for example algorithm.max_kl=0.02"
     )
     return parser.parse_intermixed_args(arguments)
 
 
 def _load(options: argparse.Namespace) -> "Config":
     from hpc_maml.config import load_config
+
+    return load_config(_files(options), options.settings)
+
+
+def _files(options: argparse.Namespace) -> Sequence[str | Path]:
+    """Return the files of a configuration: those that are given, or that of the run folder."""
     from hpc_maml.storage.run_folder import CONFIG, has_config
 
-    file = options.config
-    if file is None and options.run_dir and has_config(options.run_dir):
-        file = options.run_dir / CONFIG
-    return load_config(file, options.settings)
+    if not options.config and options.run_dir and has_config(options.run_dir):
+        return [options.run_dir / CONFIG]
+    return options.config or []
+
+
+def _config(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
+    description = "Print the configuration that the same words would train with, as YAML."
+    options = _parse_job("config", description, arguments)
+
+    def show() -> int:
+        from hpc_maml.config_page import config_text
+
+        print(config_text(_files(options), options.settings), end="")
+        return 0
+
+    return lambda comm: from_rank_0(comm, show)
 
 
 def _evaluate(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
@@ -293,6 +317,7 @@ COMMANDS = {
     "report": _report,
     "demo": _demo,
     "inspect": _inspect,
+    "config": _config,
     "doctor": _doctor,
     "bench": _bench,
 }

@@ -49,6 +49,19 @@ class Normalised(nn.Module):
         return self.last(self.dropout(self.norm(features + self.scale)))
 
 
+class Tied(nn.Module):
+    """The same layer twice, under two names."""
+
+    def __init__(self, observation_size, output_size):
+        super().__init__()
+        self.first = nn.Linear(observation_size, observation_size)
+        self.second = self.first
+        self.last = nn.Linear(observation_size, output_size)
+
+    def forward(self, observations):
+        return self.last(self.second(torch.tanh(self.first(observations))))
+
+
 class Attention(nn.Module):
     def __init__(self, observation_size, output_size):
         super().__init__()
@@ -255,6 +268,18 @@ def test_attention_is_the_same_for_observers_and_agents_alone_and_side_by_side(m
     expected = policy.evaluate(thetas, observations).distribution.mean
     monkeypatch.undo()
     found = policy.forward(policy.unflatten(thetas), observations).mean
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_tied_parameters_are_one():
+    policy = policy_of("Tied", discrete=True)
+    assert list(policy.shapes) == ["first.weight", "first.bias", "last.weight", "last.bias"]
+    theta = np.random.default_rng(0).standard_normal(policy.size)
+    observations = random_samples(True)[0]
+    weight, bias, last, last_bias = policy.unflatten(theta).values()
+    hidden = np.tanh(observations @ weight.T + bias) @ weight.T + bias
+    expected = hidden @ last.T + last_bias
+    found = policy.network.forward(policy.unflatten(theta), observations)
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
@@ -522,6 +547,13 @@ class InFloat32(nn.Linear):
         return super().forward(observations.float())
 
 
+class Remembering(nn.Linear):
+    def forward(self, observations):
+        if not hasattr(self, "mine"):
+            self.mine = [self.weight, self.bias]
+        return nn.functional.linear(observations, *self.mine) + 0 * self.bias
+
+
 class DataDependent(nn.Linear):
     def forward(self, observations):
         return super().forward(observations) * (1 if observations.sum() > 0 else 2)
@@ -547,8 +579,9 @@ REFUSED = {
     "Normed": "must be finite for observations of 0 too",
     "RootOfZero": "must be finite for observations of 0 too",
     "LogStd": "has a parameter 'log_std', a name that the policy itself needs",
-    "DifferentiableOnce": "second derivatives of .* are wrong",
-    "StraightThrough": "second derivatives of .* are wrong",
+    "DifferentiableOnce": "second derivatives of .* are not those of its gradients",
+    "StraightThrough": "second derivatives of .* are not those of its gradients",
+    "Remembering": "cannot replace all parameters of",
     "InFloat32": r"cannot be applied to observations \[3, 3\]: RuntimeError: .* dtype",
 }
 

@@ -30,8 +30,8 @@ class InnerStepSettings(FastLearningRate):
         1, description="inner steps, each on fresh trajectories"
     )
     learn_step_sizes: Learned = Field(
-        "no",
-        description="learn the inner step sizes from fast_lr on, one for each: no, step, layer or "
+        "none",
+        description="learn inner step sizes, from fast_lr on: none, or one for each step, layer or "
         "parameter (Meta-SGD)",
     )
 
@@ -49,8 +49,8 @@ class GradientAdaptation(Algorithm):
                 f"algorithm.name={settings.name} cannot use a recurrent policy: choose another "
                 "policy.name, or algorithm.name=rl2."
             )
-        learned = getattr(settings, "learn_step_sizes", "no")
-        self.groups = None if learned == "no" else StepSizeGroups.of(learned, policy.shapes)
+        learned = getattr(settings, "learn_step_sizes", "none")
+        self.groups = None if learned == "none" else StepSizeGroups.of(learned, policy.shapes)
 
     @property
     def num_inner_steps(self) -> int:

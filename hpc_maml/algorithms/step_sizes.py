@@ -10,7 +10,7 @@ from array_api_compat import array_namespace
 
 from hpc_maml.policies.network import Array
 
-Learned = Literal["no", "step", "layer", "parameter"]
+Learned = Literal["none", "step", "layer", "parameter"]
 STEP_SIZES = "step_sizes"  # in the state, float32 [num_inner_steps, groups]
 
 

@@ -66,11 +66,15 @@ class Tasks:
 
     def split(self, array: Array, shape: Shape) -> list[torch.Tensor]:
         """Return an array ``[..., *shape]`` as a tensor for each graph."""
-        if self.as_numpy:
-            rows = np.broadcast_to(array, (*self.lead, *shape)).reshape(-1, *shape)
-            return [torch.tensor(row, dtype=self.dtype) for row in rows]
-        rows = array.detach().expand(*self.lead, *shape).reshape(-1, *shape).to(self.dtype)
-        return [rows.contiguous()] if self.side_by_side else [row.clone() for row in rows]
+        full = (*self.lead, *shape)
+        if not self.as_numpy:
+            rows = array.detach().expand(full).reshape(-1, *shape).to(self.dtype)
+            return [rows.contiguous()] if self.side_by_side else [row.clone() for row in rows]
+        # much of an observer's time is here: no call that is not needed
+        rows = (array if array.shape == full else np.broadcast_to(array, full)).reshape(-1, *shape)
+        if rows.flags.writeable:
+            return [torch.from_numpy(row).to(self.dtype, copy=True) for row in rows]
+        return [torch.tensor(row, dtype=self.dtype) for row in rows]
 
     def join(self, tensors: Tensors, shape: Shape) -> Array:
         """Return a tensor for each graph as one array ``[..., *shape]``."""
@@ -255,6 +259,16 @@ class TorchModule(FeedForward):
         learned = _learned(_module(self, torch.float32, torch.device("cpu")))
         return frozenset(name for name, parameter in learned.items() if not parameter.ndim)
 
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        """The position in ``shapes`` for every name of a parameter; tied ones have several."""
+        module = _module(self, torch.float32, torch.device("cpu"))
+        first = {
+            id(parameter): position for position, parameter in enumerate(_learned(module).values())
+        }
+        named = module.named_parameters(remove_duplicate=False)
+        return {name: first[id(each)] for name, each in named if id(each) in first}
+
     def _outputs(
         self, tasks: Tasks, parameters: Tensors, observations: torch.Tensor
     ) -> torch.Tensor:
@@ -262,8 +276,8 @@ class TorchModule(FeedForward):
         module = _module(self, tasks.dtype, tasks.device)
 
         def call(parameters: Tensors, observations: torch.Tensor) -> torch.Tensor:
-            named = dict(zip(self.shapes, parameters, strict=True))
-            return functional_call(module, named, (observations,))
+            named = {name: parameters[position] for name, position in self._positions.items()}
+            return functional_call(module, named, (observations,), tie_weights=False)
 
         if not tasks.side_by_side:
             return call(parameters, observations)
@@ -403,12 +417,20 @@ def _check_derivatives(
         return at.outputs, flat(pulled.gradients), pushed.outputs, flat(second)
 
     with _explained(f"torch cannot differentiate {network.name} twice"):
+        own = torch.autograd.grad(
+            module(observations), list(learned.values()), cotangent, materialize_grads=True
+        )
         padding = products(initial, torch.zeros_like(observations))
         _, gradient, pushed, second = products(layers, observations)
     if not all(part.isfinite().all() for part in padding):
         raise InputError(
             f"The outputs of {network.name} and their derivatives must be finite for observations "
             "of 0 too, which follow the end of an episode."
+        )
+    if not torch.allclose(pull(initial, cotangent), flat(own)):
+        raise InputError(
+            f"torch.func.functional_call cannot replace all parameters of {network.name}: it keeps "
+            "them, or values computed from them, in places of its own."
         )
     step = 1e-6
     after = pull(moved(layers, tangents, step), cotangent + step * change)
@@ -421,8 +443,8 @@ def _check_derivatives(
         and (second - expected).norm() <= 1e-4 * expected.norm() + rounding
     ):
         raise InputError(
-            f"The second derivatives of {network.name} are wrong: it computes something outside "
-            "autograd, or by a function that can be differentiated only once."
+            f"The second derivatives of {network.name} are not those of its gradients: a part of "
+            "it cannot be differentiated twice, or computes outside autograd."
         )
 
 
