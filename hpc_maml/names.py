@@ -25,7 +25,9 @@ def find_class(kind: str, name: str, table: Mapping[str, str], base: type[T]) ->
     try:
         imported = importlib.import_module(module)
     except ImportError as error:
-        raise InputError(f"The module of the {kind} {name!r} cannot be imported: {error}.") from None
+        raise InputError(
+            f"The module of the {kind} {name!r} cannot be imported: {error}."
+        ) from None
     found = getattr(imported, attribute, None)
     if found is None:
         raise InputError(
@@ -34,7 +36,5 @@ def find_class(kind: str, name: str, table: Mapping[str, str], base: type[T]) ->
     if not (inspect.isclass(found) and issubclass(found, base)):
         raise InputError(f"{name} cannot be used as {kind}: it is no subclass of {base.__name__}.")
     if missing := sorted(getattr(found, "__abstractmethods__", ())):
-        raise InputError(
-            f"{name} cannot be used as {kind}: it has no {' and no '.join(missing)}."
-        )
+        raise InputError(f"{name} cannot be used as {kind}: it has no {' and no '.join(missing)}.")
     return found

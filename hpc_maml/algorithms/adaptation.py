@@ -64,9 +64,7 @@ class InnerSteps(NamedTuple):
             tangent = pushed
         return tangent
 
-    def pull(
-        self, policy: Policy, gradient: Array, more: Sequence[Array] | None = None
-    ) -> Array:
+    def pull(self, policy: Policy, gradient: Array, more: Sequence[Array] | None = None) -> Array:
         """Return the gradient by theta, and by step sizes, of one by the adapted parameters.
 
         ``more`` are gradients ``[..., P]`` by the parameters before each step, to be added.

@@ -150,9 +150,7 @@ def linearise(
             inner_step(policy, *each) for each in zip(adapted, few_inner, step_sizes, strict=False)
         ]
         few_at = policy.evaluate(adapted[-1], few_post.observations)
-        curvature = Curvature(
-            inner_steps._replace(steps=few_steps), few_at, few_post.weights
-        )
+        curvature = Curvature(inner_steps._replace(steps=few_steps), few_at, few_post.weights)
     surrogate = surrogate_loss(policy, at.distribution, post)
     inner_loss_before = inner_loss_after = xp.zeros_like(surrogate)
     if inner:

@@ -1,6 +1,6 @@
 """Policies: a network and a distribution of actions."""
 
-from hpc_maml.errors import InputError
+from hpc_maml.names import find_class
 from hpc_maml.policies.distributions import Categorical, Distribution, Gaussian
 from hpc_maml.policies.network import Network, NetworkSettings, Sizes
 from hpc_maml.policies.policy import Policy
@@ -12,8 +12,6 @@ TORCH_MODULE = "hpc_maml.policies.torch_module:TorchModule"
 
 def network_class(name: str) -> type[Network]:
     """Return the class of a network; a name that is not in the table is a torch module's."""
-    from hpc_maml.names import find_class
-
     if ":" in name:  # whether there is such a module is seen when the policy is made
         return find_class("network", TORCH_MODULE, {}, Network)
     return find_class("policy", name, NETWORKS, Network)

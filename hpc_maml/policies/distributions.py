@@ -75,16 +75,14 @@ class Distribution(ABC):
         """Return the gradient of the sum over n of weights_n log pi by the parameters."""
 
     @abstractmethod
-    def log_prob_tangent(
-        self, parameters: Parameters, actions: Array, change: Parameters
-    ) -> Array:
+    def log_prob_tangent(self, parameters: Parameters, actions: Array, change: Parameters) -> Array:
         """Return the derivative of each log pi along ``change``, ``[..., N]``."""
 
     @abstractmethod
     def log_prob_curvature(
         self, parameters: Parameters, cotangent: Parameters, weights: Array, change: Parameters
     ) -> Parameters:
-        """Return the derivative of ``log_prob_gradient``, which is ``cotangent``, along a change."""
+        """Return the derivative along a change of ``log_prob_gradient``, which is ``cotangent``."""
 
     @abstractmethod
     def sum(self, one: Parameters, other: Parameters) -> Parameters:

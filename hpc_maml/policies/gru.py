@@ -1,7 +1,8 @@
 """A gated recurrent unit over one parameter vector, with its gradient in closed form.
 
 The recurrent network of RL^2 (Duan et al. 2016; Wang et al. 2016): what it has seen of a trial is
-in its hidden state, which lives on from one episode to the next. As NumPy arrays, a task gets the same bits beside any others.
+in its hidden state, which lives on from one episode to the next. As NumPy arrays, a task gets the
+same bits beside any others.
 """
 
 import math

@@ -67,14 +67,18 @@ class Tasks:
     def split(self, array: Array, shape: Shape) -> list[torch.Tensor]:
         """Return an array ``[..., *shape]`` as a tensor for each graph."""
         full = (*self.lead, *shape)
+        if self.side_by_side:
+            rows = array.detach().expand(full).reshape(-1, *shape)
+            return [rows.to(self.dtype).contiguous()]
         if not self.as_numpy:
-            rows = array.detach().expand(full).reshape(-1, *shape).to(self.dtype)
-            return [rows.contiguous()] if self.side_by_side else [row.clone() for row in rows]
-        # much of an observer's time is here: no call that is not needed
-        rows = (array if array.shape == full else np.broadcast_to(array, full)).reshape(-1, *shape)
-        if rows.flags.writeable:
-            return [torch.from_numpy(row).to(self.dtype, copy=True) for row in rows]
-        return [torch.tensor(row, dtype=self.dtype) for row in rows]
+            rows = array.detach().expand(full).reshape(-1, *shape)
+        else:  # much of an observer's time is spent here: no call that is not needed
+            whole = array if array.shape == full else np.broadcast_to(array, full)
+            rows = whole.reshape(-1, *shape)
+            if not rows.flags.writeable:  # of which torch would warn
+                return [torch.tensor(row, dtype=self.dtype) for row in rows]
+            rows = map(torch.from_numpy, rows)
+        return [row.clone(memory_format=torch.contiguous_format).to(self.dtype) for row in rows]
 
     def join(self, tensors: Tensors, shape: Shape) -> Array:
         """Return a tensor for each graph as one array ``[..., *shape]``."""

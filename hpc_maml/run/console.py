@@ -17,10 +17,10 @@ from rich.table import Table
 
 from hpc_maml.algorithms.algorithm import Metric
 from hpc_maml.errors import InputError
-from hpc_maml.storage.meta_tests import RUN, MetaTest, half_width
 from hpc_maml.mpi.runtime import has_launcher
 from hpc_maml.mpi.topology import Topology, rank_ranges
 from hpc_maml.roles.messages import Hello
+from hpc_maml.storage.meta_tests import RUN, MetaTest, half_width
 
 MOST_PHASES = 4  # in a line
 

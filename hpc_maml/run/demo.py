@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from hpc_maml.algorithms.algorithm import State
+from hpc_maml.algorithms.collection import collect
 from hpc_maml.config import Config
 from hpc_maml.errors import InputError
-from hpc_maml.storage.files import write_whole
-from hpc_maml.sampling.random_streams import Purpose, stream
-from hpc_maml.algorithms.collection import collect
-from hpc_maml.run.record import last_checkpoint, state_of
-from hpc_maml.storage.run_folder import read_config
 from hpc_maml.run.job import Job, make_env, prepare
+from hpc_maml.run.record import last_checkpoint, state_of
+from hpc_maml.sampling.random_streams import Purpose, stream
+from hpc_maml.storage.files import write_whole
+from hpc_maml.storage.run_folder import read_config
 
 PICTURED, FILMED = 6, 2  # tasks
 SIZE = (320, 240)  # pixels of a robot's window
@@ -98,9 +98,7 @@ def _phases(
         yield batches
 
 
-def _picture(
-    config: Config, job: Job, env: Any, state: State, tasks: np.ndarray, to: Path
-) -> None:
+def _picture(config: Config, job: Job, env: Any, state: State, tasks: np.ndarray, to: Path) -> None:
     from hpc_maml.report.figures import paths
 
     batches = np.stack(list(_phases(config, job, env, state, tasks)), axis=1)  # [G, K]
@@ -113,9 +111,7 @@ def _picture(
     write_whole(to, lambda file: figure.savefig(file, format=kind, dpi=160), durable=False)
 
 
-def _film(
-    config: Config, job: Job, env: Any, state: State, tasks: np.ndarray, to: Path
-) -> None:
+def _film(config: Config, job: Job, env: Any, state: State, tasks: np.ndarray, to: Path) -> None:
     """Write the first episode of every task, a row for each: before adaptation, and after."""
     import mujoco
     from PIL import Image, ImageDraw, ImageFont

@@ -105,9 +105,7 @@ class MetaTesting:
             }
         )
 
-    async def _lead(
-        self, job: Job, agents: Agents, topology: Topology, json: Path | None
-    ) -> None:
+    async def _lead(self, job: Job, agents: Agents, topology: Topology, json: Path | None) -> None:
         """Test every contestant on the same tasks; print the result and keep it."""
         from hpc_maml.envs.oracles import optima
         from hpc_maml.run import console

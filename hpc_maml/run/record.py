@@ -11,24 +11,29 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
+from hpc_maml.algorithms.algorithm import THETA, Algorithm, State
+from hpc_maml.config import Config, fingerprint, to_yaml
+from hpc_maml.errors import InputError
+from hpc_maml.sampling.random_streams import Purpose, stream
 from hpc_maml.storage.archive_plan import Shapes
 from hpc_maml.storage.archive_schema import Segment
 from hpc_maml.storage.archive_writer import RolloutArchive
 from hpc_maml.storage.checkpoint import Checkpoint, load, newest, prune, save
-from hpc_maml.algorithms.algorithm import THETA, Algorithm, State
-from hpc_maml.config import Config, fingerprint, to_yaml
-from hpc_maml.errors import InputError
 from hpc_maml.storage.metrics import Metrics
-from hpc_maml.sampling.random_streams import Purpose, stream
-from hpc_maml.storage.run_folder import CHECKPOINTS, EVALUATIONS, METRICS, ROLLOUTS, begin, open_folder
+from hpc_maml.storage.run_folder import (
+    CHECKPOINTS,
+    EVALUATIONS,
+    METRICS,
+    ROLLOUTS,
+    begin,
+    open_folder,
+)
 
 
 class Run:
     """An open run folder, held by the principal."""
 
-    def __init__(
-        self, path: Path, config: Config, algorithm: Algorithm, shapes: Shapes
-    ) -> None:
+    def __init__(self, path: Path, config: Config, algorithm: Algorithm, shapes: Shapes) -> None:
         """Open the folder and read where the run stands; raises InputError."""
         self.config = config
         self.algorithm = algorithm

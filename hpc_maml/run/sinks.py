@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hpc_maml.algorithms.algorithm import Metric
 from hpc_maml.config import Config, MetricsConfig
 from hpc_maml.errors import InputError
-from hpc_maml.algorithms.algorithm import Metric
 from hpc_maml.storage.metrics import PER_TASK, Metrics
 
 TENSORBOARD = "tensorboard"  # folder of the event files in a run folder

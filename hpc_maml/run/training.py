@@ -109,9 +109,7 @@ class Training:
             "cores": topology.cores,
             "gpus": sum(hello.device != "cpu" for hello in hellos),
         }
-        self.reporter = console.Reporter(
-            self.first, config.num_iterations, job.algorithm.metrics
-        )
+        self.reporter = console.Reporter(self.first, config.num_iterations, job.algorithm.metrics)
         if self.first < config.num_iterations:
             self.sinks = Sinks(config, run.path, run.metrics, self.reporter.note)
         segments = Segments(Messenger(topology.world))
@@ -157,9 +155,7 @@ class _Record:
     def iteration(self, result: IterationResult, segments: Sequence[Segment]) -> None:
         """Keep what an iteration gave."""
         training = self.training
-        training.run.record(
-            result.done, result.state, result.row | training.job_size, segments
-        )
+        training.run.record(result.done, result.state, result.row | training.job_size, segments)
         training.reporter.iteration(result.done, result.row, result.reason)
         training.sinks.put(training.run.metrics.rows[-1])
 

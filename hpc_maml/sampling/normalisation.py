@@ -24,8 +24,7 @@ class Normaliser(NamedTuple):
         """Return observations ``[..., obs_dim]`` on a common scale, clipped."""
         xp = array_namespace(observations)
         mean, deviation = (
-            xp.asarray(each, dtype=observations.dtype, device=device(observations))
-            for each in self
+            xp.asarray(each, dtype=observations.dtype, device=device(observations)) for each in self
         )
         return xp.clip((observations - mean) / deviation, -LARGEST, LARGEST)
 

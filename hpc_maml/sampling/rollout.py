@@ -85,5 +85,3 @@ def roll_out(
             for name in ("observations", "actions", "log_probs"):
                 batch[name][padding] = 0
     return memory
-
-

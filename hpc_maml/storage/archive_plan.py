@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from hpc_maml.storage.archive_schema import ADAPTED, FIELDS
 from hpc_maml.config import ArchiveConfig, Config
 from hpc_maml.errors import InputError
+from hpc_maml.storage.archive_schema import ADAPTED, FIELDS
 
 
 def is_archived(settings: ArchiveConfig, iteration: int) -> bool:
@@ -17,9 +17,7 @@ def is_archived(settings: ArchiveConfig, iteration: int) -> bool:
 class Shapes:
     """The arrays of one task in the archive: their types, and shapes [K, ...]."""
 
-    def __init__(
-        self, batch: np.dtype, phases: int, num_parameters: int, *, adapted: bool
-    ) -> None:
+    def __init__(self, batch: np.dtype, phases: int, num_parameters: int, *, adapted: bool) -> None:
         """Keep the shapes; ``adapted``: with the parameters after each phase but the last."""
         self.arrays = {name: (batch[name].base, (phases, *batch[name].shape)) for name in FIELDS}
         if adapted:

@@ -12,6 +12,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from hpc_maml.config import ArchiveConfig, Config
+from hpc_maml.errors import InputError
 from hpc_maml.storage.archive_plan import Shapes, is_archived
 from hpc_maml.storage.archive_schema import (
     ADAPTED,
@@ -25,8 +27,6 @@ from hpc_maml.storage.archive_schema import (
     iteration_path,
     segment_name,
 )
-from hpc_maml.config import ArchiveConfig, Config
-from hpc_maml.errors import InputError
 from hpc_maml.storage.files import TEMPORARY, write_hdf5
 
 # Filters that every HDF5 library has, but for lzf, which comes with h5py.

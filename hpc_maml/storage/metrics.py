@@ -22,7 +22,9 @@ def _return_metrics(prefix: str, phase: str) -> dict[str, Metric]:
         "max": "best task",
     }
     return {
-        f"{prefix}_return_{name}": Metric("reward", f"undiscounted return in the {phase} phase, {text}")
+        f"{prefix}_return_{name}": Metric(
+            "reward", f"undiscounted return in the {phase} phase, {text}"
+        )
         for name, text in words.items()
     }
 

@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import yaml
 
+from hpc_maml.errors import InputError
 from hpc_maml.storage.archive_schema import (
     FIELDS,
     FORMAT_VERSION,
@@ -23,12 +24,18 @@ from hpc_maml.storage.archive_schema import (
     iteration_path,
 )
 from hpc_maml.storage.checkpoint import Checkpoint, checkpoints, read
-from hpc_maml.errors import InputError
 from hpc_maml.storage.meta_tests import FORMAT_VERSION as EVALUATION_VERSION
 from hpc_maml.storage.meta_tests import MetaTest, meta_test_files
 from hpc_maml.storage.meta_tests import load as load_evaluation
 from hpc_maml.storage.metrics import FORMAT_VERSION as METRICS_VERSION
-from hpc_maml.storage.run_folder import CHECKPOINTS, CONFIG, EVALUATIONS, METRICS, ROLLOUTS, has_config
+from hpc_maml.storage.run_folder import (
+    CHECKPOINTS,
+    CONFIG,
+    EVALUATIONS,
+    METRICS,
+    ROLLOUTS,
+    has_config,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
