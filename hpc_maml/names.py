@@ -24,9 +24,10 @@ def find_class(kind: str, name: str, table: Mapping[str, str], base: type[T]) ->
         )
     try:
         imported = importlib.import_module(module)
-    except ImportError as error:
+    except Exception as error:  # whatever a user's module raises
+        reason = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
         raise InputError(
-            f"The module of the {kind} {name!r} cannot be imported: {error}."
+            f"The module of the {kind} {name!r} cannot be imported: {reason}."
         ) from None
     found = getattr(imported, attribute, None)
     if found is None:

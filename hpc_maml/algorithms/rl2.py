@@ -1,6 +1,6 @@
 """RL^2 (Duan et al. 2016; Wang et al. 2016): PPO on whole trials of a recurrent policy.
 
-A trial is one or more episodes of a task. The policy sees what it did and what came of it, and its
+A trial is one or more episodes of a task. The policy sees what it did and the result, and its
 memory lives on from one episode to the next: learning a task is what its memory does. Whatever
 concerns several tasks is a sum of terms of each.
 """

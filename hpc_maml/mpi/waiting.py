@@ -1,4 +1,4 @@
-"""Waiting without burning a core, for one request or for all roles of a rank.
+"""Waiting without using a core, for one request or for all roles of a rank.
 
 MPI libraries spin while they wait. Many ranks on few cores then take the cores from the ranks that
 have work, so every wait here polls, and sleeps between polls for a fraction of the time it has

@@ -72,7 +72,7 @@ class GRU(Network):
 
     @cached_property
     def input_size(self) -> int:
-        """The size of a step's input: the observation, and what came of the step before."""
+        """The size of a step's input: the observation, and the result of the step before."""
         return self.observation_size + self.action_size + 2
 
     @cached_property
@@ -116,7 +116,7 @@ class GRU(Network):
         return outputs, xp.concat([state, result], axis=-1)
 
     def remember(self, memory: Array, actions: Array, rewards: Array, ended: Array) -> Array:
-        """Return the memory with what came of the step: ``[..., B(, a)]``, ``[..., B]`` twice."""
+        """Return the memory with actions ``[..., B(, a)]`` and results ``[..., B]`` of the step."""
         xp = array_namespace(memory)
         state = memory[..., : self.hidden_size]
         return xp.concat([state, self._results(actions, rewards, ended, memory)], axis=-1)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hpc_maml.errors import InputError
-from hpc_maml.storage.files import write_whole
+from hpc_maml.storage.atomic_files import write_whole
 from hpc_maml.report import tables
 from hpc_maml.report.experiments import by_environment, read_runs
 

@@ -244,7 +244,7 @@ def side_by_side(order: Order, played: State, observers: int) -> list[Assignment
 
 
 def _result(phases: Sequence[np.ndarray]) -> TaskResult:
-    """Return what came of the batches of a task."""
+    """Return the batches of a task in numbers."""
     return TaskResult(
         returns=np.array([batch["rewards"].sum(0, np.float64).mean() for batch in phases]),
         episode_lengths=np.array([batch["lengths"].mean() for batch in phases]),

@@ -74,7 +74,7 @@ class Pause:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What came of the episodes of a task, for each of its K phases."""
+    """The episodes of a task in numbers, for each of its K phases."""
 
     returns: np.ndarray  # [K], undiscounted, mean of episodes
     episode_lengths: np.ndarray  # [K], in steps, mean of episodes

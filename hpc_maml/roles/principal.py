@@ -42,7 +42,7 @@ class Agents:
         """Hand every agent its share of ``tasks`` ``[n, task_dim]``.
 
         Shares are even also where teams differ in size: the outer step goes in lockstep, and the
-        agent with most tasks would hold up all.
+        others would wait for the agent with most tasks.
         """
         number = len(tasks)
         edges = [number * agent // len(self.ranks) for agent in range(len(self.ranks) + 1)]

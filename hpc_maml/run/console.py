@@ -88,7 +88,7 @@ def say(text: str) -> None:
 
 
 def print_topology(topology: Topology, hellos: Sequence[Hello]) -> None:
-    """Print which ranks hold which roles, where, with how many threads; like ranks together."""
+    """Print which ranks hold which roles, where, with how many threads; equal ranks in one row."""
     groups: dict[tuple[str, ...], list[int]] = {}
     for rank, (place, hello) in enumerate(zip(topology.places, hellos, strict=True)):
         row = (topology.hosts[rank], " + ".join(place.roles), hello.device, str(hello.threads))

@@ -16,7 +16,7 @@ from hpc_maml.errors import InputError
 from hpc_maml.run.job import Job, make_env, prepare
 from hpc_maml.run.record import last_checkpoint, state_of
 from hpc_maml.sampling.random_streams import Purpose, stream
-from hpc_maml.storage.files import write_whole
+from hpc_maml.storage.atomic_files import write_whole
 from hpc_maml.storage.run_folder import read_config
 
 PICTURED, FILMED = 6, 2  # tasks

@@ -38,7 +38,7 @@ class Facts:
     host_cores: int
     library: str  # of MPI
     library_file: str
-    cuda_aware: bool | None  # None: the library has no word on it
+    cuda_aware: bool | None  # None: the library does not say
     gpus: tuple[str, ...]
     versions: tuple[str, ...]
     slurm_tasks: int | None  # of the job around it
@@ -233,7 +233,7 @@ def _can_lock(folder: Path) -> bool:
 
 
 def _write_durably(folder: Path) -> None:
-    from hpc_maml.storage.files import write_text  # with HDF5, which only rank 0 needs
+    from hpc_maml.storage.atomic_files import write_text  # with HDF5, which only rank 0 needs
 
     try:
         write_text(folder / "text", "doctor")

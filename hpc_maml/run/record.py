@@ -30,7 +30,7 @@ from hpc_maml.storage.run_folder import (
 )
 
 
-class Run:
+class RunRecord:
     """An open run folder, held by the principal."""
 
     def __init__(self, path: Path, config: Config, algorithm: Algorithm, shapes: Shapes) -> None:

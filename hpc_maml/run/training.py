@@ -45,7 +45,7 @@ class Training:
         self.run_dir = run_dir
         self.stop = stop
         # on rank 0 only
-        self.run: Any = None  # record.Run
+        self.run: Any = None  # record.RunRecord
         self.env: Any = None
         self.sinks: Any = None
         self.reporter: Any = None
@@ -66,9 +66,9 @@ class Training:
     def _prepare(self) -> Job:
         """Open the run folder, and return the job."""
         # Only the principal prints and keeps files, so only rank 0 imports what that takes.
-        from hpc_maml.run.record import Run
+        from hpc_maml.run.record import RunRecord
         from hpc_maml.run.sinks import check_installed
-        from hpc_maml.storage.files import size_text
+        from hpc_maml.storage.atomic_files import size_text
         from hpc_maml.storage.run_folder import default_path
 
         config = self.load_settings()
@@ -78,7 +78,7 @@ class Training:
         job = prepare(config, self.env)
         shapes = archive_shapes(job)
         each, total = estimate(config, shapes)
-        self.run = Run(self.run_dir or default_path(config), config, job.algorithm, shapes)
+        self.run = RunRecord(self.run_dir or default_path(config), config, job.algorithm, shapes)
         self.first = self.run.checkpoint.iteration
         if not total:
             return job

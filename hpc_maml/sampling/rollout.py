@@ -1,11 +1,12 @@
 """Episodes of a policy in an environment."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from hpc_maml.envs.batched import TaskVectorEnv
+from hpc_maml.policies.distributions import Distribution, Parameters
 from hpc_maml.policies.policy import Policy
 from hpc_maml.sampling.normalisation import Normaliser
 from hpc_maml.sampling.trajectory import valid_steps
@@ -70,8 +71,16 @@ def roll_out(
             alive &= ~ended
             if not alive.any():
                 break
+    _complete(record, distribution, given)
+    return memory
+
+
+def _complete(
+    record: Mapping[str, np.ndarray], distribution: Distribution, given: Sequence[Parameters]
+) -> None:
+    """Fill in the log-probabilities of the steps taken, and zeros after the end of each episode."""
     # all steps at once, as one step alone is mostly the overhead of NumPy
-    taken = slice(step + 1)
+    taken = slice(len(given))
     log_probs = distribution.log_prob(
         distribution.stacked(given, axis=1), record["actions"][:, taken]
     )
@@ -79,9 +88,7 @@ def roll_out(
     # An inner step has diverged: it must show, and make the agents reject the update. Actions would
     # not tell, as choices are integers even where their probabilities are NaN.
     record["rewards"][:, taken][~np.isfinite(log_probs)] = np.nan
-    for batch in batches:
-        padding = ~valid_steps(batch["lengths"], horizon)
-        if padding.any():
-            for name in ("observations", "actions", "log_probs"):
-                batch[name][padding] = 0
-    return memory
+    padding = ~valid_steps(record["lengths"], record["rewards"].shape[1])
+    if padding.any():
+        for name in ("observations", "actions", "log_probs"):
+            record[name][padding] = 0

@@ -27,7 +27,7 @@ from hpc_maml.storage.archive_schema import (
     iteration_path,
     segment_name,
 )
-from hpc_maml.storage.files import TEMPORARY, write_hdf5
+from hpc_maml.storage.atomic_files import TEMPORARY, write_hdf5
 
 # Filters that every HDF5 library has, but for lzf, which comes with h5py.
 FILTERS = {

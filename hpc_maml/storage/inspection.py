@@ -9,7 +9,7 @@ import h5py
 from hpc_maml.errors import InputError
 from hpc_maml.storage.archive_schema import iteration_path
 from hpc_maml.storage.checkpoint import checkpoint_path
-from hpc_maml.storage.files import size_text
+from hpc_maml.storage.atomic_files import size_text
 from hpc_maml.storage.meta_tests import MetaTest, meta_test_files
 from hpc_maml.storage.reader import DamagedError, Run, read_evaluation
 from hpc_maml.storage.run_folder import CHECKPOINTS, EVALUATIONS, METRICS, ROLLOUTS

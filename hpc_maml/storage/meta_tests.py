@@ -10,7 +10,7 @@ import numpy as np
 
 from hpc_maml.config import EvaluationConfig
 from hpc_maml.errors import InputError
-from hpc_maml.storage.files import write_hdf5
+from hpc_maml.storage.atomic_files import write_hdf5
 
 FORMAT_VERSION = 2  # 1: without what a phase is
 RUN, RANDOM = "run", "random"  # the policy of the run itself, and what it began with

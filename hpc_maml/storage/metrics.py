@@ -9,7 +9,7 @@ import numpy as np
 
 from hpc_maml.algorithms.algorithm import Metric
 from hpc_maml.errors import InputError
-from hpc_maml.storage.files import write_hdf5
+from hpc_maml.storage.atomic_files import write_hdf5
 
 FORMAT_VERSION = 2  # 1: without what an algorithm declares
 

@@ -9,7 +9,7 @@ from typing import IO
 from hpc_maml.config import Config, differing_keys, load_config, to_yaml
 from hpc_maml.errors import InputError
 from hpc_maml.storage.checkpoint import checkpoints
-from hpc_maml.storage.files import TEMPORARY, write_text
+from hpc_maml.storage.atomic_files import TEMPORARY, write_text
 
 CONFIG, METRICS, CHECKPOINTS, LOCK = "config.yaml", "metrics.h5", "checkpoints", ".lock"
 ROLLOUTS, EVALUATIONS = "rollouts", "evaluations"
