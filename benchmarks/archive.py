@@ -1,6 +1,6 @@
 """What the archive of rollouts costs: seconds per iteration with and without it.
 
-    python benchmarks/archive.py [--ranks 4] [--rounds 3] [--iterations 6] [key=value ...]
+    python -m benchmarks.archive [--ranks 4] [--rounds 3] [--iterations 6] [key=value ...]
 
 Jobs of half_cheetah_vel (40 tasks x 20 episodes x 100 steps) with archive.rollouts=every and =none
 run in turn, so that a machine whose speed drifts treats both alike; in every other round the order

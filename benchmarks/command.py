@@ -6,35 +6,40 @@ from pathlib import Path
 from benchmarks.table import Row, show, write
 
 
-def bench(names: Sequence[str], rounds: int, build: Path, json: Path | None) -> None:
-    """Measure, print a table after each benchmark, and write all rows to ``json``."""
+def bench(
+    names: Sequence[str], rounds: int, build: Path, json: Path | None, algorithm: str
+) -> None:
+    """Measure, print a table after each benchmark, and write all rows to ``json``.
+
+    ``algorithm`` is the one whose outer step is measured.
+    """
     rows: list[Row] = []
     for name in names:
-        rows += (found := measure(name, rounds, build))
+        rows += (found := measure(name, rounds, build, algorithm))
         show(found)
         if json:  # what is there already is not lost if a later one fails
             write(rows, json)
 
 
-def measure(name: str, rounds: int, build: Path) -> list[Row]:
+def measure(name: str, rounds: int, build: Path, algorithm: str) -> list[Row]:
     """Return the rows of one benchmark."""
     if name == "rollout":
-        from benchmarks.rollout import measure
+        from benchmarks import rollout
 
-        return measure(rounds, build)
+        return rollout.measure(rounds, build)
     if name == "update":
-        from benchmarks.update import measure
+        from benchmarks import update
 
-        return measure(rounds)
+        return update.measure(rounds, algorithm)
     if name == "reduce":
-        from benchmarks.reduce import measure
+        from benchmarks import reduce
 
-        return measure(rounds, build)
+        return reduce.measure(rounds, build)
     if name == "iteration":
-        from benchmarks.iteration import measure
+        from benchmarks import iteration
 
-        return measure(rounds)
-    from benchmarks.scale import ASSUMPTIONS, measure
+        return iteration.measure(rounds)
+    from benchmarks import scale
 
-    print(ASSUMPTIONS)
-    return measure(rounds)
+    print(scale.ASSUMPTIONS)
+    return scale.measure(rounds)

@@ -1,6 +1,6 @@
 """Measure and check what takes a GPU; one call, on a machine with a GPU and 16 cores.
 
-    python benchmarks/gpu.py [--json FILE] [--parts outer_step agreement reduction sampling]
+    python -m benchmarks.gpu [--json FILE] [--parts outer_step agreement reduction sampling]
 
 - outer_step: one outer step at half_cheetah sizes, 40 tasks x (2000 + 2000) samples, exact
   curvature; the upload of its batches; memory of the GPU.
@@ -30,17 +30,26 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from hpc_maml.config import TrpoConfig
-from hpc_maml.mpi.gpu import Gpu, count_gpus
+from hpc_maml.algorithms import Sampling, Update
 from hpc_maml.algorithms.adaptation import adapt
-from hpc_maml.algorithms.maml_trpo import MetaStep, TaskGroup, fisher_vector_product, linearise, meta_step
-from hpc_maml.mpi.gpu_sums import sum_of_agents
+from hpc_maml.algorithms.algorithm import THETA
+from hpc_maml.algorithms.maml_trpo import (
+    LinearisedTasks,
+    MamlTrpo,
+    MamlTrpoSettings,
+    fisher_vector_product,
+)
 from hpc_maml.mpi.exact_sum import ExactSum
+from hpc_maml.mpi.gpu import Gpu, count_gpus
+from hpc_maml.mpi.gpu_sums import sum_of_agents
 from hpc_maml.mpi.topology import build_topology
-from hpc_maml.policies.policy import GaussianMLP, make_policy
-from hpc_maml.sampling.trajectory import Samples, batch_dtype, samples
+from hpc_maml.policies import make_policy
+from hpc_maml.policies.mlp import MLPSettings
+from hpc_maml.policies.policy import Policy
+from hpc_maml.sampling.trajectory import Samples, batch_dtype, samples, trajectories
 
-OBSERVATION, ACTION, HIDDEN, STEP_SIZE = 17, 6, (64, 64), 0.1  # of half_cheetah_vel
+OBSERVATION, ACTION = 17, 6  # of half_cheetah_vel
+SETTINGS, NETWORK = MamlTrpoSettings(), MLPSettings()
 OUTER_STEP_SECONDS = 0.040
 REPEATS, WARM_UP = 7, 2
 REDUCED = {"23_KB": 5708, "86_KB": 21_500}  # float32 numbers
@@ -67,7 +76,7 @@ def is_missed(each: Row) -> bool:
 
 
 def make_batches(
-    policy: GaussianMLP, theta: np.ndarray, tasks: int, horizon: int, episodes: int
+    policy: Policy, theta: np.ndarray, tasks: int, horizon: int, episodes: int
 ) -> list[list[np.ndarray]]:
     """Return a batch ``[1]`` for both phases of each task: actions of the policy, random rest."""
     rng = np.random.default_rng(1)
@@ -80,17 +89,19 @@ def make_batches(
         one["observations"][:] = rng.standard_normal(one["observations"].shape)
         one["advantages"][:] = rng.standard_normal(one["advantages"].shape)
         observations = one["observations"].reshape(-1, OBSERVATION)
-        distribution = policy.forward(policy.unflatten(parameters), observations)
-        actions = policy.sample(distribution, policy.noise(rng, (len(observations),)))
+        given = policy.forward(policy.unflatten(parameters), observations)
+        noise = policy.distribution.noise(rng, (len(observations),))
+        actions = policy.distribution.sample(given, noise)
         one["actions"][:] = actions.reshape(one["actions"].shape)
-        log_probs = policy.log_prob(distribution, actions)
+        log_probs = policy.distribution.log_prob(given, actions)
         one["log_probs"][:] = log_probs.reshape(one["log_probs"].shape)
         return found
 
     found = []
     for _ in range(tasks):
         before = batch(theta)
-        found.append([before, batch(adapt(policy, theta, samples(before[0]), STEP_SIZE))])
+        adapted = adapt(policy, theta, samples(trajectories(before[0])), SETTINGS.fast_lr)
+        found.append([before, batch(adapted)])
     return found
 
 
@@ -98,8 +109,11 @@ class Step:
     """An outer step on a GPU, in the pieces that an agent does it in."""
 
     def __init__(self, device: str, tasks: int, horizon: int, episodes: int) -> None:
-        self.policy = make_policy(OBSERVATION, ACTION, False, HIDDEN, "tanh")
-        self.theta = self.policy.initial_parameters(np.random.default_rng(0))
+        self.policy = make_policy(NETWORK, OBSERVATION, ACTION, discrete=False)
+        sampling = Sampling(episodes, 0.99, 1.0, test_updates=1, test_step_sizes="halved")
+        self.algorithm = MamlTrpo(SETTINGS, self.policy, sampling)
+        self.state = self.algorithm.initial_state(np.random.default_rng(0))
+        self.theta = self.state[THETA]
         self.gpu = Gpu(device)
         self.batches = make_batches(self.policy, self.theta, tasks, horizon, episodes)
         # as they are received
@@ -117,19 +131,17 @@ class Step:
         for task, phases in enumerate(self.pinned):
             for phase, batch in enumerate(phases):
                 self.gpu.upload(batch, task, phase)
-        self.gpu.samples()
+        self.gpu.trajectories()
 
-    def linearised(self) -> TaskGroup:
+    def linearised(self) -> LinearisedTasks:
         """Return all tasks in one group."""
-        *inner, post = self.gpu.samples()
-        theta = self.gpu.array(self.theta)
-        return linearise(self.policy, theta, inner, post, [STEP_SIZE], False)
+        state = {name: self.gpu.array(values) for name, values in self.state.items()}
+        return self.algorithm.digest(state, self.gpu.trajectories())
 
-    def take(self) -> MetaStep:
-        """Return the outer step."""
-        groups = [self.linearised()]
-        tasks = len(self.batches)
-        return meta_step(self.policy, self.theta, groups, tasks, self.reduce, TrpoConfig())
+    def take(self) -> Update:
+        """Return the outcome of the outer step."""
+        digests, rng = [self.linearised()], np.random.default_rng(1)
+        return self.algorithm.update(self.state, digests, len(self.batches), self.reduce, rng)
 
 
 def seconds(work: Callable[[], Any], gpu: Gpu, repeats: int = REPEATS) -> float:
@@ -151,7 +163,7 @@ def outer_step(options: argparse.Namespace) -> Iterator[Row]:
     yield row("upload_bytes_per_second", num_bytes / upload, "B/s", 0)
     taken = step.take()
     assert taken.accepted, taken
-    assert taken.cg_iterations == TrpoConfig().cg_iters, taken
+    assert taken.metrics["cg_iterations"] == SETTINGS.cg_iters, taken
     total = seconds(step.take, step.gpu)
     yield row("outer_step", total, "s", OUTER_STEP_SECONDS, "<= 1")
     yield row("linearise", seconds(step.linearised, step.gpu), "s", total)
@@ -172,10 +184,12 @@ def agreement(options: argparse.Namespace) -> Iterator[Row]:
 
     step = Step(options.device, options.agreement_tasks, options.horizon, options.episodes)
     step.upload()
-    problem = plain.Problem((OBSERVATION, *HIDDEN, ACTION), "tanh", False, (STEP_SIZE,))
+    sizes = (OBSERVATION, *NETWORK.hidden_sizes, ACTION)
+    problem = plain.Problem(sizes, NETWORK.activation, False, (SETTINGS.fast_lr,))
 
     def double(batch: np.ndarray) -> Samples:
-        return Samples(*(torch.tensor(field, dtype=torch.float64) for field in samples(batch[0])))
+        fields = samples(trajectories(batch[0]))
+        return Samples(*(torch.tensor(field, dtype=torch.float64) for field in fields))
 
     tasks = [([double(before)], double(after)) for before, after in step.batches]
     theta = torch.tensor(step.theta, dtype=torch.float64)
@@ -190,15 +204,15 @@ def agreement(options: argparse.Namespace) -> Iterator[Row]:
     product = plain.mean_fisher_vector_product(problem, theta, tasks)(gradient)
     vector = step.gpu.array(gradient.numpy().astype(np.float32))
     found_product = fisher_vector_product(step.policy, group, vector).double().mean(0)
-    expected, measured = plain.meta_step(problem, theta, tasks, TrpoConfig())
+    expected, measured = plain.meta_step(problem, theta, tasks, SETTINGS)
     taken = step.take()
     assert expected is not None
     assert taken.accepted, taken
     errors = {
         "gradient": error(group.gradient.double().mean(0), gradient),
         "fisher_vector_product": error(found_product, product),
-        "kl_after": error([taken.kl_after], [measured["kl_after"]]),
-        "step": error(taken.theta.astype(np.float64) - step.theta, expected - theta),
+        "kl_after": error([taken.metrics["kl_after"]], [measured["kl_after"]]),
+        "step": error(taken.state[THETA].astype(np.float64) - step.theta, expected - theta),
     }
     for name, value in errors.items():
         yield row(f"relative_error_of_{name}", value, "1", BOUNDS[name], "<= 1")
@@ -206,7 +220,7 @@ def agreement(options: argparse.Namespace) -> Iterator[Row]:
 
 def reduction(options: argparse.Namespace) -> Iterator[Row]:
     """Have two processes sum tensors of one GPU; they print the rows."""
-    words = [__file__, "--reduce", "--device", options.device]
+    words = ["-m", "benchmarks.gpu", "--reduce", "--device", options.device]
     job = subprocess.run([*mpirun(2), sys.executable, *words], stdout=subprocess.PIPE, check=True)
     found = json.loads(job.stdout)
     if isinstance(found, str):

@@ -83,7 +83,7 @@ def phases(name: str, job: str) -> dict[str, float]:
         elif key == "agents":
             settings.append(f"topology.agents={value}")
         else:
-            settings.append(f"trpo.{key}={value}")
+            settings.append(f"algorithm.{key}={value}")
     return medians(int(ranks), settings, cores=cores)
 
 

@@ -1,6 +1,6 @@
 """How the memory of an agent grows: with its trajectory batches, and with the iterations.
 
-    mpirun -np 2 python benchmarks/memory.py [key=value ...] [--tasks 40 160 ...] [--iterations 200]
+    mpirun -np 2 python -m benchmarks.memory [key=value ...] [--tasks 40 160 ...] [--iterations 200]
 
 First 200 iterations of 2 tasks of half_cheetah_vel (20 episodes x 100 steps), with what is resident
 along the way, then one iteration of each number of tasks, with the most that was resident so far.
@@ -22,12 +22,13 @@ from mpi4py import MPI
 from hpc_maml.config import Config, load_config
 from hpc_maml.errors import InputError
 from hpc_maml.mpi.runtime import from_rank_0
-from hpc_maml.roles import agent
+from hpc_maml.roles.agent import Agent
+from hpc_maml.run.job import make_env, prepare
+from hpc_maml.run.training import Training
 from hpc_maml.stopping import StopSignal
-from hpc_maml.run.training import make_env, prepare, train
 
 BASE = (
-    *("env.name=half_cheetah_vel", "fast_batch_size=20", "horizon=100", "trpo.cg_iters=1"),
+    *("env.name=half_cheetah_vel", "fast_batch_size=20", "horizon=100", "algorithm.cg_iters=1"),
     *("topology.layout=split", "archive.rollouts=none", "metrics.tensorboard=off", "device=cpu"),
 )
 MB = 1e6
@@ -41,27 +42,28 @@ def resident(which: str) -> float:
 
 def batches(config: Config) -> float:
     """Return the MB of the trajectory batches of an iteration."""
-    dtype = prepare(config, make_env(config, episodes=1)).dtype
-    return dtype.itemsize * config.meta_batch_size * (config.num_inner_steps + 1) / MB
+    job = prepare(config, make_env(config, episodes=1))
+    return job.dtype.itemsize * config.meta_batch_size * job.algorithm.num_phases(False) / MB
 
 
 def measure(options: argparse.Namespace, world: MPI.Intracomm, folder: Path) -> list[str]:
     """Train on all ranks; return what this rank found, a line for each, if it is an agent."""
     after_steps: list[float] = []
-    meta_step = agent.meta_step
+    update = Agent._update
 
     def observed(*args: Any) -> Any:
-        step = meta_step(*args)
+        step = update(*args)
         after_steps.append(resident("VmRSS"))
         return step
 
     def run(tasks: int, iterations: int) -> float:
         sizes = [f"meta_batch_size={tasks}", f"num_iterations={iterations}"]
         config = load_config(None, [*BASE, *options.settings, *sizes])
-        train(world, lambda: config, folder / f"{tasks}-{iterations}", StopSignal())
+        run_dir = folder / f"{tasks}-{iterations}"
+        Training(world, lambda: config, run_dir, StopSignal()).train()
         return batches(config)
 
-    agent.meta_step = observed
+    Agent._update = observed
     of_few = run(2, options.iterations)
     numbers = sorted(set(options.tasks))
     points = [(run(tasks, 1), resident("VmHWM")) for tasks in numbers]

@@ -13,7 +13,7 @@ from torch.autograd import grad
 from torch.distributions import Categorical, Distribution, Independent, Normal, kl_divergence
 from torch.nn.functional import linear
 
-from hpc_maml.config import TrpoConfig
+from hpc_maml.algorithms.maml_trpo import TrustRegionSettings
 from hpc_maml.sampling.trajectory import Samples
 
 Task = tuple[list[Samples], Samples]  # the batch of each inner step, then the last one; tensors
@@ -105,7 +105,7 @@ def mean_fisher_vector_product(
 
 
 def meta_step(
-    problem: Problem, theta: torch.Tensor, tasks: Sequence[Task], trpo: TrpoConfig
+    problem: Problem, theta: torch.Tensor, tasks: Sequence[Task], trpo: TrustRegionSettings
 ) -> tuple[torch.Tensor | None, dict[str, float]]:
     """Return the accepted theta ``[P]``, or None, and what was measured on the way."""
     gradient = mean_gradient(problem, theta, tasks)

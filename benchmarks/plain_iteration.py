@@ -1,6 +1,6 @@
 """Iterations the plain way: Gymnasium's vector in a process for each core, update by autograd.
 
-python -m benchmarks.plain_iteration NAME ITERATIONS prints the seconds of each.
+python -m benchmarks.plain_iteration NAME ITERATIONS [key=value ...] prints the seconds of each.
 """
 
 import multiprocessing
@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from gymnasium.spaces import Box
 
-from hpc_maml.sampling.advantages import task_advantages
 from benchmarks.plain import Problem, Task, meta_step
 from hpc_maml.config import Config, load_config
-from hpc_maml.policies.policy import make_policy
+from hpc_maml.policies import make_policy
+from hpc_maml.sampling.advantages import task_advantages
 from hpc_maml.sampling.trajectory import Samples
 
 CORES = len(os.sched_getaffinity(0))
@@ -119,28 +119,30 @@ ENVS = None  # of this process
 
 def main() -> None:
     """Train for a number of iterations."""
-    name, iterations = sys.argv[1], int(sys.argv[2])
-    settings = [f"env.name={name}", f"meta_batch_size={20 if name == 'navigation' else 40}"]
-    config = load_config(None, settings)
+    name, iterations, *settings = sys.argv[1:]
+    words = [f"env.name={name}", f"meta_batch_size={20 if name == 'navigation' else 40}"]
+    config = load_config(None, [*words, *settings])
     env = ENVIRONMENTS[name][0]()
-    sizes = (env.observation_space.shape[0], 64, 64, env.action_space.shape[0])
-    problem = Problem(sizes, "tanh", False, (config.fast_lr,))
+    observed, actions = env.observation_space.shape[0], env.action_space.shape[0]
+    network = config.policy
+    sizes = (observed, *network.hidden_sizes, actions)
+    problem = Problem(sizes, network.activation, False, (config.algorithm.fast_lr,))
     rng = np.random.default_rng(1)
-    policy = make_policy(sizes[0], sizes[-1], False, sizes[1:-1], problem.activation)
+    policy = make_policy(network, observed, actions, discrete=False)
     theta = policy.initial_parameters(rng)
     torch.set_num_threads(CORES)
     with multiprocessing.get_context("spawn").Pool(CORES) as pool:
-        for _ in range(iterations):
+        for _ in range(int(iterations)):
             began = time.perf_counter()
-            words = [
+            jobs = [
                 (name, config, problem, theta, ENVIRONMENTS[name][1](rng))
                 for _ in range(config.meta_batch_size)
             ]
             tasks: list[Task] = []
-            for inner, post in pool.starmap(collect, words, chunksize=1):
+            for inner, post in pool.starmap(collect, jobs, chunksize=1):
                 inner, post = (Samples(*map(torch.as_tensor, batch)) for batch in (inner, post))
                 tasks.append(([inner], post))
-            found, _ = meta_step(problem, torch.as_tensor(theta), tasks, config.trpo)
+            found, _ = meta_step(problem, torch.as_tensor(theta), tasks, config.algorithm)
             theta = theta if found is None else found.numpy()
             print(f"{time.perf_counter() - began:.6f}", flush=True)
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+ROOT = Path(__file__).parent.parent
 HOW_TO_BUILD = "not built: cmake -S . -B build && cmake --build build"
 
 
@@ -27,6 +28,8 @@ def run(
     # A benchmark may itself have been started as an MPI process.
     launcher = ("PMI", "OMPI", "PMIX", "MPI_LOCAL")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(launcher)}
+    # It may also have been started elsewhere, but these modules stand beside it.
+    clean["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), clean.get("PYTHONPATH")]))
     if ranks:
         mpirun = shutil.which("mpirun", path=str(Path(sys.executable).parent)) or "mpirun"
         command = [mpirun, "-np", str(ranks), *command]

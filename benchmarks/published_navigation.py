@@ -1,6 +1,6 @@
 """The meta-test of navigation runs with the goals and sampling rule of the published experiment.
 
-    python benchmarks/published_navigation.py runs/navigation-1 [...] [--step-sizes 0.5 0.25 0.25]
+    python -m benchmarks.published_navigation RUN [RUN ...] [--step-sizes 0.5 0.25 0.25]
 
 Finn et al. (2017) test on 40 goals drawn with seed 1. They play 40 episodes at a time, start a new
 one where one has ended, and stop once those that have ended hold 4,000 steps: the sooner the goal
@@ -15,17 +15,18 @@ from pathlib import Path
 
 import numpy as np
 
-from hpc_maml.sampling.advantages import task_advantages
+from hpc_maml.algorithms.adaptation import adapt
+from hpc_maml.algorithms.algorithm import THETA
+from hpc_maml.algorithms.inner_steps import GradientAdaptation
 from hpc_maml.envs.navigation import GOAL_RANGE
 from hpc_maml.errors import InputError
-from hpc_maml.storage.meta_tests import half_width
-from hpc_maml.algorithms.adaptation import adapt
+from hpc_maml.run.job import make_algorithm, make_env
+from hpc_maml.run.record import last_checkpoint, state_of
 from hpc_maml.sampling.random_streams import Purpose, stream
-from hpc_maml.sampling.rollout import roll_out
-from hpc_maml.run.record import flatten, last_checkpoint
+from hpc_maml.sampling.rollout import Play, roll_out
+from hpc_maml.sampling.trajectory import batch_dtype, samples, trajectories
+from hpc_maml.storage.meta_tests import half_width
 from hpc_maml.storage.run_folder import read_config
-from hpc_maml.run.training import make_env, prepare
-from hpc_maml.sampling.trajectory import batch_dtype, samples
 
 SAMPLES, STREAMS = 4000, 40
 EPISODES = 600  # at most; of which the rule leaves those that it would have sampled
@@ -49,14 +50,20 @@ def sampled(lengths: np.ndarray) -> np.ndarray:
 def meta_test(path: Path, step_sizes: Sequence[float]) -> np.ndarray:
     """Return the returns [goals, updates + 1] of the last checkpoint of a run.
 
-    InputError if there is no run of navigation, or no checkpoint, in ``path``.
+    InputError if there is no such run of navigation, or no checkpoint, in ``path``.
     """
     config = read_config(path)
     if config.env.name != "navigation":
         raise InputError(f"The run in {path} is of {config.env.name}, not of navigation.")
     env = make_env(config, EPISODES)
-    policy = prepare(config, env).policy
-    theta = flatten(last_checkpoint(path, config, policy))
+    algorithm = make_algorithm(config, env)
+    if not isinstance(algorithm, GradientAdaptation):
+        raise InputError(
+            f"The run in {path} cannot be tested so: it normalises observations, or its algorithm "
+            "takes no inner steps."
+        )
+    policy = algorithm.policy
+    theta = state_of(last_checkpoint(path, config, algorithm))[THETA]
     shapes = env.single_observation_space.shape, env.single_action_space.shape, np.float32
     goals = np.random.RandomState(1).uniform(-GOAL_RANGE, GOAL_RANGE, (40, 2))
     returns = np.zeros((len(goals), len(step_sizes) + 1))
@@ -69,22 +76,16 @@ def meta_test(path: Path, step_sizes: Sequence[float]) -> np.ndarray:
                 [stream(config.seed, purpose, 0, index, phase)]
                 for purpose in (Purpose.EVALUATION_ACTIONS, Purpose.EVALUATION_ENVIRONMENT)
             )
-            roll_out(policy, env, adapted[None], actions, starts, played)
+            roll_out(policy, env, Play(adapted[None]), actions, starts, played)
             chosen = sampled(played[0]["lengths"])
             batch = np.zeros((), batch_dtype(config.horizon, len(chosen), *shapes))
             batch["lengths"] = played[0]["lengths"][chosen]
             for name in ("observations", "actions", "rewards", "log_probs"):
                 batch[name] = played[0][name][:, chosen]
-            batch["advantages"] = task_advantages(
-                batch["observations"],
-                batch["rewards"],
-                batch["lengths"],
-                config.gamma,
-                config.gae_lambda,
-            )
+            batch["advantages"] = algorithm.advantages(trajectories(batch))
             returns[index, phase] = batch["rewards"].sum(0, dtype=np.float64).mean()
             if step_size:
-                adapted = adapt(policy, adapted, samples(batch), step_size)
+                adapted = adapt(policy, adapted, samples(trajectories(batch)), step_size)
     return returns
 
 

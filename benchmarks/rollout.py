@@ -16,8 +16,8 @@ from hpc_maml.envs.batched import TaskVectorEnv
 from hpc_maml.mpi.runtime import keep_freed_memory
 from hpc_maml.policies.policy import Policy
 from hpc_maml.roles.agent import MOST_SIDE_BY_SIDE
+from hpc_maml.run.job import Job, make_env, prepare
 from hpc_maml.sampling.rollout import roll_out
-from hpc_maml.run.training import Job, make_env, prepare
 
 TURNS = 3  # of ours and the yardstick in a round: a machine whose speed drifts treats both alike
 # name of the figure -> (settings, environment of Gymnasium and its arguments)
@@ -41,7 +41,7 @@ def measure(rounds: int, build: Path) -> list[Row]:
         env = make_env(config, config.fast_batch_size, num_tasks=MOST_SIDE_BY_SIDE)
         job = prepare(config, env)
         physics = yardstick("physics", build) if hasattr(env, "simulations") else None
-        rival = gymnasium_work(config, job.policy, *peer) if peer else None
+        rival = gymnasium_work(config, job.algorithm.policy, *peer) if peer else None
         ours, raw, gymnasium_rates = [], [], []
         with tempfile.TemporaryDirectory() as folder:
             steps = record(job, env, Path(folder)) if physics else episodes(job, env)
@@ -76,11 +76,12 @@ def episodes(job: Job, env: TaskVectorEnv) -> int:
     """Roll out the initial policy in all environments as an observer does; return the steps."""
     rng = np.random.default_rng(1)
     env.set_tasks(env.sample_tasks(rng, env.num_tasks))
-    theta = job.policy.initial_parameters(rng)
+    algorithm = job.algorithm
+    played = algorithm.played(algorithm.initial_state(rng))
     batches = np.zeros(env.num_tasks, job.dtype)
     generators = [np.random.default_rng(task) for task in range(env.num_tasks)]
-    thetas = np.repeat(theta[None], env.num_tasks, axis=0)
-    roll_out(job.policy, env, thetas, generators, generators, batches)
+    play = algorithm.begin(played, env.num_tasks)
+    roll_out(algorithm.policy, env, play, generators, generators, batches)
     return int(batches["lengths"].sum())
 
 
@@ -139,8 +140,9 @@ def gymnasium_work(
     def work() -> None:
         nonlocal observations
         for _ in range(config.horizon):
-            distribution = policy.forward(layers, observations.astype(np.float32))
-            actions = policy.sample(distribution, policy.noise(rng, (envs.num_envs,)))
+            given = policy.forward(layers, observations.astype(np.float32))
+            noise = policy.distribution.noise(rng, (envs.num_envs,))
+            actions = policy.distribution.sample(given, noise)
             observations, *_ = envs.step(actions.clip(-1, 1))
 
     return work

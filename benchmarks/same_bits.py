@@ -1,6 +1,6 @@
 """Compare the parameters that MAML-TRPO and pretrain reach with those of an older commit, bitwise.
 
-    python benchmarks/same_bits.py [COMMIT]
+    python -m benchmarks.same_bits [COMMIT]
 
 Checks COMMIT (by default the last before algorithms were classes) out into a temporary folder, runs
 the same short jobs with both programs, and exits with 1 if a parameter differs in one bit.
@@ -21,6 +21,8 @@ BEFORE = "2b4d926"
 NAVIGATION = ("num_iterations=5", "meta_batch_size=8", "fast_batch_size=10")
 CHEETAH = ("env.name=half_cheetah_vel", "num_iterations=3", "meta_batch_size=6")
 CHEETAH += ("fast_batch_size=4", "horizon=50")
+ORIGINAL = (*CHEETAH, "env.kwargs={lineage: original}")
+BANDIT = ("env.name=bandit", "horizon=10", "num_iterations=3")
 # Words for the old program, where keys of the algorithm stood on the top level, and for this one.
 CASES = {
     "navigation": (NAVIGATION, NAVIGATION),
@@ -39,14 +41,12 @@ CASES = {
         (*NAVIGATION, "algorithm.fisher_fraction=0.25"),
     ),
     "bandit": (
-        ("env.name=bandit", "horizon=10", "num_iterations=3", "fast_lr=1.0"),
-        ("env.name=bandit", "horizon=10", "num_iterations=3", "algorithm.fast_lr=1.0")
-        + ("meta_batch_size=20",),
+        (*BANDIT, "fast_lr=1.0"),
+        (*BANDIT, "algorithm.fast_lr=1.0", "meta_batch_size=20"),
     ),
     "original lineage, relu": (
-        (*CHEETAH, "env.kwargs={lineage: original}", "policy.hidden_sizes=[100, 100]")
-        + ("policy.activation=relu",),
-        (*CHEETAH, "env.kwargs={lineage: original}"),
+        (*ORIGINAL, "policy.hidden_sizes=[100, 100]", "policy.activation=relu"),
+        ORIGINAL,
     ),
 }
 
@@ -56,9 +56,7 @@ def parameters(program: Path, run: Path, words: tuple[str, ...]) -> np.ndarray:
     command = [sys.executable, "-m", "hpc_maml", "--run-dir", str(run), "device=cpu"]
     command += ["archive.rollouts=none", "metrics.tensorboard=off", *words]
     environment = os.environ | {"PYTHONPATH": str(program)}
-    subprocess.run(
-        command, cwd=run.parent, env=environment, check=True, stdout=subprocess.DEVNULL
-    )
+    subprocess.run(command, cwd=run.parent, env=environment, check=True, stdout=subprocess.DEVNULL)
     last = max((run / "checkpoints").glob("iteration_*.h5"))
     with h5py.File(last) as file:
         return np.concatenate([values[...].ravel() for values in file["parameters"].values()])

@@ -9,7 +9,7 @@ from benchmarks.iteration import phases
 from benchmarks.table import Row, compare
 from hpc_maml.config import load_config
 from hpc_maml.mpi.topology import assign_roles
-from hpc_maml.run.training import make_env, prepare
+from hpc_maml.run.job import make_env, prepare
 
 NAME, TASKS = "half_cheetah_vel", 40
 # ranks -> job; one rank would use all cores, and the pieces are those of one
@@ -79,8 +79,8 @@ def measure(rounds: int) -> list[Row]:
         update=middle["agents_busy"] * middle["iteration_seconds"] / TASKS,
         latency=max(0.0, small / 2 - sizes[0] * 6 * per_byte / 2),
         per_byte=per_byte,
-        num_reductions=1 + config.trpo.cg_iters + 3,
-        reduction_bytes=24 * job.policy.size,
+        num_reductions=1 + job.algorithm.settings.cg_iters + 3,
+        reduction_bytes=24 * job.algorithm.policy.size,
         batch_bytes=job.dtype.itemsize,
     )
     rows = []

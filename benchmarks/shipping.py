@@ -1,6 +1,6 @@
 """What sending trajectories costs the observers: the share of their working time spent in MPI.
 
-    mpirun -np 3 python benchmarks/shipping.py [key=value ...]
+    mpirun -np 3 python -m benchmarks.shipping [key=value ...]
 
 Trains half_cheetah_vel (40 tasks x 20 episodes x 100 steps, 6 iterations) without an archive. Every
 call of an observer that sends or asks is timed, as is every collection of trajectories; waiting for
@@ -19,12 +19,12 @@ from typing import Any
 
 from mpi4py import MPI
 
-from hpc_maml.run import training
 from hpc_maml.config import load_config
 from hpc_maml.errors import InputError
-from hpc_maml.mpi.exchange import BatchSender, Messenger
 from hpc_maml.mpi.runtime import from_rank_0
 from hpc_maml.roles import observer
+from hpc_maml.roles.observer import Observer
+from hpc_maml.run.training import Training
 from hpc_maml.stopping import StopSignal
 
 SIZE = ("env.name=half_cheetah_vel", "meta_batch_size=40", "fast_batch_size=20", "horizon=100")
@@ -65,21 +65,20 @@ def main() -> int:
     seconds: Counter[str] = Counter()
 
     observer.collect = timed_steps(observer.collect, seconds, "collecting")
-    observe = observer.observe
+    run = Observer.run
 
-    def observe_timed(*args: Any) -> Any:
-        for each in (each for each in args if isinstance(each, BatchSender | Messenger)):
+    def run_timed(self: Observer) -> Any:
+        for each in (self.team, self.sender, self.world):
             each.send = timed(each.send, seconds, "sending")
-        return observe(*args)
+        return run(self)
 
-    training.observe = observe_timed
+    Observer.run = run_timed
     with tempfile.TemporaryDirectory() as folder:
         path = from_rank_0(world, lambda: Path(folder))
         settings = [*SIZE, *QUIET, *options.settings]
         try:
-            code = training.train(
-                world, lambda: load_config(None, settings), path / "run", StopSignal()
-            )
+            load = functools.partial(load_config, None, settings)
+            code = Training(world, load, path / "run", StopSignal()).train()
         except InputError as error:  # on every rank
             if world.rank == 0:
                 print(f"{parser.prog}: {error}", file=sys.stderr)

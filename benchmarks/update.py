@@ -1,58 +1,74 @@
 """The outer step, against its floating-point floor and against the plain loop over tasks."""
 
 import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from mpi4py import MPI
 
 from benchmarks.table import Row, compare
+from hpc_maml.algorithms import Algorithm, State, Update
+from hpc_maml.algorithms.algorithm import THETA
+from hpc_maml.algorithms.collection import collect
 from hpc_maml.config import Config, load_config
-from hpc_maml.algorithms.maml_trpo import MetaStep, linearise, meta_step
 from hpc_maml.mpi.exact_sum import ExactSum
 from hpc_maml.mpi.runtime import keep_freed_memory
-from hpc_maml.policies.policy import Policy
-from hpc_maml.sampling.rollout import collect
-from hpc_maml.run.training import make_env, prepare
-from hpc_maml.sampling.trajectory import Samples, samples
+from hpc_maml.policies.mlp import MLP
+from hpc_maml.roles.digests import Digests
+from hpc_maml.run.job import make_algorithm, make_env, prepare
+from hpc_maml.sampling.random_streams import Purpose, stream
+from hpc_maml.sampling.trajectory import Samples, Trajectories, samples, trajectories
 
-Data = list[tuple[Samples, Samples]]  # of each task, before and after one inner step
+MAML_TRPO = "maml_trpo"
+SIZE = ("env.name=half_cheetah_vel", "meta_batch_size=40")
+
+Tasks = list[list[Trajectories]]  # the phases of each task, arrays [1, ...]
 
 
-def measure(rounds: int) -> list[Row]:
+def measure(rounds: int, algorithm: str) -> list[Row]:
     """Return the seconds of an outer step of half_cheetah_vel on one core."""
+    keep_freed_memory()
+    return maml_trpo(rounds) if algorithm == MAML_TRPO else beside_maml_trpo(rounds, algorithm)
+
+
+def maml_trpo(rounds: int) -> list[Row]:
+    """Return the rows of MAML-TRPO."""
     import torch
 
     from benchmarks import plain
 
     torch.set_num_threads(1)
-    keep_freed_memory()
-    config = load_config(None, ["env.name=half_cheetah_vel", "meta_batch_size=40"])
-    policy, theta, data = collected(config)
+    config = load_config(None, SIZE)
+    algorithm, state, tasks = collected(config)
+    few = load_config(None, [*SIZE, "algorithm.fisher_fraction=0.25"])
+    thinned = make_algorithm(few, make_env(few, episodes=1))
+    network = algorithm.policy.network
     problem = plain.Problem(
-        (policy.observation_size, *policy.hidden_sizes, policy.action_size),
-        policy.activation,
+        widths(network),
+        network.activation,
         discrete=False,
-        step_sizes=(config.fast_lr,),
+        step_sizes=(algorithm.settings.fast_lr,),
     )
-    tensors = [
-        ([Samples(*map(torch.as_tensor, inner))], Samples(*map(torch.as_tensor, post)))
-        for inner, post in data
-    ]
+    arrays = [[samples(one(phase)) for phase in phases] for phases in tasks]
+    tensors = [[Samples(*map(torch.as_tensor, each)) for each in phases] for phases in arrays]
+    data = [([inner], post) for inner, post in tensors]
+    theta = torch.as_tensor(state[THETA])
     exact, quarter, autograd, floors = [], [], [], []
     for _ in range(rounds):
-        began = time.perf_counter()
-        step = outer_step(config, policy, theta, data, fraction=1.0)
-        exact.append(time.perf_counter() - began)
-        began = time.perf_counter()
-        outer_step(config, policy, theta, data, fraction=0.25)
-        quarter.append(time.perf_counter() - began)
-        began = time.perf_counter()
-        plain.meta_step(problem, torch.as_tensor(theta), tensors, config.trpo)
-        autograd.append(time.perf_counter() - began)
-        floors.append(operations(policy, data, step) / matrix_product_rate())
-    floor = f"floating-point operations at the rate of a matrix product, {step.cg_iterations} CG "
-    floor += f"iterations, {step.line_search_steps} line search steps"
+        seconds, update = timed(lambda: outer_step(algorithm, state, tasks))
+        exact.append(seconds)
+        quarter.append(timed(lambda: outer_step(thinned, state, tasks))[0])
+        step = partial(plain.meta_step, problem, theta, data, algorithm.settings)
+        autograd.append(timed(step)[0])
+        floors.append(operations(network, arrays, update.metrics) / matrix_product_rate())
+    floor = (
+        "floating-point operations at the rate of a matrix product, "
+        f"{update.metrics['cg_iterations']} CG iterations, "
+        f"{update.metrics['line_search_steps']} line search steps"
+    )
     loop = "one task after another by autograd, one core"
     return [
         compare("update, exact", "s", exact, floors, floor),
@@ -61,76 +77,86 @@ def measure(rounds: int) -> list[Row]:
     ]
 
 
-def collected(config: Config) -> tuple[Policy, np.ndarray, Data]:
-    """Return the policy, its initial parameters, and what an iteration collects with them."""
+def beside_maml_trpo(rounds: int, name: str) -> list[Row]:
+    """Return the row of another algorithm, beside MAML-TRPO on as many tasks and episodes."""
+    ours, theirs = (
+        partial(outer_step, *collected(load_config(None, [*SIZE, f"algorithm.name={each}"])))
+        for each in (name, MAML_TRPO)
+    )
+    pairs = [(timed(ours)[0], timed(theirs)[0]) for _ in range(rounds)]
+    return [compare(f"update, {name}", "s", *zip(*pairs, strict=True), f"that of {MAML_TRPO}")]
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Return the seconds that ``work`` takes, and its result."""
+    began = time.perf_counter()
+    result = work()
+    return time.perf_counter() - began, result
+
+
+def collected(config: Config) -> tuple[Algorithm, State, Tasks]:
+    """Return the algorithm, its initial state, and what an iteration collects with that."""
     env = make_env(config, config.fast_batch_size)
     job = prepare(config, env)
-    rng = np.random.default_rng(config.seed)
-    theta = job.policy.initial_parameters(rng)
-    data = []
-    for index, task in enumerate(env.sample_tasks(rng, config.meta_batch_size)):
+    algorithm = job.algorithm
+    state = algorithm.initial_state(stream(config.seed, Purpose.PARAMETERS))
+    drawn = env.sample_tasks(stream(config.seed, Purpose.TASKS), config.meta_batch_size)
+    tasks = []
+    for index, task in enumerate(drawn):
         phases = collect(
-            job.policy,
+            algorithm,
             env,
-            theta,
+            algorithm.played(state),
             task[None],
             keys=[(config.seed, 0, index)],
             evaluation=False,
-            step_sizes=(config.fast_lr,),
-            gamma=config.gamma,
-            gae_lambda=config.gae_lambda,
             dtype=job.dtype,
         )
-        inner, post = (samples(batches[0]) for batches, _ in phases)
-        data.append((inner, post))
-    return job.policy, theta, data
+        tasks.append([trajectories(batches) for batches, _ in phases])
+    return algorithm, state, tasks
 
 
-def outer_step(
-    config: Config, policy: Policy, theta: np.ndarray, data: Data, fraction: float
-) -> MetaStep:
+def outer_step(algorithm: Algorithm, state: State, tasks: Tasks) -> Update:
     """Take the outer step as one agent does."""
-    reduce = ExactSum(MPI.COMM_SELF, limit=60.0)
-    groups = [
-        linearise(
-            policy,
-            theta,
-            [Samples(*(field[None] for field in inner))],
-            Samples(*(field[None] for field in post)),
-            (config.fast_lr,),
-            first_order=False,
-            fisher_fraction=fraction,
-        )
-        for inner, post in data
-    ]
-    return meta_step(policy, theta, groups, len(data), reduce, config.trpo)
+    digests = Digests()
+    for phases in tasks:
+        digests.add(partial(algorithm.digest, state, phases))
+    reduce, rng = ExactSum(MPI.COMM_SELF, limit=60.0), np.random.default_rng(1)
+    return algorithm.update(state, digests, len(tasks), reduce, rng)
 
 
-def operations(policy: Policy, data: Data, step: MetaStep) -> float:
+def one(phase: Trajectories) -> Trajectories:
+    """Return the only task of arrays ``[1, ...]``."""
+    return Trajectories(*(field[0] for field in phase))
+
+
+def widths(network: MLP) -> tuple[int, ...]:
+    """Return the numbers of inputs, hidden units and outputs."""
+    return (network.observation_size, *network.hidden_sizes, network.output_size)
+
+
+def operations(
+    network: MLP, tasks: Iterable[Sequence[Samples]], measured: Mapping[str, float]
+) -> float:
     """Return the floating-point operations in the matrix products of an exact outer step.
 
-    With w weights in all layers and v in all but the first, a sample takes w multiplications with
-    an addition for a forward pass, w + v for its derivative along a vector, w + v for a backward
-    pass, and w + 3 v for the derivative of that. What is linearised once is not counted again.
+    Each task has samples before and after one inner step. With w weights in all layers and v in all
+    but the first, a sample takes w multiplications with an addition for a forward pass, w + v for
+    its derivative along a vector, w + v for a backward pass, and w + 3 v for the derivative of
+    that. What is linearised once is not counted again.
     """
-    sizes = (policy.observation_size, *policy.hidden_sizes, policy.action_size)
-    layers = [rows * columns for rows, columns in pairwise(sizes)]
+    layers = [rows * columns for rows, columns in pairwise(widths(network))]
     w, v = sum(layers), sum(layers[1:])
     forward, tangent, backward, hessian = w, w + v, w + v, (w + v) + (w + 3 * v)
-    inner = sum(len(each.weights) for each, _ in data)
-    post = sum(len(each.weights) for _, each in data)
+    inner, post = (sum(len(each.weights) for each in phase) for phase in zip(*tasks, strict=True))
     once = inner * (2 * forward + backward + hessian) + post * (forward + backward)
     product = inner * 2 * hessian + post * (tangent + backward)
     candidate = inner * (forward + backward) + post * forward
-    return 2.0 * (once + step.cg_iterations * product + step.line_search_steps * candidate)
+    repeated = measured["cg_iterations"] * product + measured["line_search_steps"] * candidate
+    return 2.0 * (once + repeated)
 
 
 def matrix_product_rate(size: int = 512, repeats: int = 20) -> float:
     """Return the floating-point operations per second of a float32 matrix product."""
     a = np.ones((size, size), np.float32)
-    seconds = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        a @ a
-        seconds.append(time.perf_counter() - began)
-    return 2 * size**3 / min(seconds)
+    return 2 * size**3 / min(timed(lambda: a @ a)[0] for _ in range(repeats))

@@ -1,38 +1,56 @@
-"""``python -m hpc_maml``: an exception on any rank ends the job on all of them."""
+"""The start of the program: ``python -m hpc_maml``, and the command ``hpc_maml``.
+
+An exception on any rank ends the job on all of them.
+"""
 
 import os
 import signal
 import sys
+from pathlib import Path
+from typing import NoReturn
 
-# A warning that comes before the job listens (stopping.py) must wait, not kill.
-signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
 
-# Before NumPy and torch are loaded: their thread pools would take every core of the node on every
-# rank, and with more than one thread OpenBLAS gives other bits. More cores are for more ranks.
-os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+def start() -> NoReturn:
+    """Run the command line, and end this process."""
+    # A warning that comes before the job listens (stopping.py) must wait, not kill.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
 
-try:
-    import mpi4py
+    # Before NumPy and torch are loaded: their thread pools would take every core of the node on
+    # every rank, and with more than one thread OpenBLAS gives other bits. More cores are for more
+    # ranks.
+    os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
-    mpi4py.rc.thread_level = "serialized"  # one thread talks; some MPIs are slower with more
-    from mpi4py import MPI  # noqa: F401
-except (ImportError, RuntimeError) as error:
-    if os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0")) == "0":
-        print(
-            f"hpc_maml: no MPI library can be loaded ({' '.join(str(error).split())}): load the "
-            "site's MPI module, or install one with pip install 'hpc_maml[mpich]'.",
-            file=sys.stderr,
-        )
-    sys.exit(2)
+    # For the command too: modules of one's own stand in the current folder.
+    folder = str(Path.cwd())
+    if not (folder in sys.path or sys.flags.safe_path):
+        sys.path.insert(0, folder)
 
-try:
-    from hpc_maml.cli import main
+    try:
+        import mpi4py
 
-    exit_code = main(sys.argv[1:])
-except SystemExit:
-    raise
-except BaseException as error:
-    from hpc_maml.mpi.runtime import abort
+        mpi4py.rc.thread_level = "serialized"  # one thread talks; some MPIs are slower with more
+        from mpi4py import MPI  # noqa: F401
+    except (ImportError, RuntimeError) as error:
+        if os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0")) == "0":
+            print(
+                f"hpc_maml: no MPI library can be loaded ({' '.join(str(error).split())}): load "
+                "the site's MPI module, or install one with pip install 'hpc_maml[mpich]'.",
+                file=sys.stderr,
+            )
+        sys.exit(2)
 
-    abort(error)
-sys.exit(exit_code)
+    try:
+        from hpc_maml.cli import main
+
+        exit_code = main(sys.argv[1:])
+    except SystemExit:
+        raise
+    except BaseException as error:
+        from hpc_maml.mpi.runtime import abort
+
+        abort(error)
+    sys.exit(exit_code)
+
+
+if __name__ == "__main__":
+    start()

@@ -20,7 +20,8 @@ from hpc_maml.algorithms import algorithm_class
 from hpc_maml.algorithms.algorithm import AlgorithmSettings
 from hpc_maml.envs import DEFAULT_LINEAGE, declared_defaults
 from hpc_maml.errors import InputError, nearest
-from hpc_maml.policies import NetworkSettings, network_class
+from hpc_maml.policies import network_class
+from hpc_maml.policies.network import NetworkSettings
 from hpc_maml.settings import Count, Positive, Section, UnitInterval
 
 BOOLEAN = "tag:yaml.org,2002:bool"

@@ -3,7 +3,7 @@
 # runs/sweep-<job>/<key>=<value>-seed=<seed>. Words after the script go to all of them.
 #
 #   sbatch jobs/slurm_sweep.sh
-#   KEY=trpo.max_kl VALUES="0.01 0.02" SEEDS="1 2 3 4" sbatch --array=0-7 jobs/slurm_sweep.sh
+#   KEY=algorithm.max_kl VALUES="0.01 0.02" SEEDS="1 2 3 4" sbatch --array=0-7 jobs/slurm_sweep.sh
 #SBATCH --job-name=sweep
 #SBATCH --array=0-8
 #SBATCH --ntasks=8
@@ -15,7 +15,7 @@
 #SBATCH --output=%x-%A_%a.log
 
 config=configs/half_cheetah_vel.yaml
-key=${KEY:-fast_lr}
+key=${KEY:-algorithm.fast_lr}
 read -ra values <<<"${VALUES:-0.05 0.1 0.2}"
 read -ra seeds <<<"${SEEDS:-1 2 3}"
 

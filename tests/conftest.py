@@ -1,19 +1,33 @@
-"""Real MPI for the tests: jobs are started with the mpirun beside the running Python."""
+"""Runs for the tests: in this process on one rank, or as jobs under the mpirun beside Python."""
 
+import contextlib
+import io
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+# Before NumPy is loaded, as the program itself does: with more threads OpenBLAS gives other bits.
+os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
 import pytest
 from mpi4py import MPI
 
-ROOT = Path(__file__).parent.parent
+from hpc_maml.cli import main
+from hpc_maml.stopping import SIGNALS
+
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+FAULT = str(TESTS / "fault.py")
 MPIRUN = shutil.which(
     "mpirun", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 )
+HERE = 0  # ranks of ``run``: in this process, without a job
+BAD_INPUT = 2
 # A job small enough for any rank count on two cores.
 SMALL = (
     "meta_batch_size=6",
@@ -33,11 +47,15 @@ def pytest_report_header() -> str:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """Return the environment of a job: that of this process, without any launcher's variables."""
+    """Return the environment of a job: that of this process, without any launcher's variables.
+
+    Classes in tests/ can be named as ``module:Class``.
+    """
     launcher = ("PMI", "OMPI", "PMIX", "SLURM", "MPI_LOCAL")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(launcher)}
     allowed = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    return kept | allowed | {"COLUMNS": "120"} | changes
+    path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
+    return kept | allowed | {"COLUMNS": "120", "PYTHONPATH": path} | changes
 
 
 def command(ranks: int | None, arguments: Sequence[str], python: Sequence[str] = ()) -> list[str]:
@@ -62,18 +80,77 @@ def start(ranks: int | None, *arguments: str, python: Sequence[str] = (), **chan
 
 
 def run(
-    ranks: int | None, *arguments: str, timeout: float = 120, code: int = 0, **changes: str
+    ranks: int | None,
+    *arguments: str,
+    timeout: float = 120,
+    code: int = 0,
+    python: Sequence[str] = (),
+    **changes: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a job to its end and check its exit code."""
-    job = start(ranks, *arguments, **changes)
-    try:
-        out, err = job.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        job.kill()
-        out, err = job.communicate(timeout=10)
-        pytest.fail(f"no end after {timeout} s\n{out}\n{err}")
-    assert job.returncode == code, f"exit code {job.returncode}, not {code}\n{out}\n{err}"
-    return subprocess.CompletedProcess(job.args, job.returncode, out, err)
+    """Run a job to its end and check its exit code; for ``HERE``, in this process."""
+    if ranks == HERE:
+        done = _run_here(*map(str, arguments))
+    else:
+        job = start(ranks, *arguments, python=python, **changes)
+        try:
+            out, err = job.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            job.kill()
+            out, err = job.communicate(timeout=10)
+            pytest.fail(f"no end after {timeout} s\n{out}\n{err}")
+        done = subprocess.CompletedProcess(job.args, job.returncode, out, err)
+    problem = f"exit code {done.returncode}, not {code}\n{done.stdout}\n{done.stderr}"
+    assert done.returncode == code, problem
+    return done
+
+
+def _run_here(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in this process, which takes a tenth of the time of a job."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    with _text() as out, _text() as err:
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                code = main(arguments)
+        except SystemExit as ended:  # of argparse
+            code = ended.code
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        texts = [text.buffer.getvalue().decode() for text in (out, err) if not text.flush()]
+    return subprocess.CompletedProcess(arguments, code, *texts)
+
+
+def _text() -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+
+
+def train_each(ranks: int, runs: Mapping[Path, tuple[int, Sequence[str]]]) -> None:
+    """Train many runs in one job, by run folder: each on its first ranks, with its words.
+
+    A job of its own for each would spend its time on imports.
+    """
+    plan = [[size, str(folder), list(words)] for folder, (size, words) in runs.items()]
+    run(ranks, json.dumps(plan), python=(str(TESTS / "many_runs.py"),), timeout=600)
+
+
+def checkpoints(folder: Path) -> dict[str, bytes]:
+    """Return the checkpoint files of a run by name."""
+    return {path.name: path.read_bytes() for path in Path(folder).glob("checkpoints/*")}
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Path:
+    """Return the folder of a run of SMALL with all its rollouts; copy it before changing it."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    words = ("archive.rollouts=every", "checkpoint.keep=9", "--run-dir", str(folder))
+    run(HERE, *SMALL, *words)
+    return folder
+
+
+@pytest.fixture
+def copied(trained: Path, tmp_path: Path) -> Path:
+    """Return a copy of the trained run, at ``run`` in the folder of the test."""
+    return Path(shutil.copytree(trained, tmp_path / "run")).relative_to(tmp_path)
 
 
 @pytest.fixture(autouse=True)

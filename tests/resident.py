@@ -4,19 +4,18 @@ import re
 import runpy
 from pathlib import Path
 
-from hpc_maml.roles import agent
+from hpc_maml.roles.agent import Agent
 
-original = agent.meta_step
+original = Agent._update
 
 
-def meta_step(*args):
-    found = original(*args)
-    resident = re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text(encoding="utf-8"))[
-        1
-    ]
+def update(self, *args):
+    step = original(self, *args)
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    resident = re.search(r"VmRSS:\s+(\d+)", status)[1]
     print(f"resident {resident}", flush=True)
-    return found
+    return step
 
 
-agent.meta_step = meta_step
+Agent._update = update
 runpy.run_module("hpc_maml", run_name="__main__", alter_sys=True)

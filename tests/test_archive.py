@@ -16,22 +16,24 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import ROOT, SMALL, environment, run, start
+from conftest import BAD_INPUT, HERE, ROOT, SMALL, environment, run, start, train_each
 
 from hpc_maml import open_run
+from hpc_maml.algorithms.adaptation import adapt
+from hpc_maml.config import ArchiveConfig, load_config
+from hpc_maml.errors import InputError
+from hpc_maml.policies import make_policy
+from hpc_maml.policies.mlp import MLPSettings
+from hpc_maml.run.job import archive_shapes, make_env, prepare
+from hpc_maml.sampling.trajectory import Trajectories, batch_dtype, samples
 from hpc_maml.storage.archive_plan import Shapes, estimate, is_archived
 from hpc_maml.storage.archive_schema import FIELDS, OPTIONAL_FIELDS
 from hpc_maml.storage.archive_writer import RolloutArchive, SegmentWriter
-from hpc_maml.config import ArchiveConfig, load_config
-from hpc_maml.errors import InputError
-from hpc_maml.algorithms.adaptation import adapt
 from hpc_maml.storage.metrics import METRICS, PER_TASK
-from hpc_maml.policies.policy import make_policy
-from hpc_maml.sampling.trajectory import batch_dtype, samples
 
+slow = pytest.mark.slow
 SETTINGS = (*SMALL, "num_iterations=3", "archive.rollouts=every", "checkpoint.keep=9")
-BAD_INPUT, DAMAGED = 2, 1
-KILLS = 50
+DAMAGED = 1
 
 
 def content(folder: Path) -> list[tuple[int, int, str, bytes]]:
@@ -46,7 +48,7 @@ def content(folder: Path) -> list[tuple[int, int, str, bytes]]:
 
 @cache
 def serial(folder: Path) -> list[tuple[int, int, str, bytes]]:
-    run(None, *SETTINGS, "--run-dir", str(folder))
+    run(HERE, *SETTINGS, "--run-dir", str(folder))
     return content(folder)
 
 
@@ -57,20 +59,22 @@ def serial_run(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    ("ranks", "topology"), [(3, "agents=1"), (8, "agents=3"), (3, "layout=colocated")]
-)
-def test_the_same_data_on_any_ranks(ranks, topology, serial_run):
-    run(ranks, *SETTINGS, f"topology.{topology}", "--run-dir", "run")
-    assert content(Path("run")) == serial(serial_run)
-    assert len(content(Path("run"))) == 3 * 6 * (1 + len(FIELDS))
+def test_the_same_data_on_any_ranks(serial_run):
+    runs = {
+        Path(f"{ranks}-{topology}"): (ranks, (*SETTINGS, f"topology.{topology}"))
+        for ranks, topology in ((3, "agents=1"), (8, "agents=3"), (3, "layout=colocated"))
+    }
+    train_each(8, runs)
+    for folder in runs:
+        assert content(folder) == serial(serial_run)
+        assert len(content(folder)) == 3 * 6 * (1 + len(FIELDS))
 
 
 def test_rollouts_are_those_the_metrics_and_the_policies_tell_of():
-    settings = ("archive.adapted_parameters=true", "num_inner_steps=2", "env.name=ant_goal")
-    run(2, *SETTINGS, *settings, "horizon=30", "--run-dir", "run")
+    words = ("archive.adapted_parameters=true", "algorithm.num_inner_steps=2", "env.name=ant_goal")
+    run(HERE, *SETTINGS, *words, "horizon=30", "--run-dir", "run")
     archive = open_run("run")
-    policy = make_policy(29, 8, False, (8, 8), "tanh")
+    policy = make_policy(MLPSettings(hidden_sizes=[8, 8]), 29, 8, discrete=False)
     assert list(archive.rollouts) == [(k, task) for k in (1, 2, 3) for task in range(6)]
     returns = archive.per_task["return_after_updates"]
     lengths = []
@@ -87,17 +91,17 @@ def test_rollouts_are_those_the_metrics_and_the_policies_tell_of():
         values = archive.checkpoint(iteration - 1).parameters.values()
         meta = np.concatenate([value.ravel() for value in values])
         for phase, theta in enumerate((meta, *rollout.adapted_parameters)):
-            distribution = policy.forward(policy.unflatten(theta), rollout.observations[phase])
-            log_probs = policy.log_prob(distribution, rollout.actions[phase])
-            valid = np.arange(30)[:, None] < rollout.lengths[phase]
-            np.testing.assert_allclose(log_probs[valid], rollout.log_probs[phase][valid], atol=1e-4)
-            assert not rollout.observations[phase][~valid].any()
+            fields = {name: getattr(rollout, name)[phase] for name in FIELDS}
+            own = samples(Trajectories(*map(fields.get, Trajectories._fields[:-1]), index))
+            distribution = policy.forward(policy.unflatten(theta), own.observations)
+            log_probs = policy.distribution.log_prob(distribution, own.actions)
+            valid = own.weights > 0
+            assert valid.sum() == rollout.lengths[phase].sum()
+            np.testing.assert_allclose(log_probs[valid], own.log_probs[valid], atol=1e-4)
+            assert not own.observations[~valid].any()
             if phase < 2:
-                batch = {name: getattr(rollout, name)[phase] for name in FIELDS}
                 np.testing.assert_allclose(
-                    adapt(policy, theta, samples(batch), 0.1),
-                    rollout.adapted_parameters[phase],
-                    atol=1e-6,
+                    adapt(policy, theta, own, 0.1), rollout.adapted_parameters[phase], atol=1e-6
                 )
     assert len(set(lengths)) > 3  # ragged
 
@@ -128,7 +132,7 @@ def test_every_nth_iteration():
 @pytest.mark.parametrize("compression", ["lzf", "gzip"])
 def test_compression_changes_the_size_only(compression, serial_run):
     words = (f"archive.compression={compression}", "archive.rollouts=2", "--run-dir", "run")
-    run(2, *SETTINGS, *words)
+    run(HERE, *SETTINGS, *words)
     expected = [row for row in serial(serial_run) if row[0] != 2]
     assert content(Path("run")) == expected
     segment = "rollouts/iteration_000001"
@@ -140,7 +144,7 @@ def test_compression_changes_the_size_only(compression, serial_run):
 
 
 def test_without_an_archive_there_is_no_folder():
-    run(2, *SETTINGS, "archive.rollouts=none", "--run-dir", "run")
+    run(HERE, *SETTINGS, "archive.rollouts=none", "--run-dir", "run")
     assert not Path("run/rollouts").exists()
     assert list(open_run("run").rollouts) == []
 
@@ -160,29 +164,29 @@ def test_the_documentation_names_everything():
 
 def test_the_estimate_is_shown_and_is_the_size(serial_run):
     config = load_config(None, SETTINGS)
-    batch = batch_dtype(12, 3, (2,), (2,), np.float32)
-    each, total = estimate(config, Shapes(config, batch, 0))
+    shapes = archive_shapes(prepare(config, make_env(config, episodes=1)))
+    each, total = estimate(config, shapes)
     # [6 tasks, 2 phases] of 12 x 3 steps of 7 floats and 2 flags, 3 lengths, a count
     assert each == 6 * 2 * (12 * 3 * (7 * 4 + 2) + 3 * 8 + 8)
     assert total == 3 * each
     found = sum(part.stat().st_size for part in serial_run.glob("rollouts/*/*.h5"))
     assert total < found < total + 3 * 40_000  # what HDF5 itself needs
-    result = run(None, *SETTINGS, "num_iterations=4", "--run-dir", "run")
+    result = run(HERE, *SETTINGS, "num_iterations=4", "--run-dir", "run")
     assert "rollouts: 13.3 kB an archived iteration, 53.4 kB for 4 iterations" in result.stdout
 
 
 def test_a_limit_refuses_or_drops_the_oldest(serial_run):
     words = (*SETTINGS, "archive.max_bytes=30000", "--run-dir", "run")
-    result = run(3, *words, code=BAD_INPUT)
+    result = run(HERE, *words, code=BAD_INPUT)
     assert "take 40032 bytes, more than archive.max_bytes = 30000: archive fewer" in result.stderr
     assert not Path("run").exists()
     one = next(iter(serial_run.glob("rollouts/*/*.h5"))).stat().st_size
     words = (*SETTINGS, f"archive.max_bytes={5 * one // 2}", "archive.when_full=thin")
-    run(None, *words, "--run-dir", "run")
+    run(HERE, *words, "--run-dir", "run")
     assert open_run("run").rollouts.iterations == [2, 3]
     assert content(Path("run")) == [row for row in serial(serial_run) if row[0] != 1]
     assert len(list(Path("run/rollouts").iterdir())) == 5
-    result = run(None, *words, "archive.max_bytes=9", "--run-dir", "x", code=BAD_INPUT)
+    result = run(HERE, *words, "archive.max_bytes=9", "--run-dir", "x", code=BAD_INPUT)
     assert "The rollouts of one iteration take" in result.stderr
 
 
@@ -202,12 +206,13 @@ def ranks_of(folder: Path) -> list[int]:
     return found
 
 
-def test_kills_of_any_rank_at_random_moments(tmp_path):
+@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=slow)])
+def test_kills_of_any_rank_at_random_moments(kills, tmp_path):
     folder = tmp_path / "run"
     settings = [*SETTINGS, "--run-dir", str(folder), "checkpoint.every=2", "checkpoint.keep=2"]
     chance = random.Random(1)
     held = 0
-    for number in range(KILLS):
+    for number in range(kills):
         job = start(chance.choice([None, 2, 3, 4]), *settings, "num_iterations=9999")
         # Some are killed while they start, and most a few iterations later.
         goal = held + chance.choice([0, 1, 1, 2])
@@ -236,14 +241,14 @@ def test_kills_of_any_rank_at_random_moments(tmp_path):
         assert held <= len(left.rollouts.iterations)
     iterations = f"num_iterations={len(left.rollouts.iterations) + 2}"
     run(3, *settings, iterations)
-    run(None, *SETTINGS, iterations, "--run-dir", "undisturbed")
+    run(HERE, *SETTINGS, iterations, "--run-dir", "undisturbed")
     assert content(folder) == content(Path("undisturbed"))
     assert not list(folder.rglob("*.partial"))
 
 
 def test_torn_segments_are_skipped_with_a_sentence(serial_run):
     shutil.copytree(serial_run, "run")
-    assert run(None, "inspect", "run", "--verify").stderr == ""
+    assert run(HERE, "inspect", "run", "--verify").stderr == ""
     segments = [Path(f"run/rollouts/iteration_{k:06d}/rank_0000.h5") for k in (1, 2, 3)]
     content = segments[1].read_bytes()
     segments[1].write_bytes(content[: len(content) // 2])
@@ -258,11 +263,11 @@ def test_torn_segments_are_skipped_with_a_sentence(serial_run):
     assert (1, 0) in rollouts
     with pytest.raises(KeyError, match="iteration 4 is not archived"):
         rollouts[4, 0]
-    result = run(2, "inspect", "run", code=DAMAGED)
+    result = run(HERE, "inspect", "run", code=DAMAGED)
     assert result.stderr.count("is damaged: it has") == 1
     assert "rollouts    of 3 iterations, 1 to 3" in result.stdout
     segments[1].unlink()
-    assert "No such file" in run(None, "inspect", "run", code=DAMAGED).stderr
+    assert "No such file" in run(HERE, "inspect", "run", code=DAMAGED).stderr
     segments[1].write_bytes(content)
 
     # A flipped bit is seen where it is read.
@@ -271,13 +276,13 @@ def test_torn_segments_are_skipped_with_a_sentence(serial_run):
     flipped = bytearray(segments[2].read_bytes())
     flipped[place] ^= 1
     segments[2].write_bytes(flipped)
-    assert run(None, "inspect", "run").stderr == ""
-    assert "rank_0000.h5 is damaged" in run(None, "inspect", "run", "--verify", code=DAMAGED).stderr
+    assert run(HERE, "inspect", "run").stderr == ""
+    assert "rank_0000.h5 is damaged" in run(HERE, "inspect", "run", "--verify", code=DAMAGED).stderr
     with pytest.raises(InputError, match=r"rank_0000\.h5 is damaged"):
         _ = rollouts[3, 0].rewards
     Path("run/rollouts/iteration_000001.h5").write_bytes(b"torn")
     Path("run/metrics.h5").write_bytes(b"torn")
-    stderr = run(None, "inspect", "run", code=DAMAGED).stderr
+    stderr = run(HERE, "inspect", "run", code=DAMAGED).stderr
     assert "iteration_000001.h5 is damaged" in stderr
     assert "metrics.h5 is damaged" in stderr
 
@@ -305,14 +310,14 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_a_checkpoint(tmp_path):
     assert open_run(folder).rollouts.damages(verify=True) == []
     assert not list(folder.rglob("*.partial"))
     run(2, *settings, f"num_iterations={last + 1}")
-    run(None, *settings[:-1], "undisturbed", f"num_iterations={last + 1}")
+    run(HERE, *settings[:-1], "undisturbed", f"num_iterations={last + 1}")
     assert content(folder) == content(Path("undisturbed"))
 
 
-@pytest.mark.parametrize("ranks", [None, 4])
+@pytest.mark.parametrize("ranks", [4, pytest.param(None, marks=slow)])
 def test_a_folder_that_cannot_be_written_ends_the_run_likewise(ranks):
     words = (*SETTINGS, "num_iterations=5", "checkpoint.every=9", "--run-dir", "run")
-    run(2, *words, "num_iterations=1")
+    run(HERE, *words, "num_iterations=1")
     # Root may write into any folder, but not into a file.
     Path("run/rollouts/iteration_000003").write_text("in the way")
     err = run(ranks, *words, code=BAD_INPUT).stderr
@@ -429,7 +434,7 @@ def test_a_run_can_be_read_while_it_is_written():
 def test_reading_task_by_task_takes_little_memory(tmp_path):
     config = load_config(None, ["meta_batch_size=10"])
     batch = np.ones(1, batch_dtype(100, 40, (60,), (8,), np.float32))
-    shapes = Shapes(config, batch.dtype, 0)
+    shapes = Shapes(batch.dtype, 2, 0, adapted=False)
     archive = RolloutArchive(tmp_path / "rollouts", config, shapes, 0)
     (tmp_path / "config.yaml").write_text("")
     (tmp_path / "rollouts").mkdir(exist_ok=True)

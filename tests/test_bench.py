@@ -1,7 +1,6 @@
 """The benchmarks: what their yardsticks count, and the plain way beside ours."""
 
 import json
-import runpy
 import shutil
 import subprocess
 import sys
@@ -11,13 +10,18 @@ import numpy as np
 import pytest
 from conftest import ROOT, environment, run
 
+from benchmarks import iteration, published_navigation, update
 from benchmarks.scale import Model, split
 from benchmarks.table import compare, show, write
-from benchmarks.update import operations
-from hpc_maml.config import TrpoConfig
-from hpc_maml.algorithms.maml_trpo import linearise, meta_step
-from hpc_maml.policies.policy import GaussianMLP
-from hpc_maml.sampling.trajectory import Samples
+from hpc_maml.algorithms import Sampling
+from hpc_maml.algorithms.algorithm import THETA
+from hpc_maml.algorithms.maml_trpo import MamlTrpo, MamlTrpoSettings
+from hpc_maml.config import load_config
+from hpc_maml.errors import InputError
+from hpc_maml.policies import make_policy
+from hpc_maml.policies.mlp import MLPSettings
+from hpc_maml.run.job import make_env, prepare
+from hpc_maml.sampling.trajectory import Trajectories, batch_dtype, samples, trajectories
 
 
 class Counted(np.ndarray):
@@ -37,40 +41,38 @@ class Counted(np.ndarray):
         return np.matmul(np.asarray(a), np.asarray(b)).view(Counted)
 
 
+def phase(rng, horizon, episodes):
+    """Return the episodes of one task, arrays [1, ...] whose products are counted."""
+    batch = np.zeros(1, batch_dtype(horizon, episodes, (3,), (2,), np.float32))
+    for name in ("observations", "actions", "advantages"):
+        batch[name] = rng.standard_normal(batch[name].shape)
+    batch["log_probs"] = rng.standard_normal(batch["log_probs"].shape) - 3
+    batch["lengths"] = horizon
+    return Trajectories(*(field.view(Counted) for field in trajectories(batch)))
+
+
 def test_the_floor_of_the_outer_step_counts_its_matrix_products():
-    policy = GaussianMLP(3, 2, (5, 4), "tanh")
+    policy = make_policy(MLPSettings(hidden_sizes=[5, 4]), 3, 2, discrete=False)
+    settings = MamlTrpoSettings(cg_iters=4)
+    algorithm = MamlTrpo(settings, policy, Sampling(3, 0.99, 1.0, 1, "halved"))
     rng = np.random.default_rng(1)
-    theta = 0.5 * rng.standard_normal(policy.size)
-
-    def samples(number):
-        fields = {
-            "observations": rng.standard_normal((number, 3)),
-            "actions": rng.standard_normal((number, 2)),
-            "log_probs": rng.standard_normal(number) - 3,
-            "advantages": rng.standard_normal(number),
-            "weights": np.full(number, 1 / number),
-        }
-        return Samples(**{name: field.view(Counted) for name, field in fields.items()})
-
-    data = [(samples(7), samples(9)), (samples(6), samples(8))]
+    theta = (0.5 * rng.standard_normal(policy.size)).astype(np.float32)
+    tasks = [[phase(rng, 7, 3), phase(rng, 9, 3)], [phase(rng, 6, 3), phase(rng, 8, 3)]]
     Counted.operations = 0
-    groups = [
-        linearise(
-            policy,
-            theta.view(Counted),
-            [Samples(*(field[None] for field in inner))],
-            Samples(*(field[None] for field in post)),
-            (0.1,),
-            first_order=False,
-        )
-        for inner, post in data
-    ]
-    step = meta_step(
-        policy, theta, groups, 2, lambda terms: np.asarray(terms).sum(0), TrpoConfig(cg_iters=4)
-    )
-    assert step.cg_iterations == 4
-    assert step.line_search_steps
-    assert Counted.operations == operations(policy, data, step)
+    step = update.outer_step(algorithm, {THETA: theta.view(Counted)}, tasks)
+    assert step.metrics["cg_iterations"] == 4
+    assert step.metrics["line_search_steps"]
+    each = [[samples(update.one(part)) for part in task] for task in tasks]
+    assert Counted.operations == update.operations(policy.network, each, step.metrics)
+
+
+@pytest.mark.parametrize("name", ["maml_trpo", "promp", "rl2"])
+def test_the_outer_step_of_any_algorithm(name, monkeypatch):
+    small = ("env.name=navigation", "meta_batch_size=3", "fast_batch_size=2", "horizon=5")
+    monkeypatch.setattr(update, "SIZE", small)
+    rows = update.measure(2, name)
+    assert all(row.value > 0 and row.ratio > 0 for row in rows)
+    assert len(rows) == (3 if name == "maml_trpo" else 1)
 
 
 def test_a_ratio_is_the_median_of_ratios_taken_side_by_side(tmp_path, capsys):
@@ -108,8 +110,6 @@ def test_rollouts_against_the_same_physics_in_c(tmp_path):
     import mujoco
 
     from benchmarks import rollout
-    from hpc_maml.config import load_config
-    from hpc_maml.run.training import make_env, prepare
 
     folder = Path(mujoco.__file__).parent
     (library,) = folder.glob("libmujoco.so.*")
@@ -125,12 +125,20 @@ def test_rollouts_against_the_same_physics_in_c(tmp_path):
         assert rollout.replay(program, tmp_path, env) > 0  # it compares the final positions
 
 
-def test_the_plain_way_runs():
-    words = ["-m", "benchmarks.plain_iteration", "navigation", "1"]
+def started(module: str, *words: str, code: int = 0, cwd: Path = ROOT):
+    """Run a module of the benchmarks to its end and check its exit code."""
+    command = [sys.executable, "-m", f"benchmarks.{module}", *words]
     result = subprocess.run(
-        [sys.executable, *words], check=True, capture_output=True, text=True, env=environment()
+        command, check=False, capture_output=True, text=True, env=environment(), cwd=cwd
     )
-    assert float(result.stdout) > 0
+    assert result.returncode == code, result.stderr
+    return result
+
+
+@pytest.mark.slow
+def test_the_plain_way_runs():
+    small = ["meta_batch_size=2", "fast_batch_size=2", "horizon=5"]
+    assert float(started("plain_iteration", "navigation", "1", *small).stdout) > 0
 
 
 def test_bench_starts_its_jobs_itself():
@@ -138,25 +146,145 @@ def test_bench_starts_its_jobs_itself():
     assert "choose from rollout" in run(None, "bench", "speed", code=2).stderr
 
 
+def test_the_clock_of_a_job(tmp_path):
+    """Started in an empty folder, like all jobs here: the benchmarks find themselves."""
+    small = ["fast_batch_size=2", "meta_batch_size=2", "horizon=5", "archive.rollouts=none"]
+    found = iteration.medians(2, small, iterations=1)
+    assert set(found) == set(iteration.PHASES)
+    assert found["iteration_seconds"] > 0
+
+
+def test_the_parts_of_a_job(monkeypatch):
+    given = []
+    monkeypatch.setattr(iteration, "medians", lambda *words, **more: given.append((words, more)))
+    iteration.phases("navigation", "8 agents=2 colocated cores=1 fisher_fraction=0.25")
+    ((ranks, settings), more) = given[0]
+    assert (ranks, more) == (8, {"cores": 1})
+    assert settings[-3:] == [
+        "topology.agents=2",
+        "topology.layout=colocated",
+        "algorithm.fisher_fraction=0.25",
+    ]
+    assert load_config(None, settings).algorithm.fisher_fraction == 0.25
+
+
+def test_benchmarks_come_with_the_checkout(tmp_path):
+    """A plain installation is a copy of the package alone."""
+    shutil.copytree(ROOT / "hpc_maml", tmp_path / "installed" / "hpc_maml")
+    (tmp_path / "elsewhere").mkdir()
+
+    def bench(folder):
+        command = [sys.executable, "-P", "-m", "hpc_maml", "bench", "update"]
+        words = ["--algorithm", "none", "--rounds", "1"]
+        result = subprocess.run(
+            [*command, *words],
+            check=False,
+            capture_output=True,
+            text=True,
+            env=environment(PYTHONPATH=str(tmp_path / "installed")),
+            cwd=folder,
+        )
+        assert result.returncode == 2
+        return result.stderr
+
+    expected = "hpc_maml: The benchmarks come with the checkout: call bench in its folder.\n"
+    assert bench(tmp_path / "elsewhere") == expected
+    assert "no algorithm 'none'" in bench(ROOT)
+
+
+def test_the_benchmark_of_the_gpu_runs_and_agrees():
+    """At a size at which nothing is measured, and with tensors in memory of the host."""
+    words = ["--parts", "outer_step", "agreement", "reduction", "--tasks", "2", "--horizon", "10"]
+    words += ["--episodes", "5", "--agreement-tasks", "2", "--device", "cpu"]
+    command = [sys.executable, "-m", "benchmarks.gpu", *words]
+    job = subprocess.run(
+        command, check=False, capture_output=True, text=True, env=environment(), cwd=ROOT
+    )
+    missed = [line for line in job.stderr.splitlines() if line.startswith("missed:")]
+    # slow it may be
+    assert missed in ([], ["missed: outer_step"]), job.stderr
+    assert job.returncode == bool(missed), job.stderr
+    rows = {each["name"]: each for each in json.loads(job.stdout)}
+    for name in ("gradient", "fisher_vector_product", "kl_after", "step"):
+        assert 0 < rows[f"relative_error_of_{name}"]["ratio"] < 1
+    assert rows["device_reduction_bits_23_KB"]["value"] == 1
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_the_gpu_samples():
+    words = ["--parts", "sampling", "--observers", "1", "--device", "cpu"]
+    found = json.loads(started("gpu", *words, "--horizon", "5", "--episodes", "2", code=0).stdout)
+    assert [each["value"] > 0 for each in found] == [True, True]
+
+
+def test_the_benchmark_of_the_gpu_needs_one():
+    command = [sys.executable, "-m", "benchmarks.gpu"]
+    job = subprocess.run(
+        command,
+        check=False,
+        capture_output=True,
+        text=True,
+        env=environment(CUDA_VISIBLE_DEVICES=""),
+        cwd=ROOT,
+    )
+    assert (job.returncode, job.stdout) == (1, "")
+    assert job.stderr == (
+        "benchmarks/gpu.py: torch finds no GPU here, so there is nothing to measure.\n"
+    )
+
+
+SMALL_CHEETAH = ("fast_batch_size=2", "horizon=5")
+
+
+def test_the_memory_of_an_agent():
+    words = [*SMALL_CHEETAH, "--tasks", "2", "3", "--iterations", "2"]
+    found = started("memory", *words).stdout
+    assert "after iteration 2: " in found
+    assert "3 tasks: batches " in found
+
+
+def test_what_shipping_costs():
+    found = started("shipping", *SMALL_CHEETAH, "meta_batch_size=2", "num_iterations=1").stdout
+    assert found.splitlines()[-1].startswith("rank 0: collecting ")
+    assert float(found.split("collecting ")[1].split()[0]) > 0
+    assert float(found.split("sending ")[1].split()[0]) > 0
+
+
+@pytest.mark.slow
+def test_what_the_archive_costs():
+    words = ["--rounds", "1", "--iterations", "1", "--ranks", "2", "--limit", "1000"]
+    found = started("archive", *words, *SMALL_CHEETAH, "meta_batch_size=2").stdout
+    assert found.splitlines()[-1].startswith("median: every ")
+
+
 @pytest.mark.parametrize(("odd", "episodes"), [(100, 40), (50, 60)])
 def test_the_published_rule_counts_the_steps_of_ended_episodes(odd, episodes):
-    sampled = runpy.run_path(str(ROOT / "benchmarks" / "published_navigation.py"))["sampled"]
     lengths = np.where(np.arange(600) % 2, odd, 100)  # 40 streams, every other of these lengths
-    chosen = sampled(lengths)
+    chosen = published_navigation.sampled(lengths)
     assert len(set(chosen)) == len(chosen) == episodes
     assert lengths[chosen].sum() == 4000
     assert chosen.max() < 80
 
 
-@pytest.mark.parametrize(
-    "script", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.name
-)
-def test_scripts_explain_themselves(script):
-    result = subprocess.run(
-        [sys.executable, script, "--help"],
-        env=environment(),
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    assert "usage" in result.stdout
+def test_the_published_meta_test_of_a_run(tmp_path):
+    sizes = ["num_iterations=1", "meta_batch_size=2", "fast_batch_size=2", "device=cpu"]
+    run(None, *sizes, "--run-dir", "run", "archive.rollouts=none", "metrics.tensorboard=off")
+    found = published_navigation.meta_test(tmp_path / "run", [0.1])
+    assert found.shape == (40, 2)
+    assert (found < 0).all()
+    run(None, *sizes, "--run-dir", "other", "archive.rollouts=none", "algorithm.name=rl2")
+    with pytest.raises(InputError, match="takes no inner steps"):
+        published_navigation.meta_test(tmp_path / "other", [0.1])
+
+
+PROGRAMS = [
+    path.stem
+    for path in sorted((ROOT / "benchmarks").glob("*.py"))
+    if "ArgumentParser" in path.read_text()
+]
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_programs_explain_themselves(name):
+    assert f"python -m benchmarks.{name}" in (ROOT / "benchmarks" / f"{name}.py").read_text()
+    assert "usage" in started(name, "--help").stdout

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import h5py
 import pytest
-from conftest import ROOT, SMALL, command, environment, run
+from conftest import BAD_INPUT, HERE, ROOT, SMALL, command, environment, run
 
-BAD_INPUT = 2
+slow = pytest.mark.slow
 LINE = re.compile(
     r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  iteration \d/5 +return +-?[\d.]+ -> +-?[\d.]+ +kl .* eta "
 )
 
 
-@pytest.mark.parametrize("ranks", [None, 3])
+@pytest.mark.parametrize("ranks", [HERE, 3])
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["evaluate", "-h"]])
 def test_help_is_printed_once(ranks, words):
     result = run(ranks, *words)
@@ -60,7 +60,7 @@ def test_a_live_line_on_a_terminal():
 
 
 def test_default_run_folder():
-    shown = run(None, *SMALL).stdout
+    shown = run(HERE, *SMALL).stdout
     assert "busy: principal " in shown
     (folder,) = Path("runs").iterdir()
     assert folder.name.startswith("navigation-")
@@ -70,56 +70,73 @@ def test_default_run_folder():
 def test_config_file_and_words_in_any_order():
     configuration = str(ROOT / "configs" / "ant_vel.yaml")
     run(
-        4,
-        *("--config", configuration, "trpo.max_kl=0.02", "num_iterations=1"),
+        HERE,
+        *("--config", configuration, "algorithm.max_kl=0.02", "num_iterations=1"),
         *("--run-dir", "runs/x", "meta_batch_size=2", "fast_batch_size=2", "horizon=5"),
+        *("metrics.tensorboard=off", "device=cpu"),
     )
     assert "max_kl: 0.02" in Path("runs/x/config.yaml").read_text()
 
 
 @pytest.mark.parametrize("ranks", [1, 4])
-def test_evaluate(ranks):
-    run(2, *SMALL, "--run-dir", "run")
-    words = ("evaluate", "run", "--tasks", "5", "--updates", "2", "--json")
+def test_evaluate(ranks, copied):
+    words = ("evaluate", copied, "--tasks", "5", "--updates", "2", "--json")
     run(ranks, *words, "t.json")
     rows = json.loads(Path("t.json").read_text())
-    run(None, *words, "serial.json")
+    run(HERE, *words, "serial.json")
     assert rows == json.loads(Path("serial.json").read_text())
 
 
-@pytest.mark.parametrize("ranks", [None, 3])
-@pytest.mark.parametrize(
-    ("words", "sentence"),
-    [
-        (["trpo.maxkl=1"], "Unknown config key 'trpo.maxkl' (did you mean 'trpo.max_kl'?)"),
-        (["seed=x"], "Config key 'seed' must be a valid integer (got 'x')"),
-        (["--config", "nowhere.yaml"], "The config file nowhere.yaml cannot be read"),
-        (["env.name=half_cheeta_vel"], "half_cheetah_vel"),
-        (["env.kwargs.colour=red"], "colour"),
-        (["env.kwargs.lineage=mine"], "lineage"),
-        (["topology.agents=4"], "topology.agents is 4, but there "),
-        (["evaluate", "nowhere"], "nowhere is not a run folder"),
-        (["trian"], "settings are written key=value"),
-        (["device=cuda", "env.name=ant_vel"], "device is cuda, but"),
-        (["horizon=1000000000"], "must be below 2 GB"),
-        (["--run-dir", "x" * 300], "cannot be read: File name too long"),
-    ],
-)
-def test_bad_input_is_one_sentence(ranks, words, sentence):
-    result = run(ranks, *words, code=BAD_INPUT, CUDA_VISIBLE_DEVICES="")
+BAD_WORDS = [
+    (
+        ["algorithm.maxkl=1"],
+        "Unknown config key 'algorithm.maxkl' (did you mean 'algorithm.max_kl'?)",
+    ),
+    (["seed=x"], "Config key 'seed' must be a valid integer (got 'x')"),
+    (["--config", "nowhere.yaml"], "The config file nowhere.yaml cannot be read"),
+    (["env.name=half_cheeta_vel"], "half_cheetah_vel"),
+    (["env.kwargs.colour=red"], "colour"),
+    (["env.kwargs.lineage=mine"], "lineage"),
+    (["topology.agents=4"], "topology.agents is 4, but there "),
+    (["evaluate", "nowhere"], "nowhere is not a run folder"),
+    (["inspect", "nowhere"], "nowhere is not a run folder"),
+    (["trian"], "settings are written key=value"),
+    (["device=cuda", "env.name=ant_vel"], "device is cuda, but"),
+    (["horizon=1000000000"], "must be below 2 GB"),
+    (["--run-dir", "x" * 300], "cannot be read: File name too long"),
+]
+
+
+@pytest.mark.parametrize(("words", "sentence"), BAD_WORDS)
+@pytest.mark.parametrize("ranks", [HERE, pytest.param(None, marks=slow)])
+def test_bad_input_is_one_sentence(ranks, words, sentence, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    result = run(ranks, *words, code=BAD_INPUT)
     said = [line for line in result.stderr.splitlines() if line.startswith("hpc_maml:")]
     assert len(said) == 1, result.stderr
     assert sentence in said[0]
     assert "Traceback" not in result.stderr
     if "device=cuda" not in words:  # only agents know, and they start after the run folder is made
-        assert not Path("runs").exists()
+        assert list(Path.cwd().iterdir()) == []
+
+
+# On several ranks: of the command line, of rank 0 that prepares the job, of the agents.
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        pytest.param(*each, marks=() if each[0][0] in ("seed=x", "device=cuda") else slow)
+        for each in BAD_WORDS
+    ],
+)
+def test_bad_input_is_one_sentence_on_several_ranks(words, sentence, monkeypatch):
+    test_bad_input_is_one_sentence(3, words, sentence, monkeypatch)
 
 
 def test_evaluate_on_other_ranks_and_devices_than_the_run():
     run(3, *SMALL, "num_iterations=1", "topology.agents=3", "--run-dir", "run")
     config = Path("run/config.yaml")
     config.write_text(config.read_text().replace("device: cpu", "device: cuda"))
-    run(None, "evaluate", "run", "--tasks", "2", "--updates", "1")
+    run(HERE, "evaluate", "run", "--tasks", "2", "--updates", "1")
 
 
 def test_no_mpi_library_is_one_sentence():
@@ -129,12 +146,11 @@ def test_no_mpi_library_is_one_sentence():
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_an_answer_that_cannot_be_written_is_one_sentence():
-    run(None, *SMALL, "num_iterations=1", "--run-dir", "run")
-    result = run(2, "evaluate", "run", "--tasks", "2", "--json", "no/t.json", code=BAD_INPUT)
+def test_an_answer_that_cannot_be_written_is_one_sentence(copied):
+    result = run(2, "evaluate", copied, "--tasks", "2", "--json", "no/t.json", code=BAD_INPUT)
     assert "no/t.json cannot be written: No such file or directory." in result.stderr
     assert "Traceback" not in result.stderr
-    assert "at least 2" in run(None, "evaluate", "run", "--tasks", "1", code=BAD_INPUT).stderr
+    assert "at least 2" in run(HERE, "evaluate", copied, "--tasks", "1", code=BAD_INPUT).stderr
 
 
 def test_a_wrong_flag_is_said_once():
@@ -145,9 +161,13 @@ def test_a_wrong_flag_is_said_once():
 class TestRunFolder:
     """What must not be overwritten."""
 
+    @pytest.fixture(autouse=True, params=[HERE, pytest.param(2, marks=slow)])
+    def _on(self, request) -> None:
+        self.ranks = request.param
+
     @pytest.fixture
     def folder(self) -> Path:
-        run(None, *SMALL, "num_iterations=2", "--run-dir", "run")
+        run(HERE, *SMALL, "num_iterations=2", "--run-dir", "run")
         return Path("run")
 
     def refused(self, *words: str) -> str:
@@ -155,13 +175,13 @@ class TestRunFolder:
             return {path: path.read_bytes() for path in Path.cwd().rglob("*") if path.is_file()}
 
         before = content()
-        result = run(2, *SMALL, "--run-dir", "run", *words, code=BAD_INPUT)
+        result = run(self.ranks, *SMALL, "--run-dir", "run", *words, code=BAD_INPUT)
         assert content() == before
         (line,) = [line for line in result.stderr.splitlines() if line.startswith("hpc_maml:")]
         return line
 
     def test_another_configuration(self, folder):
-        assert "(seed, trpo.max_kl)" in self.refused("seed=3", "trpo.max_kl=0.5")
+        assert "(seed, algorithm.max_kl)" in self.refused("seed=3", "algorithm.max_kl=0.5")
 
     def test_fewer_iterations_than_done(self, folder):
         assert "has done 2 iterations already" in self.refused("num_iterations=1")
@@ -181,7 +201,7 @@ class TestRunFolder:
         assert "iteration_000002.h5 is damaged" in self.refused()
 
     def test_a_checkpoint_of_another_configuration(self, folder):
-        run(None, *SMALL, "seed=9", "num_iterations=3", "--run-dir", "other")
+        run(HERE, *SMALL, "seed=9", "num_iterations=3", "--run-dir", "other")
         last = max(Path("other/checkpoints").iterdir())
         (folder / "checkpoints" / last.name).write_bytes(last.read_bytes())
         assert "belongs to a run with another configuration" in self.refused()
@@ -195,7 +215,7 @@ class TestRunFolder:
         copies = [folder / "checkpoints" / f"iteration_{name}.h5" for name in ("best", "000002_b")]
         for copy in copies:
             copy.write_text("mine")
-        run(2, *SMALL, "checkpoint.keep=1", "--run-dir", "run")
+        run(HERE, *SMALL, "checkpoint.keep=1", "--run-dir", "run")
         assert [copy.read_text() for copy in copies] == ["mine", "mine"]
         assert (folder / "checkpoints" / "iteration_000005.h5").exists()
 
@@ -217,7 +237,7 @@ class TestRunFolder:
 
     def test_leftovers_of_a_kill_are_removed(self, folder):
         (folder / "checkpoints" / "iteration_000003.h5.partial").write_bytes(b"torn")
-        run(None, *SMALL, "--run-dir", "run")
+        run(HERE, *SMALL, "--run-dir", "run")
         assert not list(folder.rglob("*.partial"))
         with h5py.File(folder / "metrics.h5") as file:
             assert file.attrs["committed_iterations"] == 5

@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import SMALL, environment, run
+from conftest import HERE, SMALL, environment, run
 
-from hpc_maml.config import Config
+from hpc_maml.config import Config, check_config
 from hpc_maml.run.doctor import Facts, check_run_folder, examine
 
 LINE = re.compile(r"^(ok|warning|error) +(MPI|CUDA-aware MPI|run folder|\S+)  +\S")
-CPU = Config.model_validate({"device": "cpu"})
+CPU = check_config({"device": "cpu"})
 SUBJECTS = ["MPI", "launcher", "versions", "ranks", "cores", "GPUs", "run folder", "HDF5"]
 SUBJECTS += ["MuJoCo", "torch", "Slurm"]
 
@@ -72,7 +72,7 @@ def test_an_environment_that_differs_on_one_host():
 
 
 def test_gpus():
-    one = Config.model_validate({"topology": {"agents": 2}})
+    one = check_config({"topology": {"agents": 2}})
     with_two = ranks("a", 8, 8, gpus=("0", "1"), cuda_aware=True)
     assert findings(with_two, one)["GPUs"] == "ok: a: 2 agents, 2 GPUs"
     assert findings(with_two, one)["CUDA-aware MPI"] == "ok: yes"
@@ -80,16 +80,16 @@ def test_gpus():
         "warning: a: 2 agents, 1 GPUs: agents share"
         in (findings(ranks("a", 8, 8, gpus=("0",)), one)["GPUs"])
     )
-    idle = Config.model_validate({"topology": {"agents": 1}})
+    idle = check_config({"topology": {"agents": 1}})
     assert "some are idle" in findings(with_two, idle)["GPUs"]
     assert "not used" in findings(with_two, CPU)["GPUs"]
-    cuda = Config.model_validate({"device": "cuda", "topology": {"agents": 2}})
+    cuda = check_config({"device": "cuda", "topology": {"agents": 2}})
     text = findings(ranks("a", 4, 8) + ranks("b", 4, 8), cuda)["GPUs"]
     assert text.startswith("error: device is cuda, but there is no GPU for the agents on a, b")
 
 
 def test_more_agents_than_ranks():
-    many = Config.model_validate({"topology": {"agents": 9}})
+    many = check_config({"topology": {"agents": 9}})
     assert findings(ranks("a", 2, 8), many)["roles"].startswith("error: topology.agents is 9")
 
 
@@ -98,7 +98,7 @@ def test_an_allocation_that_is_not_used():
     assert text.startswith("warning: 1 of the 16 tasks of the Slurm job run")
 
 
-@pytest.mark.parametrize("number", [None, 3])
+@pytest.mark.parametrize("number", [HERE, 3])
 def test_a_line_for_every_check(number):
     lines = run(number, "doctor", "device=cpu").stdout.splitlines()
     assert all(LINE.match(line) for line in lines), lines
@@ -109,13 +109,13 @@ def test_a_line_for_every_check(number):
 
 def test_a_run_folder_that_cannot_be_written():
     Path("file").touch()
-    result = run(2, "doctor", "--run-dir", "file/run", code=1)
+    result = run(HERE, "doctor", "--run-dir", "file/run", code=1)
     assert re.search(r"^error +run folder +file cannot be written", result.stdout, re.MULTILINE)
     assert "ok" in {check.level for check in check_run_folder(Path("new/run"))}
 
 
 def test_bad_words_are_bad_input():
-    assert "Unknown config key 'sed'" in run(2, "doctor", "sed=1", code=2).stderr
+    assert "Unknown config key 'sed'" in run(HERE, "doctor", "sed=1", code=2).stderr
 
 
 def test_many_worlds_of_one_rank_are_an_error_said_once():

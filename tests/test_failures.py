@@ -7,14 +7,15 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import SMALL, run, start
+from conftest import FAULT, HERE, SMALL, run, start
 
 from hpc_maml.envs import make
-from hpc_maml.policies.policy import CategoricalMLP, GaussianMLP
-from hpc_maml.sampling.rollout import roll_out
+from hpc_maml.policies import make_policy
+from hpc_maml.policies.mlp import MLPSettings
+from hpc_maml.sampling.rollout import Play, roll_out
 from hpc_maml.sampling.trajectory import batch_dtype
 
-FAULT = str(Path(__file__).parent / "fault.py")
+slow = pytest.mark.slow
 
 
 def run_with_fault(ranks, rank, module, function, count, action, *settings, limit=10.0):
@@ -30,7 +31,10 @@ def run_with_fault(ranks, rank, module, function, count, action, *settings, limi
         *settings,
         python=(FAULT,),
     )
-    out, err = job.communicate(timeout=90 + limit)
+    try:
+        out, err = job.communicate(timeout=60 + limit)
+    finally:
+        job.terminate()  # if it still runs
     assert time.time() - float(Path("fault_at").read_text()) < limit
     while subprocess.run(["pgrep", "-f", str(folder)], capture_output=True, check=False).stdout:
         assert time.time() - float(Path("fault_at").read_text()) < limit, "orphans"
@@ -39,23 +43,28 @@ def run_with_fault(ranks, rank, module, function, count, action, *settings, limi
     return out, err
 
 
+FAULTS = [
+    (0, "principal", "hpc_maml.run.record", "RunRecord.record", 2),
+    (1, "agent", "hpc_maml.algorithms.maml_trpo", "MamlTrpo.update", 2),
+    (4, "observer", "hpc_maml.algorithms.inner_steps", "adapt", 2),
+    (1, "start-up", "hpc_maml.run.job", "build_topology", 1),
+]
+MORE_FAULTS = [
+    (0, "principal", "hpc_maml.roles.principal", "summarise", 1),
+    (0, "principal", "hpc_maml.storage.checkpoint", "write_hdf5", 3),
+    (1, "agent", "hpc_maml.algorithms.maml_trpo", "MamlTrpo.digest", 1),
+    (2, "agent", "hpc_maml.mpi.exact_sum", "ExactSum.__call__", 9),
+    (2, "agent", "hpc_maml.roles.agent", "_result", 4),
+    (3, "observer", "hpc_maml.algorithms.collection", "roll_out", 1),
+    (3, "observer", "hpc_maml.mpi.exchange", "BatchSender.send", 3),
+    (4, "observer", "hpc_maml.run.job", "make_env", 1),
+    (0, "start-up", "hpc_maml.run.training", "prepare", 1),
+]
+
+
 @pytest.mark.parametrize(
     ("rank", "role", "module", "function", "count"),
-    [
-        (0, "principal", "hpc_maml.roles.principal", "gather_tasks", 1),
-        (0, "principal", "hpc_maml.run.record", "Run.record", 2),
-        (0, "principal", "hpc_maml.storage.checkpoint", "write_hdf5", 3),
-        (1, "agent", "hpc_maml.roles.agent", "linearise", 1),
-        (1, "agent", "hpc_maml.roles.agent", "meta_step", 2),
-        (2, "agent", "hpc_maml.mpi.exact_sum", "ExactSum.__call__", 9),
-        (2, "agent", "hpc_maml.roles.agent", "_returns", 4),
-        (3, "observer", "hpc_maml.sampling.rollout", "roll_out", 1),
-        (4, "observer", "hpc_maml.sampling.rollout", "adapt", 2),
-        (3, "observer", "hpc_maml.mpi.exchange", "BatchSender.send", 3),
-        (4, "observer", "hpc_maml.run.training", "make_env", 1),
-        (1, "start-up", "hpc_maml.run.training", "build_topology", 1),
-        (0, "start-up", "hpc_maml.run.training", "prepare", 1),
-    ],
+    [*FAULTS, *(pytest.param(*fault, marks=slow) for fault in MORE_FAULTS)],
 )
 def test_an_exception_ends_the_job_with_one_traceback(rank, role, module, function, count):
     _, err = run_with_fault(5, rank, module, function, count, "raise", "topology.agents=2")
@@ -65,28 +74,29 @@ def test_an_exception_ends_the_job_with_one_traceback(rank, role, module, functi
 
 
 def test_an_exception_in_a_serial_run_names_the_role():
-    _, err = run_with_fault(None, 0, "hpc_maml.sampling.rollout", "roll_out", 3, "raise")
+    _, err = run_with_fault(None, 0, "hpc_maml.algorithms.collection", "roll_out", 3, "raise")
     assert "hpc_maml: rank 0 (observer) on " in err
 
 
-@pytest.mark.parametrize("rank", [0, 1, 3])
+@pytest.mark.parametrize("rank", [3, *(pytest.param(n, marks=slow) for n in (0, 1))])
 def test_a_killed_rank_ends_the_job(rank):
     module, function = {
-        0: ("hpc_maml.roles.principal", "gather_tasks"),
-        1: ("hpc_maml.roles.agent", "meta_step"),
-        3: ("hpc_maml.sampling.rollout", "adapt"),
+        0: ("hpc_maml.roles.principal", "summarise"),
+        1: ("hpc_maml.algorithms.maml_trpo", "MamlTrpo.update"),
+        3: ("hpc_maml.algorithms.inner_steps", "adapt"),
     }[rank]
     run_with_fault(4, rank, module, function, 2, "kill")
 
 
-def test_a_wait_has_a_limit_and_says_for_what():
-    _, err = run_with_fault(
-        3, 2, "hpc_maml.sampling.rollout", "adapt", 2, "hang", "mpi.wait_limit=15", limit=30
-    )
-    assert "TimeoutError: waited 15 s for " in err
+@pytest.mark.parametrize("seconds", [8, pytest.param(15, marks=slow)])
+def test_a_wait_has_a_limit_and_says_for_what(seconds):
+    words = ("hpc_maml.algorithms.inner_steps", "adapt", 2, "hang", f"mpi.wait_limit={seconds}")
+    _, err = run_with_fault(3, 2, *words, limit=2 * seconds)
+    assert f"TimeoutError: waited {seconds} s for " in err
     assert "trajectory batches from the observers" in err or "the outcome of an agent" in err
 
 
+@slow
 def test_a_suspended_job_goes_on():
     folder = Path.cwd() / "run"
     words = (*SMALL, "num_iterations=30", "mpi.wait_limit=6", "--run-dir", str(folder))
@@ -103,8 +113,8 @@ def test_a_suspended_job_goes_on():
 
 
 def test_a_diverged_adaptation_is_a_rejected_update():
-    words = (*SMALL, "fast_lr=1e30", "num_iterations=3", "checkpoint.keep=9", "--run-dir", "run")
-    result = run(3, *words)
+    words = ("algorithm.fast_lr=1e30", "num_iterations=3", "checkpoint.keep=9", "--run-dir", "run")
+    result = run(HERE, *SMALL, *words)
     assert result.stdout.count("UPDATE REJECTED: non-finite gradient") == 3
     with h5py.File("run/metrics.h5") as file:
         assert file["iterations/rejected_updates"][...].tolist() == [1, 2, 3]
@@ -120,7 +130,7 @@ def test_a_diverged_adaptation_is_a_rejected_update():
 
 def test_an_episode_that_the_simulator_gives_up_is_counted_and_shown(monkeypatch):
     env = make("half_cheetah_vel", num_tasks=1, episodes_per_task=3, horizon=5)
-    policy = GaussianMLP(17, 6, (4,), "tanh")
+    policy = make_policy(MLPSettings(hidden_sizes=[4]), 17, 6, discrete=False)
     batch = np.zeros(1, batch_dtype(5, 3, (17,), (6,), np.float32))
     generators = [np.random.default_rng(1)]
     step = env.step
@@ -132,20 +142,20 @@ def test_an_episode_that_the_simulator_gives_up_is_counted_and_shown(monkeypatch
     monkeypatch.setattr(env, "step", diverging)
     env.set_tasks(np.ones((1, 1)))
     theta = policy.initial_parameters(np.random.default_rng(0))[None]
-    roll_out(policy, env, theta, generators, generators, batch)
+    roll_out(policy, env, Play(theta), generators, generators, batch)
     assert batch["diverged"].tolist() == [1]
     assert batch["lengths"].tolist() == [[5, 1, 5]]
 
 
 def test_choices_of_a_diverged_policy_pay_nan():
     env = make("bandit", num_tasks=1, episodes_per_task=3, horizon=4)
-    policy = CategoricalMLP(1, 5, (4,), "tanh")
+    policy = make_policy(MLPSettings(hidden_sizes=[4]), 1, 5, discrete=True)
     batch = np.zeros(1, batch_dtype(4, 3, (1,), (), np.int64))
     generators = [np.random.default_rng(1)]
     env.set_tasks(np.full((1, 5), 0.5))
     theta = np.full((1, policy.size), np.nan, np.float32)
-    roll_out(policy, env, theta, generators, generators, batch)
+    roll_out(policy, env, Play(theta), generators, generators, batch)
     assert np.isnan(batch["rewards"]).all()
     batch = np.zeros(1, batch_dtype(4, 3, (1,), (), np.int64))
-    roll_out(policy, env, np.zeros_like(theta), generators, generators, batch)
+    roll_out(policy, env, Play(np.zeros_like(theta)), generators, generators, batch)
     assert np.isfinite(batch["rewards"]).all()

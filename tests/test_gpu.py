@@ -8,10 +8,12 @@ import pytest
 from conftest import ROOT, start
 from mpi4py import MPI
 
+from hpc_maml.config import load_config
+from hpc_maml.mpi.exact_sum import from_integers, to_integers
 from hpc_maml.mpi.gpu import Gpu
-from hpc_maml.mpi.exact_sum import to_integers
 from hpc_maml.roles.agent import choose_gpu
-from hpc_maml.sampling.trajectory import batch_dtype, samples
+from hpc_maml.run.job import make_env, prepare
+from hpc_maml.sampling.trajectory import batch_dtype, samples, trajectories
 
 TASKS, PHASES = 3, 2
 DTYPES = {
@@ -35,23 +37,31 @@ def filled(batch: np.ndarray, seed: int) -> np.ndarray:
     return batch
 
 
-def test_samples_of_all_tasks_have_the_bits_of_each_alone(dtype):
-    gpu = Gpu("cpu")
-    gpu.expect(dtype, TASKS, PHASES)
+def uploaded(gpu, dtype, batches):
+    """Send the batches ``{(task, phase): [1]}``, the last first; return the episodes."""
+    gpu.expect(dtype, 1 + max(task for task, _ in batches), 1 + max(phase for _, phase in batches))
+    for (task, phase), batch in reversed(batches.items()):
+        pinned = gpu.empty_batch(dtype)
+        pinned[:] = batch
+        gpu.upload(pinned, task, phase)
+    return gpu.trajectories()
+
+
+def test_episodes_and_samples_of_all_tasks_have_the_bits_of_each_alone(dtype):
     batches = {
-        (task, phase): filled(gpu.empty_batch(dtype), 10 * task + phase)
+        (task, phase): filled(np.zeros(1, dtype), 10 * task + phase)
         for task in range(TASKS)
         for phase in range(PHASES)
     }
-    for (task, phase), batch in reversed(batches.items()):
-        gpu.upload(batch, task, phase)
-    for phase, found in enumerate(gpu.samples()):
+    for phase, found in enumerate(uploaded(Gpu("cpu"), dtype, batches)):
         for task in range(TASKS):
-            expected = samples(batches[task, phase][0])
-            for name, tensors, array in zip(found._fields, found, expected, strict=True):
-                assert tensors[task].numpy().dtype == array.dtype, name
-                assert tensors[task].numpy().shape == array.shape, name
-                assert tensors[task].numpy().tobytes() == array.tobytes(), name
+            expected = trajectories(batches[task, phase][0])
+            pairs = [(found, expected), (samples(found), samples(expected))]
+            for tensors, arrays in pairs:
+                for name, tensor, array in zip(tensors._fields, tensors, arrays, strict=True):
+                    assert tensor[task].numpy().dtype == array.dtype, name
+                    assert tensor[task].numpy().shape == array.shape, name
+                    assert tensor[task].numpy().tobytes() == array.tobytes(), name
 
 
 def test_a_batch_is_kept_until_it_has_been_copied(dtype):
@@ -60,7 +70,7 @@ def test_a_batch_is_kept_until_it_has_been_copied(dtype):
     batch = filled(gpu.empty_batch(dtype), 1)
     gpu.upload(batch, 0, 0)
     assert gpu.in_flight[0] is batch
-    gpu.samples()
+    gpu.trajectories()
     assert not gpu.in_flight
 
 
@@ -91,6 +101,104 @@ def test_tensors_become_the_integers_of_arrays(kind):
     found = gpu.to_host(to_integers(gpu.array(terms)))
     assert found.tobytes() == expected.tobytes()
     assert to_integers(gpu.array(terms[:0])).tolist() == np.zeros((3, 400)).tolist()
+
+
+WORDS = {
+    "maml_trpo": ["policy.hidden_sizes=[8]"],
+    "learned step sizes": ["policy.hidden_sizes=[8]", "algorithm.learn_step_sizes=parameter"],
+    "first order": ["policy.hidden_sizes=[8]", "algorithm.first_order=true"],
+    "fewer samples": ["policy.hidden_sizes=[8]", "algorithm.fisher_fraction=0.3"],
+    "pretrain": ["policy.hidden_sizes=[8]", "algorithm.name=pretrain"],
+    "promp": [
+        "policy.hidden_sizes=[8]",
+        "algorithm.name=promp",
+        "algorithm.num_inner_steps=2",
+        "algorithm.learn_step_sizes=layer",
+        "algorithm.kl_target=0.01",
+    ],
+    "rl2": [
+        "policy.hidden_size=8",
+        "algorithm.name=rl2",
+        "algorithm.episodes_per_trial=2",
+        "algorithm.minibatches=2",
+    ],
+    "torch module": ["policy.name=test_torch_module:Perceptron"],
+}
+
+
+def exact(terms):
+    terms = terms if isinstance(terms, np.ndarray) else terms.numpy()
+    return from_integers(to_integers(terms))
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+@pytest.mark.parametrize("env", ["navigation", "bandit"])
+@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
+def test_an_update_of_every_algorithm_on_tensors_is_that_on_arrays(words, env, normalised):
+    """All that an agent with a GPU does: upload, digest all tasks at once, and update."""
+    words = [*words, f"env.name={env}", "horizon=6", "fast_batch_size=3"]
+    words.append(f"normalise_observations={str(normalised).lower()}")
+    if not {"algorithm.name=promp", "algorithm.name=rl2"} & {*words}:
+        words.append("algorithm.cg_iters=3")  # more would magnify the rounding
+    config = load_config(None, words)
+    job = prepare(config, make_env(config, 1))
+    algorithm, phases = job.algorithm, job.algorithm.num_phases(False)
+    state = algorithm.initial_state(np.random.default_rng(0))
+    batches = {
+        (task, phase): episodes(job.dtype, task, phase)
+        for task in range(TASKS)
+        for phase in range(phases)
+    }
+    gpu = Gpu("cpu")
+    on_gpu = {name: gpu.array(values) for name, values in state.items()}
+    digests = [
+        [algorithm.digest(on_gpu, uploaded(gpu, job.dtype, batches))],
+        [
+            algorithm.digest(
+                state, [trajectories(batches[task, phase]) for phase in range(phases)]
+            )
+            for task in range(TASKS)
+        ],
+    ]
+    found, expected = (
+        algorithm.update(state, some, TASKS, exact, np.random.default_rng(1)) for some in digests
+    )
+    assert expected.reason == found.reason == ""
+    assert found.state.keys() == expected.state.keys() == state.keys()
+    assert abs(expected.state["theta"] - state["theta"]).max() > 1e-4
+    for name, values in expected.state.items():
+        assert isinstance(found.state[name], np.ndarray), name
+        assert found.state[name].dtype == values.dtype == state[name].dtype, name
+        scale = abs(values).max() if values.size else 0
+        np.testing.assert_allclose(
+            found.state[name], values, rtol=1e-3, atol=2e-3 * scale, err_msg=name
+        )
+    assert found.metrics.keys() == expected.metrics.keys()
+    for name, value in expected.metrics.items():
+        assert found.metrics[name] == pytest.approx(value, rel=1e-2, abs=1e-4), name
+
+
+def episodes(dtype, task, phase):
+    """Return a batch [1] of ragged episodes, as of a policy that is near to a random one."""
+    rng = np.random.default_rng([task, phase])
+    batch = np.zeros(1, dtype)
+    horizon, number = batch["rewards"].shape[1:]
+    lengths = rng.integers(2, horizon + 1, number)
+    valid = np.arange(horizon)[:, None] < lengths
+    batch["task"], batch["phase"], batch["lengths"] = task, phase, lengths
+    shape = batch["observations"].shape
+    batch["observations"] = rng.standard_normal(shape) * valid[..., None]
+    if batch["actions"].dtype == np.int64:
+        batch["actions"] = rng.integers(2, size=batch["actions"].shape) * valid
+        batch["log_probs"] = -np.log(5) * valid
+    else:
+        batch["actions"] = rng.standard_normal(batch["actions"].shape) * valid[..., None]
+        log_probs = -0.5 * (batch["actions"] ** 2 + np.log(2 * np.pi)).sum(-1)
+        batch["log_probs"] = log_probs * valid
+    for name in ("rewards", "advantages"):
+        batch[name] = rng.standard_normal(valid.shape) * valid
+    batch["truncated"] = np.arange(horizon)[:, None] == lengths - 1
+    return batch
 
 
 @pytest.mark.parametrize("setting", ["auto", "cuda"])

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,15 +9,17 @@ import reference
 import torch
 from torch.distributions import kl_divergence
 
-from hpc_maml.policies.policy import CategoricalMLP, Gaussian, GaussianMLP, make_policy
+from hpc_maml.policies import make_policy
+from hpc_maml.policies.distributions import Categorical, Gaussian, MeanAndDeviation
+from hpc_maml.policies.mlp import MLPSettings
 
 SIZES = (3, 5, 4, 2)
 CASES = [(discrete, activation) for discrete in (False, True) for activation in ("tanh", "relu")]
 
 
-def case(discrete, activation):
-    policy = make_policy(SIZES[0], SIZES[-1], discrete, SIZES[1:-1], activation)
-    return policy, reference.Problem(SIZES, activation, discrete, ())
+def case(discrete, activation, **more):
+    problem = reference.Problem(SIZES, activation, discrete, (), **more)
+    return reference.policy_of(problem), problem
 
 
 def random_theta(policy, *lead):
@@ -65,12 +66,12 @@ def test_log_prob_and_kl_divergence_agree_with_torch_distributions(discrete, act
         problem.distribution(torch.tensor(each), tensors.observations) for each in (theta, other)
     )
     np.testing.assert_allclose(
-        policy.log_prob(p, samples.actions), expected_p.log_prob(tensors.actions), rtol=1e-12
+        policy.distribution.log_prob(p, samples.actions), expected_p.log_prob(tensors.actions), rtol=1e-12
     )
     np.testing.assert_allclose(
-        policy.kl_divergence(p, q), kl_divergence(expected_p, expected_q), rtol=1e-11
+        policy.distribution.kl_divergence(p, q), kl_divergence(expected_p, expected_q), rtol=1e-11
     )
-    assert (policy.kl_divergence(p, p) == 0).all()
+    assert (policy.distribution.kl_divergence(p, p) == 0).all()
 
 
 @pytest.mark.parametrize(("discrete", "activation"), CASES)
@@ -92,9 +93,9 @@ def test_numpy_and_torch_agree_for_any_leading_dimensions(discrete, activation):
         np.testing.assert_allclose(found[at], alone, rtol=1e-10, atol=1e-13)
 
     distribution = policy.forward(policy.unflatten(theta), observations)
-    log_probs = policy.log_prob(distribution, actions)
+    log_probs = policy.distribution.log_prob(distribution, actions)
     distribution = policy.forward(policy.unflatten(tensors[0]), tensors[1])
-    np.testing.assert_allclose(log_probs, policy.log_prob(distribution, tensors[2]), rtol=1e-10)
+    np.testing.assert_allclose(log_probs, policy.distribution.log_prob(distribution, tensors[2]), rtol=1e-10)
 
 
 @pytest.mark.parametrize(("discrete", "activation"), CASES)
@@ -107,7 +108,7 @@ def test_push_forward_is_the_derivative_and_pull_back_its_transpose(discrete, ac
 
     def outputs(theta):
         evaluation = policy.evaluate(theta, observations)
-        return evaluation.activations[-1:] if discrete else evaluation.distribution
+        return (evaluation.network.outputs,) if discrete else evaluation.distribution
 
     changes = (change,) if discrete else change
     for after, before, found in zip(
@@ -117,7 +118,7 @@ def test_push_forward_is_the_derivative_and_pull_back_its_transpose(discrete, ac
 
     rng = np.random.default_rng(2)
     cotangents = [rng.standard_normal(each.shape) for each in changes]
-    pulled = policy.pull_back(at, cotangents[0] if discrete else Gaussian(*cotangents))
+    pulled = policy.pull_back(at, cotangents[0] if discrete else MeanAndDeviation(*cotangents))
     inner = sum((c * u).sum() for c, u in zip(changes, cotangents, strict=True))
     np.testing.assert_allclose(pulled @ tangent, inner, rtol=1e-12)
 
@@ -125,9 +126,7 @@ def test_push_forward_is_the_derivative_and_pull_back_its_transpose(discrete, ac
 @pytest.mark.parametrize("floor", [float(np.log(1e-6)), 0.0])
 @pytest.mark.parametrize(("discrete", "activation"), CASES)
 def test_score_derivative_is_that_of_the_score_along_a_direction(discrete, activation, floor):
-    policy, problem = case(discrete, activation)
-    if not discrete:
-        policy, problem = replace(policy, min_log_std=floor), replace(problem, min_log_std=floor)
+    policy, problem = case(discrete, activation, min_log_std=floor)
     theta, tangent = random_theta(policy, 2)
     theta[-2:] = [-1.0, 1.0]  # a sigma on each side of the higher floor
     samples = reference.random_samples(np.random.default_rng(1), problem, 6, 4)
@@ -148,7 +147,7 @@ def test_score_derivative_is_that_of_the_score_along_a_direction(discrete, activ
 
 
 def test_initial_parameters_are_glorot_uniform_with_unit_sigma():
-    policy = GaussianMLP(17, 6, (64, 64), "tanh")
+    policy = make_policy(MLPSettings(hidden_sizes=[64, 64]), 17, 6, discrete=False)
     theta = policy.initial_parameters(np.random.default_rng(0))
     assert theta.dtype == np.float32
     assert theta.shape == (17 * 64 + 64 + 64 * 64 + 64 + 64 * 6 + 6 + 6,)
@@ -162,31 +161,42 @@ def test_initial_parameters_are_glorot_uniform_with_unit_sigma():
 
 
 def test_categorical_samples_by_the_inverse_cumulative_distribution():
-    policy = CategoricalMLP(1, 3, (), "tanh")
-    distribution = np.log(np.array([0.2, 0.5, 0.3]))
+    distribution = Categorical(3)
+    parameters = np.log(np.array([0.2, 0.5, 0.3]))
     noise = np.array([0.0, 0.19, 0.21, 0.69, 0.71, 0.999])
-    assert policy.sample(distribution[None], noise).tolist() == [0, 0, 1, 1, 2, 2]
+    assert distribution.sample(parameters[None], noise).tolist() == [0, 0, 1, 1, 2, 2]
     too_small = np.log(np.array([0.2, 0.5, 0.29]))  # as if rounded: the sum is not 1
-    assert policy.sample(too_small[None], np.array([0.999])).tolist() == [2]
+    assert distribution.sample(too_small[None], np.array([0.999])).tolist() == [2]
 
 
 def test_gaussian_samples_are_mean_plus_sigma_times_noise():
-    policy = GaussianMLP(1, 2, (), "tanh")
-    distribution = Gaussian(np.array([[1.0, 2.0]]), np.log(np.array([[3.0, 4.0]])))
-    actions = policy.sample(distribution, np.array([[1.0, -0.5]]))
+    distribution = Gaussian(2)
+    parameters = MeanAndDeviation(np.array([[1.0, 2.0]]), np.log(np.array([[3.0, 4.0]])))
+    actions = distribution.sample(parameters, np.array([[1.0, -0.5]]))
     np.testing.assert_allclose(actions, [[4.0, 0.0]], atol=1e-15)
-    noise = policy.noise(np.random.default_rng(0), (5, 4))
+    noise = distribution.noise(np.random.default_rng(0), (5, 4))
     assert (noise.shape, noise.dtype) == ((5, 4, 2), np.float32)
 
 
-def test_observers_do_not_import_torch():
+@pytest.mark.parametrize("network", ["mlp", "gru"])
+def test_observers_do_not_import_torch(network):
+    algorithm = "rl2" if network == "gru" else "maml_trpo"
     program = (
         "import sys, numpy as np\n"
-        "from hpc_maml import advantages, baseline, maml, policy, trust_region\n"
-        "from hpc_maml.sampling.trajectory import Samples\n"
-        "net = policy.make_policy(1, 2, False, (3,), 'tanh')\n"
-        "samples = Samples(np.ones((4, 1)), np.ones((4, 2)), *np.ones((3, 4)))\n"
-        "maml.adapt(net, net.initial_parameters(np.random.default_rng(0)), samples, 0.1)\n"
-        "sys.exit('torch' in sys.modules)\n"
+        "from hpc_maml.algorithms.collection import collect\n"
+        "from hpc_maml.config import load_config\n"
+        "from hpc_maml.run.job import make_env, prepare\n"
+        f"words = ['algorithm.name={algorithm}', 'horizon=4', 'fast_batch_size=2']\n"
+        "config = load_config(None, words)\n"
+        "env = make_env(config, 2)\n"
+        "job = prepare(config, env)\n"
+        "rng = np.random.default_rng(0)\n"
+        "played = job.algorithm.played(job.algorithm.initial_state(rng))\n"
+        "tasks, keys = env.sample_tasks(rng, 1), [(0, 0, 0)]\n"
+        "more = {'keys': keys, 'evaluation': False, 'dtype': job.dtype}\n"
+        "batches = list(collect(job.algorithm, env, played, tasks, **more))\n"
+        "assert batches[-1][0]['lengths'].sum() == 8\n"
+        "sys.exit(3 if 'torch' in sys.modules else 0)\n"
     )
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+    found = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True)
+    assert found.returncode == 0, found.stderr

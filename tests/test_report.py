@@ -2,55 +2,89 @@
 
 import base64
 import csv
+import dataclasses
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
+import h5py
 import numpy as np
 import pytest
-from conftest import SMALL, environment, run
+from conftest import BAD_INPUT, HERE, ROOT, SMALL, environment, run
 
 from hpc_maml import open_run
+from hpc_maml.report import figures
+from hpc_maml.report.experiments import RunData, by_environment, read_runs
+from hpc_maml.report.tables import quantities
+from hpc_maml.report.writing import write_report
 from hpc_maml.storage.meta_tests import T_QUANTILES, half_width
-from hpc_maml.report.experiments import by_environment, read_runs
+from hpc_maml.storage.metrics import METRICS
 
-BAD_INPUT = 2
-NAMES = {"learning_curves", "adaptation_curve", "task_returns", "trust_region", "time_use", "speed"}
+NAMES = {"learning_curves", "adaptation_curve", "task_returns", "outer_step", "time_use", "speed"}
 TABLES = {
     f"{name}.csv" for name in ("runs", "experiments", "learning_curves", "meta_tests", "metrics")
 }
+OLD = ROOT / "tests" / "data" / "run_format_1"  # of the 0.1 layout
+TESTED = ("evaluation.every=2", "evaluation.tasks=4", "num_iterations=4")
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, Path]:
-    """Return runs by name: three seeds, one of them shorter; another step size; another robot."""
+    """Return runs by name.
+
+    Three seeds, one of them shorter; another step size; another robot; other algorithms.
+    """
     top = tmp_path_factory.mktemp("runs")
+    maml = ("algorithm.num_inner_steps=2",)
+    rl2 = ("policy.name=gru", "algorithm.episodes_per_trial=3", "algorithm.minibatches=2")
     words = {
-        "one": ["seed=1", "num_inner_steps=2"],
-        "two": ["seed=2", "num_inner_steps=2", "num_iterations=4"],
-        "three": ["seed=3", "num_inner_steps=2"],
-        "faster": ["seed=1", "num_inner_steps=2", "fast_lr=0.2", "archive.rollouts=none"],
+        "one": ["seed=1", *maml],
+        "two": ["seed=2", *maml, "num_iterations=4"],
+        "three": ["seed=3", *maml],
+        "faster": ["seed=1", *maml, "algorithm.fast_lr=0.2", "archive.rollouts=none"],
         "<robot> & co": ["env.name=half_cheetah_vel", "num_iterations=2", "archive.rollouts=none"],
+        "promp": ["algorithm.name=promp", *TESTED],
+        "rl2": ["algorithm.name=rl2", "policy.hidden_size=8", *rl2, *TESTED],
     }
     for name, settings in words.items():
-        run(None, *SMALL, *settings, "--run-dir", str(top / name))
+        small = [word for word in SMALL if name != "rl2" or "hidden_sizes" not in word]
+        run(HERE, *small, *settings, "--run-dir", str(top / name))
     run(
-        *(None, "evaluate", str(top / "one"), "--tasks", "4", "--updates", "3"),
+        *(HERE, "evaluate", str(top / "one"), "--tasks", "4", "--updates", "3"),
         *("--baseline", str(top / "faster")),
     )
     return {name: top / name for name in words}
+
+
+@pytest.fixture
+def changed(folders, tmp_path) -> Path:
+    """Return a copy of the first run."""
+    return Path(shutil.copytree(folders["one"], tmp_path / "changed"))
+
+
+COMPARED = ("one", "two", "three", "faster", "<robot> & co")
 
 
 @pytest.fixture(scope="module")
 def report(folders, tmp_path_factory) -> Path:
     """Return the folder of a report on all runs."""
     folder = tmp_path_factory.mktemp("report") / "new"
-    result = run(None, "report", *map(str, folders.values()), "-o", str(folder))
+    compared = [str(folders[name]) for name in COMPARED]
+    result = run(None, "report", *compared, "-o", str(folder))
     assert result.stdout == f"{folder / 'report.html'}\n"
     assert not result.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def mixed(folders, tmp_path_factory) -> Path:
+    """Return the folder of a report on three algorithms and a run of an older program."""
+    folder = tmp_path_factory.mktemp("report") / "mixed"
+    assert write_report([*(folders[name] for name in ("one", "promp", "rl2")), OLD], folder) == []
     return folder
 
 
@@ -121,9 +155,9 @@ def test_the_page_needs_nothing_else(report):
 
 def test_every_metric_is_in_the_csv_as_recorded(folders, report):
     table = rows(report / "metrics.csv")
-    for name, folder in folders.items():
+    for name in COMPARED:
         found = [row for row in table if row["run"] == name]
-        metrics = open_run(folder).metrics
+        metrics = open_run(folders[name]).metrics
         assert [int(row["iteration"]) for row in found] == list(metrics.index)
         for column in metrics:
             assert np.array_equal([float(row[column]) for row in found], metrics[column]), column
@@ -142,21 +176,23 @@ def test_numbers_of_runs(folders, report):
         speed = metrics["environment_steps"].sum() / metrics["iteration_seconds"].sum()
         assert np.isclose(float(row["steps_per_second"]), speed)
         assert float(row["agents_busy"]) == np.median(metrics["agents_busy"])
+        assert float(row["kl_after"]) == np.median(metrics["kl_after"])
 
 
 def test_meta_tests(folders, report):
     (test,) = open_run(folders["one"]).evaluations
     assert {"run", "random", "baseline faster"} == set(test.returns)
     found = {
-        (row["policy"], int(row["updates"])): float(row["return_mean"])
+        (row["policy"], row["phase"], row["number"]): float(row["return_mean"])
         for row in rows(report / "meta_tests.csv")
     }
     expected = {
-        (policy, updates): mean
+        (policy, "updates", str(updates)): mean
         for policy, returns in test.returns.items()
         for updates, mean in enumerate(returns.mean(0))
     }
-    assert found == expected | {("optimum with the goal known", 0): test.optima.popitem()[1].mean()}
+    optimal = "optimal return with the goal known"
+    assert found == expected | {(optimal, "", ""): test.optima[optimal].mean()}
 
 
 def test_seeds_are_put_together(folders, report):
@@ -197,8 +233,8 @@ def test_one_run_has_the_middle_half_of_its_tasks_as_band(folders, report):
 
 
 def test_a_seed_given_twice_is_not_taken_for_two(folders, tmp_path):
-    run(None, *SMALL, "seed=1", "num_inner_steps=2", "--run-dir", "again")
-    runs = read_runs([folders["one"], folders["three"], Path("again"), folders["one"]])
+    again = Path(shutil.copytree(folders["one"], tmp_path / "again"))
+    runs = read_runs([folders["one"], folders["three"], again, folders["one"]])
     (only,) = by_environment(runs)
     found = [(each.label, [run.name for run in each.runs]) for each in only.experiments]
     assert found == [("one, three", ["one", "three"]), ("again", ["again"])]
@@ -219,6 +255,7 @@ def test_t_quantiles():
 
 def test_a_run_that_goes_on_can_be_reported(folders, report):
     again = run(3, "report", str(folders["one"]), "-o", str(report.parent / "again"))
+    assert not again.stderr
     assert again.stdout.count("report.html") == 1
     names = {path.stem for path in (report.parent / "again").glob("*.svg")}
     assert names == NAMES | {"trajectories", "meta_test"}
@@ -227,19 +264,312 @@ def test_a_run_that_goes_on_can_be_reported(folders, report):
 def test_no_mpi_and_no_torch(folders):
     code = (
         "import sys; from pathlib import Path; from hpc_maml.report.writing import write_report;"
-        "write_report([Path(sys.argv[1])], Path('out'));"
+        "write_report([Path(each) for each in sys.argv[1:]], Path('out'));"
         "assert not {'mpi4py', 'torch'} & set(sys.modules)"
     )
-    words = [sys.executable, "-c", code, str(folders["one"])]
+    words = [sys.executable, "-c", code, str(folders["one"]), str(folders["rl2"]), str(OLD)]
     subprocess.run(words, check=True, env=environment())
     assert Path("out/report.html").exists()
+
+
+class TestAlgorithms:
+    """A report names no algorithm: it shows what each declares, and phases of either kind."""
+
+    @pytest.fixture
+    def experiments(self, folders):
+        names = ("one", "promp", "rl2")
+        (only,) = by_environment(read_runs([*(folders[name] for name in names), OLD]))
+        return only.experiments
+
+    def test_experiments_are_called_by_their_algorithms(self, experiments):
+        assert [each.label for each in experiments] == ["maml_trpo", "promp", "rl2", "maml"]
+        assert [each.phase for each in experiments] == ["updates", "updates", "episode", "updates"]
+        # what only some have is none of the differences
+        assert "episodes_per_trial" not in experiments[2].settings
+        assert experiments[0].key.startswith("maml_trpo: ")
+
+    def test_every_declared_metric_has_a_panel(self, folders, experiments):
+        picture = figures.outer_step(experiments)
+        assert picture.title == "Outer step"
+        panels = {axis.get_title(): axis for axis in picture.figure.axes if axis.get_visible()}
+        declared = {name: set(open_run(folders[name]).declared) for name in ("one", "promp", "rl2")}
+        names = set.union(*declared.values())
+        assert set(panels) == {name.replace("_", " ") for name in names}
+        assert not names & set(METRICS)
+
+        def lines(name: str) -> list[int]:
+            return [len(line.get_xdata()) for line in panels[name].lines]
+
+        assert lines("entropy") == [4]  # of RL^2 only
+        assert lines("cg iterations") == [5, 2]  # of MAML, new and old
+        assert sorted(lines("kl after")) == [2, 2, 4, 4, 5]  # of all, and a limit
+        (limit,) = [line for line in panels["kl after"].lines if line.get_linestyle() == "--"]
+        assert set(limit.get_ydata()) == {0.01}  # algorithm.max_kl
+        (kl, *_) = panels["kl after"].lines
+        assert np.array_equal(kl.get_ydata(), open_run(folders["one"]).metrics["kl_after"])
+
+    def test_rejected_updates_are_marked(self, changed):
+        with h5py.File(changed / "metrics.h5", "r+") as file:
+            file["iterations/accepted"][1:3] = 0
+        (only,) = by_environment(read_runs([changed]))
+        picture = figures.outer_step(only.experiments)
+        assert "there are 2." in picture.caption
+        axis = next(each for each in picture.figure.axes if each.get_title() == "kl after")
+        line, crosses, limit = axis.lines
+        assert np.isnan(line.get_ydata()).tolist() == [False, True, True, False, False]
+        assert crosses.get_marker() == "x"
+        assert list(crosses.get_xdata()) == [2, 3]
+        assert limit.get_linestyle() == "--"
+
+    def test_a_limit_that_is_no_number_is_not_drawn(self, experiments):
+        (run_of_promp,) = experiments[1].runs
+        assert run_of_promp.declared["inner_kl"].limit == "kl_target"
+        assert run_of_promp.config["algorithm"]["kl_target"] is None
+        picture = figures.outer_step(experiments)
+        axis = next(each for each in picture.figure.axes if each.get_title() == "inner kl")
+        assert [line.get_linestyle() for line in axis.lines] == ["-"]
+
+    def test_an_algorithm_that_declares_nothing(self, experiments):
+        (silent,) = [dataclasses.replace(each, declared={}) for each in experiments[0].runs]
+        assert figures.outer_step([dataclasses.replace(experiments[0], runs=(silent,))]) is None
+
+    def test_medians_of_what_is_printed(self, folders, mixed):
+        found = {row["run"]: row for row in rows(mixed / "runs.csv")}
+        for name in ("one", "promp", "rl2"):
+            metrics = open_run(folders[name]).metrics
+            assert float(found[name]["kl_after"]) == metrics["kl_after"].median()
+        trial = open_run(folders["rl2"]).metrics["trial_return"].median()
+        assert float(found["rl2"]["trial_return"]) == trial
+        assert found["one"]["trial_return"] == ""
+        old = np.median(open_run(OLD).columns["kl_after"])
+        assert float(found["run_format_1"]["kl_after"]) == old
+        (only,) = by_environment(read_runs([folders["one"]]))
+        assert quantities([only])["kl_after"].layout == ".4f"  # as the line of an iteration
+        page = Page((mixed / "report.html").read_text(encoding="utf-8"))
+        assert "kl after, median [nat]" in page.shown
+
+    def test_phases_are_updates_or_episodes(self, experiments):
+        figure = figures.adaptation_curve(experiments).figure
+        updates, episodes = figure.axes
+        assert (updates.get_xlabel(), episodes.get_xlabel()) == ("updates", "episode of a trial")
+        middle = {len(each.lines[0].get_xdata()) for each in updates.containers}
+        assert middle == {3, 2}  # of MAML with two inner steps, and of the others with one
+        assert round(min(updates.containers[0].lines[0].get_xdata())) == 0
+        (trial,) = episodes.containers
+        assert list(trial.lines[0].get_xdata()) == [1, 2, 3]
+        assert updates.get_ylim() == episodes.get_ylim()
+
+    def test_meta_tests_of_either_kind(self, folders, mixed):
+        tests = open_run(folders["rl2"]).evaluations
+        assert [each.iteration for each in tests] == [0, 2, 4]
+        found = {
+            (int(row["iteration"]), row["phase"], row["number"]): row
+            for row in rows(mixed / "meta_tests.csv")
+            if row["run"] == "rl2"
+        }
+        episodes = [("episode", "1"), ("episode", "2"), ("episode", "3"), ("trial", "")]
+        assert list(found) == [(each.iteration, *phase) for each in tests for phase in episodes]
+        trials = tests[-1].returns["run"].sum(1)
+        row = found[4, "trial", ""]
+        assert float(row["return_mean"]) == trials.mean()
+        assert np.isclose(float(row["confidence_95"]), half_width(trials))
+        shown = Page((mixed / "report.html").read_text(encoding="utf-8")).shown
+        assert "return on unseen tasks after updates0123" in shown
+        assert "return on unseen tasks in each episode of a trial123whole trial" in shown
+        total = f"{trials.mean():,.2f} ± {half_width(trials):,.2f}".replace("-", "−")
+        assert total in shown
+
+    def test_panels_of_meta_tests(self, experiments):
+        axes = figures.meta_test(experiments).figure.axes
+        labels = [axis.get_xlabel() for axis in axes]
+        assert labels == ["updates", "iteration", "episode of a trial", "iteration"]
+        titles = [axis.get_legend().get_title().get_text() for axis in axes[1::2]]
+        assert titles == ["updates", "episode of a trial"]
+        numbers = [
+            [text.get_text() for text in axis.get_legend().get_texts()] for axis in axes[1::2]
+        ]
+        assert numbers == [["0", "1", "3"], ["1", "3"]]
+
+    def test_the_return_of_a_trial(self, folders, mixed):
+        found = {row["run"]: row["return_of_trial"] for row in rows(mixed / "runs.csv")}
+        last = open_run(folders["rl2"]).per_task["return_after_updates"][-1]
+        assert float(found["rl2"]) == last.sum(-1).mean()
+        assert found["one"] == found["promp"] == found["run_format_1"] == ""
+
+    def test_words_of_one_kind(self, folders):
+        (only,) = by_environment(read_runs([folders["rl2"]]))
+        assert quantities([only])["return_before"].words == "return, first episode"
+        picture = figures.learning_curves(only.experiments)
+        legend = picture.figure.axes[0].get_legend()
+        words = [text.get_text() for text in legend.get_texts()]
+        assert words == ["first episode", "last episode"]
+        assert "adaptation" not in picture.caption
+        (updates,) = by_environment(read_runs([folders["promp"]]))
+        assert quantities([updates])["return_after"].words == "return, after adaptation"
+
+    def test_many_episodes(self, folders):
+        """Ten episodes of a trial: every number is there, and nothing overlaps."""
+        (run_of_rl2,) = read_runs([folders["rl2"]])
+        (only,) = by_environment([_with_episodes(run_of_rl2, 10)])
+        figure = figures.meta_test(only.experiments).figure
+        figure.canvas.draw()
+        ticks = [round(tick) for tick in figure.axes[0].get_xticks()]
+        assert set(range(1, 11)) <= set(ticks)
+        (curve,) = figure.axes[0].containers
+        assert list(curve.lines[0].get_xdata()) == list(range(1, 11))
+
+    def test_the_environment_draws_its_picture(self, experiments):
+        picture = figures.trajectories(experiments)
+        assert "before adaptation and after adaptation" in picture.caption
+        axis = picture.figure.axes[0]
+        assert [line.get_label() for line in axis.lines if line.get_label()[0] != "_"] == [
+            "before adaptation",
+            "after adaptation",
+            "start",
+            "goal",
+        ]
+        trials = figures.trajectories(experiments[2:3])
+        assert "The first 2 trials" in trials.caption
+        assert "first episode and last episode" in trials.caption
+
+
+def _with_episodes(run: RunData, number: int) -> RunData:
+    """Return a run whose trials have more episodes."""
+
+    def longer(returns: np.ndarray) -> np.ndarray:
+        return np.resize(returns, (*returns.shape[:-1], number))
+
+    return dataclasses.replace(
+        run,
+        per_task=run.per_task
+        | {"return_after_updates": longer(run.per_task["return_after_updates"])},
+        evaluations=[
+            dataclasses.replace(
+                test, returns={name: longer(values) for name, values in test.returns.items()}
+            )
+            for test in run.evaluations
+        ],
+    )
+
+
+def told(text: str) -> dict[str, str]:
+    """Return what is said of each thing in the lines of inspect."""
+    return dict(line.split(maxsplit=1) for line in text.splitlines() if len(line.split()) > 1)
+
+
+class TestOldRuns:
+    """Folders of the 0.1 layout stay readable; what they lack is missing, not damage."""
+
+    def test_a_report_of_their_own(self, tmp_path):
+        assert write_report([OLD], tmp_path / "out") == []
+        names = {path.stem for path in (tmp_path / "out").glob("*.png")}
+        assert names == NAMES | {"trajectories"}
+        (row,) = rows(tmp_path / "out" / "runs.csv")
+        assert float(row["return_after"]) == open_run(OLD).per_task["post_update_return"][-1].mean()
+        assert "kl_after" not in row  # nothing says that it is printed
+
+    def test_metrics_that_are_not_there(self, changed, folders, tmp_path):
+        with h5py.File(changed / "metrics.h5", "r+") as file:
+            for name in ("kl_after", "principal_busy", "sampling_seconds", "diverged_episodes"):
+                del file["iterations"][name]
+        write_report([changed, folders["two"]], tmp_path / "out")
+        found = {row["run"]: row for row in rows(tmp_path / "out" / "runs.csv")}
+        assert found["changed"]["kl_after"] == found["changed"]["principal_busy"] == ""
+        assert found["two"]["kl_after"]
+        inspected = run(HERE, "inspect", changed)
+        assert "cg_residual" in inspected.stdout
+        assert not inspected.stderr
+
+    def test_the_reader(self):
+        archive = open_run(OLD)
+        assert set(archive.declared) == set(archive.columns) - set(METRICS)
+        assert {"kl_after", "cg_residual"} <= set(archive.declared)
+        assert archive.declared["kl_after"].console == archive.declared["kl_after"].limit == ""
+        assert archive.descriptions["cg_residual"].startswith("Euclidean norm")
+        assert archive.checkpoint(2).state == {}
+
+    def test_a_meta_test_without_a_kind(self, changed):
+        (path,) = (changed / "evaluations").iterdir()
+        with h5py.File(path, "r+") as file:  # as format 1 had them
+            file.attrs["format_version"] = 1
+            del file.attrs["phase"], file.attrs["how"]
+            file.attrs["step_sizes"] = [0.1, 0.05, 0.05]
+        (test,) = open_run(changed).evaluations
+        assert (test.phase, test.first, test.how) == ("updates", 0, "")
+
+    def test_what_inspect_says(self):
+        said = told(run(HERE, "inspect", OLD, "--tree", "--verify").stdout)
+        assert said["experiment"] == (
+            "navigation, seed 1: 2 tasks x 2 phases x 2 episodes x 3 steps"
+        )
+        assert said["algorithm"] == "maml"
+        assert said["network"] == "hidden_sizes [2], activation tanh"
+        assert said["state"] == "policy of 14 parameters"
+
+
+class TestReader:
+    """What the reader and inspect say of the algorithm of a run."""
+
+    def test_declared_metrics(self, folders):
+        archive = open_run(folders["rl2"])
+        assert set(archive.declared) == set(archive.metrics) - set(METRICS)
+        assert archive.declared["trial_return"].console == "trial {:.2f}"
+        assert archive.descriptions["trial_return"].startswith("undiscounted return of a trial")
+        assert archive.descriptions["accepted"] == METRICS["accepted"].description
+        assert archive.descriptions["task"] == "what distinguishes the task"
+        assert archive.units["entropy"] == "nat"
+        maml = open_run(folders["one"]).declared
+        assert maml["kl_after"].limit == "max_kl"
+        assert maml["cg_iterations"].dtype == np.int64
+
+    def test_state_of_a_checkpoint(self, folders):
+        found = open_run(folders["rl2"]).checkpoint(4)
+        assert found.state["adam_first_moment"].shape == (
+            sum(values.size for values in found.parameters.values()),
+        )
+        assert open_run(folders["one"]).checkpoint(5).state == {}
+
+    def test_inspect(self, folders):
+        shown = run(HERE, "inspect", folders["rl2"]).stdout
+        said = told(shown)
+        assert said["experiment"].endswith("6 tasks x 3 phases x 3 episodes x 12 steps")
+        assert said["algorithm"] == "rl2"
+        assert said["network"] == "gru: hidden_size 8"
+        found = open_run(folders["rl2"])
+        size = sum(values.size for values in found.checkpoint(4).parameters.values())
+        assert said["state"].startswith(
+            f"policy of {size} parameters, adam_first_moment [{size}], adam_second_moment [{size}]"
+        )
+        title = shown.splitlines()[-len(found.declared) - 1]
+        assert title == "metrics of the algorithm in iteration 4"
+        for name, metric in found.declared.items():
+            value = f"{found.columns[name][-1]:.6g}"
+            assert re.fullmatch(
+                rf"{re.escape(value)}( {metric.unit})? +{re.escape(metric.description)}", said[name]
+            )
+
+    def test_inspect_of_a_damaged_run(self, changed):
+        content = (changed / "metrics.h5").read_bytes()
+        (changed / "metrics.h5").write_bytes(content[: len(content) // 2])
+        for path in (changed / "checkpoints").iterdir():
+            path.write_bytes(b"")
+        result = run(HERE, "inspect", changed, code=1)
+        assert "6 tasks x 3 episodes x 12 steps" in result.stdout
+        assert "committed   unknown" in result.stdout
+        assert all("is damaged" in line for line in result.stderr.splitlines())
+
+    def test_a_dataset_that_says_nothing_is_damage(self, changed):
+        with h5py.File(changed / "metrics.h5", "r+") as file:
+            del file["iterations/kl_after"].attrs["unit"]
+        with pytest.raises(ValueError, match=r"metrics.h5 is damaged"):
+            _ = open_run(changed).declared
 
 
 class TestMistakes:
     """Each is one sentence and exit code 2."""
 
     def refused(self, *words: str) -> str:
-        result = run(2, "report", *words, "-o", "out", code=BAD_INPUT)
+        result = run(HERE, "report", *words, "-o", "out", code=BAD_INPUT)
         (line,) = [line for line in result.stderr.splitlines() if line]
         assert not Path("out").exists()
         return line
@@ -250,9 +580,8 @@ class TestMistakes:
         )
 
     @pytest.fixture
-    def folder(self) -> Path:
-        run(None, *SMALL, "num_iterations=1", "--run-dir", "run")
-        return Path("run")
+    def folder(self, folders) -> Path:
+        return Path(shutil.copytree(folders["one"], "run"))
 
     def test_no_iteration_yet(self, folder):
         (folder / "metrics.h5").unlink()
@@ -263,21 +592,25 @@ class TestMistakes:
         (folder / "metrics.h5").write_bytes(content[: len(content) // 2])
         assert "run/metrics.h5 is damaged" in self.refused("run")
 
+    def test_returns_of_tasks_that_are_not_there(self, folder):
+        with h5py.File(folder / "metrics.h5", "r+") as file:
+            del file["tasks/pre_update_return"]
+        assert "run/metrics.h5 is damaged: it has no pre_update_return." in self.refused("run")
+
     def test_a_damaged_meta_test(self, folder):
-        run(None, "evaluate", "run", "--tasks", "2", "--updates", "1")
         (file,) = (folder / "evaluations").iterdir()
         file.write_bytes(b"")
         assert f"{file} is damaged" in self.refused("run")
 
     def test_a_folder_that_cannot_be_written(self, folder):
         Path("taken").write_text("")
-        result = run(None, "report", "run", "-o", "taken", code=BAD_INPUT)
+        result = run(HERE, "report", "run", "-o", "taken", code=BAD_INPUT)
         assert result.stderr == "hpc_maml: The folder taken cannot be made: File exists.\n"
 
     def test_damaged_rollouts_are_left_out_and_said(self, folder):
         (segment,) = folder.glob("rollouts/iteration_*/*.h5")
         segment.write_bytes(segment.read_bytes()[:100])
-        result = run(None, "report", "run", "-o", "out")
+        result = run(HERE, "report", "run", "-o", "out")
         assert re.search(r"rank_0000.h5 is damaged: .* It is skipped.", result.stdout)
         assert "It is skipped." in Path("out/report.html").read_text()
         assert not Path("out/trajectories.svg").exists()

@@ -9,13 +9,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import ROOT, SMALL, run, start
+from conftest import FAULT, HERE, SMALL, run, start
 
 from hpc_maml import open_run
 from hpc_maml.storage.archive_schema import FIELDS
 from hpc_maml.storage.metrics import METRICS, PER_TASK
 
-FAULT = str(ROOT / "tests" / "fault.py")
+slow = pytest.mark.slow
 SETTINGS = (*SMALL, "num_iterations=16", "checkpoint.keep=99", "horizon=40", "archive.rollouts=5")
 SETTINGS += ("evaluation.every=4", "evaluation.tasks=2", "evaluation.updates=2")
 STOPPED_EARLY = 75
@@ -26,11 +26,12 @@ def state(folder: Path) -> dict[str, bytes]:
     found = {path.name: path.read_bytes() for path in folder.glob("checkpoints/*")}
     with h5py.File(folder / "metrics.h5") as file:
         assert file.attrs["committed_iterations"] == len(file["iterations/accepted"])
-        for group, metrics in (("iterations", METRICS), ("tasks", PER_TASK)):
-            assert set(file[group]) == set(metrics)
-            for name, metric in metrics.items():
-                if not metric.wall_clock:
-                    found[f"{group}/{name}"] = file[group][name][...].tobytes()
+        assert set(file["iterations"]) > set(METRICS)
+        assert set(file["tasks"]) == set(PER_TASK)
+        for group in ("iterations", "tasks"):
+            for name, dataset in file[group].items():
+                if not dataset.attrs["wall_clock"]:
+                    found[f"{group}/{name}"] = dataset[...].tobytes()
     found |= {f"tests/{path.name}": path.read_bytes() for path in folder.glob("evaluations/*")}
     for (iteration, task), rollout in open_run(folder).rollouts.items():
         for name in FIELDS:
@@ -60,7 +61,7 @@ def wait_for_checkpoint(folder: Path, iteration: int, job: subprocess.Popen) -> 
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", [1, *(pytest.param(n, marks=slow) for n in (0, 2, 3, 4, 5))])
 def test_sigkill_at_random_moments(number, undisturbed, tmp_path):
     folder = tmp_path / "run"
     chance = random.Random(number)
@@ -82,8 +83,18 @@ def test_sigkill_at_random_moments(number, undisturbed, tmp_path):
     assert state(folder) == undisturbed
 
 
-@pytest.mark.parametrize("every", [1, 5])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("number", "every"),
+    [
+        (signal.SIGTERM, 5),
+        pytest.param(signal.SIGTERM, 1, marks=slow),
+        *(
+            pytest.param(number, every, marks=slow)
+            for number in (signal.SIGUSR1, signal.SIGINT)
+            for every in (1, 5)
+        ),
+    ],
+)
 def test_signals_stop_at_an_iteration_with_a_checkpoint(number, every, undisturbed, tmp_path):
     folder = tmp_path / "run"
     settings = (*SETTINGS, f"checkpoint.every={every}", "--run-dir", str(folder))
@@ -106,7 +117,7 @@ def test_signals_stop_at_an_iteration_with_a_checkpoint(number, every, undisturb
         assert undisturbed[name] == content
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, pytest.param(signal.SIGTERM, marks=slow)])
 def test_a_signal_during_the_start_stops_the_run_too(number, undisturbed, tmp_path):
     folder = tmp_path / "run"
     job = start(None, *SETTINGS, "--run-dir", str(folder))
@@ -116,30 +127,30 @@ def test_a_signal_during_the_start_stops_the_run_too(number, undisturbed, tmp_pa
     job.send_signal(number)
     out, err = job.communicate(timeout=30)
     assert job.returncode == STOPPED_EARLY, out + err
-    run(2, "--run-dir", str(folder))
+    run(HERE, "--run-dir", str(folder))
     assert state(folder).items() >= undisturbed.items()
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=slow)])
 def test_a_kill_while_the_folder_is_made(count, undisturbed, tmp_path):
     folder = tmp_path / "run"
-    words = ("0", "hpc_maml.storage.files", "_sync", str(count), "kill", *SETTINGS)
+    words = ("0", "hpc_maml.storage.atomic_files", "_sync", str(count), "kill", *SETTINGS)
     job = start(None, *words, "--run-dir", str(folder), python=(FAULT,))
     job.communicate(timeout=30)
     assert job.returncode
     assert (folder / "checkpoints").exists()
-    run(2, *SETTINGS, "--run-dir", str(folder))
+    run(HERE, *SETTINGS, "--run-dir", str(folder))
     assert state(folder) == undisturbed
 
 
 def test_the_run_folder_alone_is_enough_to_go_on(undisturbed, tmp_path):
     folder = tmp_path / "run"
-    run(None, *SETTINGS, "num_iterations=3", "--run-dir", str(folder))
+    run(HERE, *SETTINGS, "num_iterations=3", "--run-dir", str(folder))
     run(3, "num_iterations=16", "--run-dir", str(folder))
     assert state(folder) == undisturbed
 
 
-@pytest.mark.parametrize("rank", [0, 1, 2, 3])
+@pytest.mark.parametrize("rank", [2, *(pytest.param(n, marks=slow) for n in (0, 1, 3))])
 def test_a_signal_to_any_single_rank_stops_the_run(rank, tmp_path):
     folder = tmp_path / "run"
     job = start(4, *SETTINGS, "num_iterations=500", "--run-dir", str(folder))
@@ -154,9 +165,9 @@ def test_a_signal_to_any_single_rank_stops_the_run(rank, tmp_path):
 
 def test_a_finished_run_is_left_alone_and_can_be_prolonged(undisturbed):
     short = (*SETTINGS, "num_iterations=5", "--run-dir", "run")
-    run(None, *short)
+    run(HERE, *short)
     before = {path: path.stat().st_mtime_ns for path in Path("run").glob("checkpoints/*")}
-    again = run(None, *short)
+    again = run(HERE, *short)
     assert "done: 5 iterations" in again.stdout
     assert before == {path: path.stat().st_mtime_ns for path in Path("run").glob("checkpoints/*")}
     run(3, *SETTINGS, "--run-dir", "run")
@@ -164,15 +175,14 @@ def test_a_finished_run_is_left_alone_and_can_be_prolonged(undisturbed):
 
 
 def test_old_checkpoints_are_removed():
-    run(None, *SMALL, "checkpoint.keep=2", "checkpoint.every=2", "--run-dir", "run")
+    run(HERE, *SMALL, "checkpoint.keep=2", "checkpoint.every=2", "--run-dir", "run")
     names = sorted(path.name for path in Path("run/checkpoints").iterdir())
     assert names == ["iteration_000004.h5", "iteration_000005.h5"]
 
 
-def test_metrics_mean_what_they_say():
-    run(2, *SMALL, "--run-dir", "run")
-    with h5py.File("run/metrics.h5") as file:
-        table = {name: file["iterations"][name][...] for name in METRICS}
+def test_metrics_mean_what_they_say(trained):
+    with h5py.File(trained / "metrics.h5") as file:
+        table = {name: dataset[...] for name, dataset in file["iterations"].items()}
         returns = file["tasks/post_update_return"][...]
         assert file["iterations/sampling_seconds"].attrs["unit"] == "s"
         assert file.attrs["hpc_maml"]

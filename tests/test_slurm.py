@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SMALL, run
+from conftest import HERE, ROOT, SMALL, run
 from slurm_cluster import LOGIN, Cluster, missing, running_cluster
 from test_restart import state
 
+pytestmark = pytest.mark.slow  # Slurm takes its time
 # Long enough to be disturbed. Slurm looks at time limits every 30 s, so LONG takes more than that.
 SETTINGS = (*SMALL, "env.name=navigation", "num_iterations=40", "checkpoint.keep=99")
 SETTINGS += ("checkpoint.every=5",)
@@ -37,7 +38,7 @@ def _checkout() -> None:
 def undisturbed(tmp_path_factory) -> dict[str, bytes]:
     """Return the state of the run by ``python -m hpc_maml`` alone."""
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    run(None, *SETTINGS, f"num_iterations={LONG}", "--run-dir", str(folder), timeout=300)
+    run(HERE, *SETTINGS, f"num_iterations={LONG}", "--run-dir", str(folder))
     return state(folder)
 
 
@@ -125,7 +126,7 @@ def test_a_launcher_of_another_mpi_is_said(cluster):
 
 def test_sweep(cluster):
     words = (*SMALL, "env.name=navigation", "num_iterations=1")
-    sweep = {"KEY": "trpo.max_kl", "VALUES": "0.01 0.02", "SEEDS": "1 5"}
+    sweep = {"KEY": "algorithm.max_kl", "VALUES": "0.01 0.02", "SEEDS": "1 5"}
     script = "jobs/slurm_sweep.sh"
     wrong = cluster.submit("--array=0-1", "-n1", script, *words, **sweep)
     job = cluster.submit("--array=0-3", "-n1", script, *words, **sweep)
@@ -134,7 +135,7 @@ def test_sweep(cluster):
         assert wait_for_end(cluster, f"{job}_{task}", name)["JobState"] == "COMPLETED", log(name)
     for max_kl in (0.01, 0.02):
         for seed in (1, 5):
-            folder = Path(f"runs/sweep-{job}/trpo.max_kl={max_kl}-seed={seed}")
+            folder = Path(f"runs/sweep-{job}/algorithm.max_kl={max_kl}-seed={seed}")
             config = (folder / "config.yaml").read_text()
             assert f"seed: {seed}\n" in config
             assert f"max_kl: {max_kl}\n" in config
@@ -144,9 +145,9 @@ def test_sweep(cluster):
 
 
 def test_evaluate(cluster):
-    run(None, *SMALL, "num_iterations=1", "--run-dir", "run")
+    run(HERE, *SMALL, "num_iterations=1", "--run-dir", "run")
     words = ("evaluate", "run", "--tasks", "3", "--updates", "1", "--json")
-    run(None, *words, "serial.json")
+    run(HERE, *words, "serial.json")
     # an agent whose only observer is on another node
     job = cluster.submit("-N2", "-n3", "jobs/slurm_evaluate.sh", *words[1:], "slurm.json")
     name = f"evaluate-{job}.log"

@@ -9,7 +9,11 @@ ROOMS = ["test_exchange.py", "test_gpu_aware.py", "test_reduce.py", "test_topolo
 
 @pytest.mark.parametrize(
     ("ranks", "files"),
-    [(1, ROOMS), (2, ROOMS), (3, ROOMS), (5, ROOMS), (16, ["test_invariance.py"])],
+    [
+        (3, ROOMS),
+        *(pytest.param(ranks, ROOMS, marks=pytest.mark.slow) for ranks in (1, 2, 5)),
+        pytest.param(16, ["test_invariance.py"], marks=pytest.mark.slow),
+    ],
 )
 def test_under_mpi(ranks, files):
     paths = [str(FOLDER / file) for file in files]

@@ -17,16 +17,16 @@ for seed in 1 2 3; do
     learn bandit-n10 bandit "$seed"
     learn bandit-n100 bandit "$seed" horizon=100 num_iterations=50
     learn navigation navigation_original "$seed" evaluation.every=20
-    learn navigation-pretrained navigation_original "$seed" algorithm=pretrain
-    learn navigation-quarter navigation_original "$seed" trpo.fisher_fraction=0.25
+    learn navigation-pretrained navigation_original "$seed" algorithm.name=pretrain
+    learn navigation-quarter navigation_original "$seed" algorithm.fisher_fraction=0.25
     learn cheetah-dir half_cheetah_dir_original "$seed" num_iterations=100
     learn cheetah-dir-quarter half_cheetah_dir_original "$seed" num_iterations=100 \
-        trpo.fisher_fraction=0.25
-    learn cheetah-vel half_cheetah_vel_original "$seed" num_iterations=30 trpo.fisher_fraction=0.25
+        algorithm.fisher_fraction=0.25
+    learn cheetah-vel half_cheetah_vel_original "$seed" num_iterations=30 algorithm.fisher_fraction=0.25
     learn cheetah-vel-exact half_cheetah_vel_original "$seed" num_iterations=30
     learn cheetah-vel-small half_cheetah_vel "$seed" num_iterations=30
     learn cheetah-vel-small-quarter half_cheetah_vel "$seed" num_iterations=30 \
-        trpo.fisher_fraction=0.25
+        algorithm.fisher_fraction=0.25
 done
 
 for seed in 1 2 3; do
@@ -37,8 +37,8 @@ for seed in 1 2 3; do
         python -m hpc_maml evaluate "runs/$name-$seed"
     done
 done
-python benchmarks/published_navigation.py runs/navigation-[123] runs/navigation-quarter-[123]
-python benchmarks/published_navigation.py runs/navigation-[123] --step-sizes 0.5 0.125 0.125
+python -m benchmarks.published_navigation runs/navigation-[123] runs/navigation-quarter-[123]
+python -m benchmarks.published_navigation runs/navigation-[123] --step-sizes 0.5 0.125 0.125
 for name in navigation cheetah-dir cheetah-vel bandit-n10 bandit-n100; do
     runs=("runs/$name-"[123])
     [[ $name == cheetah-dir ]] && runs+=(runs/cheetah-dir-quarter-[123])

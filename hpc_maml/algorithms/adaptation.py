@@ -75,7 +75,9 @@ class InnerSteps(NamedTuple):
                 by_size.insert(0, self.groups.contract(step.score.gradient * gradient))
             gradient = gradient if self.first_order else step.pull(policy, gradient)
             gradient = gradient + more[number] if more else gradient
-        return array_namespace(gradient).concat([gradient, *by_size], -1) if by_size else gradient
+        if not by_size:
+            return gradient
+        return array_namespace(gradient).concat([gradient, *by_size], axis=-1)
 
     def _split(self, size: int, vector: Array) -> list[Array]:
         """Return the parts of a vector: by theta ``[..., P]``, by each step ``[..., groups]``."""

@@ -39,7 +39,7 @@ def collect(
         started = time.perf_counter()
         batches = np.zeros(len(tasks), dtype)
         actions, environment = (
-            [stream(seed, purpose, *of_task, phase) for seed, *of_task in keys]
+            [stream(seed, purpose, iteration, index, phase) for seed, iteration, index in keys]
             for purpose in purposes
         )
         with np.errstate(over="ignore", invalid="ignore"):  # a divergence is seen by its NaN

@@ -49,13 +49,13 @@ class GradientAdaptation(Algorithm):
                 f"algorithm.name={settings.name} cannot use a recurrent policy: choose another "
                 "policy.name, or algorithm.name=rl2."
             )
-        learned = getattr(settings, "learn_step_sizes", "none")
+        learned: Learned = getattr(settings, "learn_step_sizes", "none")
         self.groups = None if learned == "none" else StepSizeGroups.of(learned, policy.shapes)
 
     @property
     def num_inner_steps(self) -> int:
         """The inner steps of training."""
-        return self.settings.num_inner_steps
+        return int(self.settings.num_inner_steps)
 
     def num_phases(self, evaluation: bool) -> int:
         """Return one more than there are inner steps."""

@@ -220,7 +220,7 @@ class MamlTrpo(GradientAdaptation):
     @property
     def first_order(self) -> bool:
         """Whether second derivatives are dropped."""
-        return self.settings.first_order
+        return bool(self.settings.first_order)
 
     def update(
         self,
@@ -242,7 +242,8 @@ class MamlTrpo(GradientAdaptation):
                 lambda each: fisher_vector_product(self.policy, each, like(each.gradient, vector)),
                 outer.size,
             )
-            return product + settings.cg_damping * vector
+            damping: float = settings.cg_damping
+            return product + damping * vector
 
         def evaluate(candidate: np.ndarray) -> tuple[float, float]:
             def terms(each: LinearisedTasks) -> Array:

@@ -44,7 +44,7 @@ FAR = 1.5  # ratio of the KL divergence to its target, either way, that changes 
 class ProMPSettings(InnerStepSettings):
     """The keys of ProMP."""
 
-    outer_lr: Positive = Field(1.0e-3, description="learning rate of Adam in the outer step")
+    outer_lr: Positive = Field(1.0e-2, description="learning rate of Adam in the outer step")
     adam_steps: Count = Field(5, description="steps of Adam on one collection")
     clip: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.3, description="importance ratios count between 1 - clip and 1 + clip"

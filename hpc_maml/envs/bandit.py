@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 
+from hpc_maml.envs.bandit_strategies import EPISODES, strategies, strategy_returns
 from hpc_maml.envs.batched import TaskVectorEnv, check_choices
 
 PULLS = 10  # of an episode, where nobody says otherwise
@@ -62,6 +63,15 @@ class Bandit(TaskVectorEnv):
     def sample_tasks(self, rng: np.random.Generator, n: int) -> np.ndarray:
         """Draw n times the mean rewards of all arms, float64 ``[n, arms]``."""
         return rng.random((n, self.task_dim))
+
+    def best_play(self, tasks: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Return the mean returns of strategies that know how arms are drawn, of Bernoulli arms."""
+        if self.rewards != "bernoulli":
+            return {}
+        return {
+            name: strategy_returns(tasks, self.horizon, EPISODES, index, rng)
+            for name, index in strategies(self.horizon).items()
+        }
 
     def _draw_starts(self, rng: np.random.Generator) -> np.ndarray:
         return self._draw_luck(rng, (self.episodes_per_task, self.horizon))

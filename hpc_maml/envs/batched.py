@@ -1,7 +1,7 @@
 """The base of all environments: the episodes of one or several tasks, stepped side by side."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -30,6 +30,15 @@ def check_choices(actions: np.ndarray, count: int) -> None:
         raise ValueError(f"actions must be integers from 0 to {count - 1}")
 
 
+# Draw episodes of a task ``[task_dim]`` into axes of matplotlib. A phase has a name, such as "after
+# adaptation", and the observations ``[T, obs_dim]`` of some episodes.
+Picture = Callable[[Any, np.ndarray, Mapping[str, Sequence[np.ndarray]]], None]
+
+# Yield an image, uint8 ``[height, width, 3]``, of each of the states ``[n, ...]`` that
+# ``visible_states`` returned.
+Film = Callable[[np.ndarray, int, int], Iterator[np.ndarray]]
+
+
 class TaskVectorEnv(VectorEnv, ABC):
     """B episodes of each of G tasks; the episodes of task g are rows g*B to (g+1)*B.
 
@@ -42,6 +51,9 @@ class TaskVectorEnv(VectorEnv, ABC):
     # How it is trained where nobody says otherwise: keys of a configuration, nested as in a file.
     defaults: ClassVar[Mapping[str, Any]] = {}
     lineage_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # by env.kwargs.lineage
+    # How episodes can be shown, methods of those environments where there is something to see.
+    picture: Picture | None = None
+    film: Film | None = None  # with ``visible_states`` and ``seconds_per_step``
 
     def __init__(
         self,
@@ -74,6 +86,10 @@ class TaskVectorEnv(VectorEnv, ABC):
     @abstractmethod
     def sample_tasks(self, rng: np.random.Generator, n: int) -> np.ndarray:
         """Draw n tasks, float64 ``[n, task_dim]``."""
+
+    def best_play(self, tasks: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Return the optimal returns ``[n]`` of an episode on tasks, by name, where known."""
+        return {}
 
     @abstractmethod
     def _draw_starts(self, rng: np.random.Generator) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
 from typing import Any, ClassVar, NamedTuple
 
@@ -183,6 +183,19 @@ class Locomotion(TaskVectorEnv):
         """Return a live view ``[num_envs, size]`` of a part."""
         field = self.simulations.bind(part.field)
         return field[:, part.index].reshape(len(field), -1)
+
+    def visible_states(self) -> np.ndarray:
+        """Return what ``film`` needs to know of the present moment, ``[num_envs, nq]``."""
+        return self._positions.copy()
+
+    def film(self, states: np.ndarray, width: int, height: int) -> Iterator[np.ndarray]:
+        """Yield an image, uint8 ``[height, width, 3]``, of each state ``[n, nq]``.
+
+        Raises InputError where MuJoCo cannot draw.
+        """
+        from hpc_maml.envs.mujoco_film import images
+
+        return images(self.simulations.get_model(0), states, width, height)
 
     @abstractmethod
     def _rewards(self, velocities: np.ndarray) -> np.ndarray:

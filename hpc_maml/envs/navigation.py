@@ -1,6 +1,6 @@
 """A point in the plane that looks for a goal it does not see."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ from hpc_maml.envs.batched import TaskVectorEnv, defaults_of_lineages, lineage_r
 
 GOAL_RANGE = 0.5
 GOAL_TOLERANCE = 0.01  # in each coordinate
+LONGEST_STEP = 0.1  # in each coordinate
 
 
 class Lineage(NamedTuple):
@@ -71,6 +72,24 @@ class Navigation(TaskVectorEnv):
         """Draw n goals, float64 ``[n, 2]``."""
         return rng.uniform(-GOAL_RANGE, GOAL_RANGE, (n, 2))
 
+    def best_play(self, tasks: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Return what is paid for the straight way to goals ``[n, 2]`` that are known."""
+        return {"optimal return with the goal known": optimal_returns(tasks, self.horizon)}
+
+    def picture(
+        self, axes: Any, task: np.ndarray, phases: Mapping[str, Sequence[np.ndarray]]
+    ) -> None:
+        """Draw the paths, from the start, and the goal."""
+        for words, episodes in phases.items():
+            label, colour = words, None  # the next one of the axes
+            for path in episodes:
+                (line,) = axes.plot(*path.T, color=colour, linewidth=1, alpha=0.75, label=label)
+                label, colour = None, line.get_color()
+        axes.plot(0, 0, "o", color="black", markersize=5, label="start")
+        axes.plot(*task, "*", color="gold", markersize=15, markeredgecolor="black", label="goal")
+        axes.set_aspect("equal")
+        axes.set(xlabel="x", ylabel="y")
+
     def _draw_starts(self, rng: np.random.Generator) -> np.ndarray:
         return np.zeros((self.episodes_per_task, 2))
 
@@ -92,3 +111,17 @@ class Navigation(TaskVectorEnv):
         rewards = -((offsets * offsets).sum(-1) ** 0.5)
         terminated = (abs(offsets) < GOAL_TOLERANCE).all(-1)
         return self._observations(), rewards, terminated, {}
+
+
+def optimal_returns(goals: np.ndarray, horizon: int) -> np.ndarray:
+    """Return the highest returns ``[n]`` for known goals ``[n, 2]``.
+
+    Both coordinates can approach at full speed at once, which is best for every step's distance.
+    """
+    left = abs(goals)
+    returns, running = np.zeros(len(goals)), np.ones(len(goals), np.bool_)
+    for _ in range(horizon):
+        left = np.maximum(left - LONGEST_STEP, 0.0)
+        returns -= running * (left * left).sum(-1) ** 0.5
+        running = running & (left >= GOAL_TOLERANCE).any(-1)
+    return returns

@@ -69,6 +69,10 @@ class TabularMdp(TaskVectorEnv):
         super().set_tasks(tasks)
         self._transitions, self._mean_rewards = transitions_and_rewards(self._tasks)
 
+    def best_play(self, tasks: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Return the expected return of the best policy where the process is known."""
+        return {"optimal return with the process known": optimal_returns(tasks, self.horizon)}
+
     def _draw_starts(self, rng: np.random.Generator) -> np.ndarray:
         shape = (self.episodes_per_task, self.horizon)
         return np.concatenate((rng.random(shape), rng.standard_normal(shape)), axis=1)
@@ -90,3 +94,12 @@ class TabularMdp(TaskVectorEnv):
         # Rounding may leave the last sum below 1: what passes all others is the last state.
         self._states = (self._chances[now][:, None] >= cumulative[:, :-1]).sum(-1)
         return self._observations(), rewards, np.zeros(self.num_envs, np.bool_), {}
+
+
+def optimal_returns(tasks: np.ndarray, horizon: int) -> np.ndarray:
+    """Return the highest expected returns ``[n]`` from state 0, by value iteration."""
+    transitions, rewards = transitions_and_rewards(tasks)
+    values = np.zeros(rewards.shape[:2])
+    for _ in range(horizon):
+        values = (rewards + (transitions @ values[:, None, :, None])[..., 0]).max(-1)
+    return values[:, 0]

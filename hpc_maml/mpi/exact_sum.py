@@ -1,14 +1,14 @@
 """Sums over tasks that do not depend on order: exact, in integers, so any rank count agrees."""
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from array_api_compat import array_namespace
 from mpi4py import MPI
 
 from hpc_maml.mpi.waiting import wait
-from hpc_maml.sampling.trajectory import Array
+from hpc_maml.policies.network import Array
 
 if TYPE_CHECKING:
     from hpc_maml.mpi.gpu import Gpu
@@ -32,7 +32,7 @@ class ExactSum:
     ) -> None:
         self.comm = comm
         self.limit = limit
-        self.gpu = gpu
+        self.gpu: Any = gpu  # there is one where terms are tensors
         self.direct = direct
         self.waited = 0.0  # seconds, for the other ranks
 

@@ -83,10 +83,10 @@ class Gpu:
 
 def _fields(batches: torch.Tensor, dtype: np.dtype) -> Trajectories:
     """Return the fields of batches ``[G, bytes]`` as views ``[G, ...]``."""
-    found = []
+    found, fields = [], dict(dtype.fields or {})
     for name in Trajectories._fields:
-        field, start = dtype.fields[name][:2]
+        field, start = fields[name][:2]
         values = batches[:, start : start + field.itemsize]
         kind = torch.from_numpy(np.empty(0, field.base)).dtype
-        found.append(values.view(kind).unflatten(1, field.shape))
+        found.append(values.view(kind).reshape(len(batches), *field.shape))
     return Trajectories(*found)

@@ -85,7 +85,7 @@ def to_rank_0(world: MPI.Comm, value: T) -> list[T]:
     wait(world.Igatherv(mine, everyone), "all ranks to say what they found", START_LIMIT)
     ends = np.cumsum(sizes)[:-1]
     parts = np.split(payload, ends) if world.rank == 0 else []
-    return [pickle.loads(part) for part in parts]
+    return [pickle.loads(part.data) for part in parts]
 
 
 def _broadcast(world: MPI.Comm, value: Any) -> Any:
@@ -96,7 +96,7 @@ def _broadcast(world: MPI.Comm, value: Any) -> Any:
     if world.rank:
         payload = np.empty(size[0], np.uint8)
     wait(world.Ibcast(payload), "rank 0 to prepare the job", START_LIMIT)
-    return pickle.loads(payload)
+    return pickle.loads(payload.data)
 
 
 def abort(error: BaseException) -> NoReturn:

@@ -64,19 +64,19 @@ def assign_roles(
     gpus_of = dict.fromkeys(nodes, 0)
     for node, number in zip(nodes, gpus, strict=False):
         gpus_of[node] = max(gpus_of[node], number)
-    if agents == "auto":
+    if isinstance(agents, str):  # auto
         wanted = sum(gpus_of.values())
-        agents = max(1, min(size // 2, wanted) if wanted else min(size // 4, cores or size))
+        agents = int(max(1, min(size // 2, wanted) if wanted else min(size // 4, cores or size)))
     if agents > size:
         raise InputError(f"topology.agents is {agents}, but there are only {size} MPI ranks.")
 
     principal_alone = size >= 1 + 2 * agents
-    free = {node: [] for node in sorted(set(nodes), key=list(nodes).index)}
+    free: dict[int, list[int]] = {node: [] for node in sorted(set(nodes), key=list(nodes).index)}
     for rank in range(1 if principal_alone else 0, size):
         free[nodes[rank]].append(rank)
 
     # An agent goes to the node with the most GPUs, then free ranks, per agent it would then have.
-    dealt = Counter()
+    dealt: Counter[int] = Counter()
     for _ in range(agents):
         roomy = [node for node in free if len(free[node]) > dealt[node]]
         share = {
@@ -87,7 +87,7 @@ def assign_roles(
     agent_ranks = [rank for node in free for rank in free[node][: dealt[node]]]
 
     teams = {rank: index for index, rank in enumerate(sorted(agent_ranks))}
-    observers_of = Counter()
+    observers_of: Counter[int] = Counter()
     here_first = sorted(free, key=lambda node: dealt[node] == 0)
     for node in here_first:
         near = [teams[rank] for rank in free[node][: dealt[node]]] or list(teams.values())

@@ -43,7 +43,7 @@ class Pushed(NamedTuple):
     """A derivative of the outputs along a tangent of the parameters."""
 
     changes: list[Array]  # [..., N, width], of the output of each layer
-    input_changes: list[Array | None]  # [..., N, width], of the input of each layer but the first
+    input_changes: list[Array]  # [..., N, width], of the input of each layer; None of the first
 
     @property
     def outputs(self) -> Array:
@@ -106,7 +106,7 @@ class MLP(FeedForward):
     def push(self, at: Linearised, tangents: Layers) -> Pushed:
         """Return the derivatives of each layer's output and of its input along ``tangents``."""
         changes: list[Array] = []
-        input_changes: list[Array | None] = [None]
+        input_changes: list[Array] = [None]
         for layer in range(self._depth):
             change = at.activations[layer] @ tangents[f"weight_{layer}"]
             change += tangents[f"bias_{layer}"]
@@ -118,7 +118,8 @@ class MLP(FeedForward):
 
     def pull(self, at: Linearised, cotangent: Array, *, again: bool = False) -> Pulled:
         """Return the gradients by the parameters, by back-propagation."""
-        delta, gradients = cotangent, []
+        delta = cotangent
+        gradients: list[Array] = []
         deltas = [delta]
         for layer in reversed(range(self._depth)):
             weight_gradient = at.activations[layer].mT @ delta
@@ -139,7 +140,8 @@ class MLP(FeedForward):
 
         By the chain rule through both passes, line by line (Pearlmutter 1994, section 3).
         """
-        delta, gradients = cotangent, []
+        delta = cotangent
+        gradients: list[Array] = []
         for layer in reversed(range(self._depth)):
             weight_gradient = at.activations[layer].mT @ delta
             if layer:

@@ -39,7 +39,7 @@ class Policy:
     @property
     def memory_size(self) -> int:
         """Numbers kept of every episode from step to step; 0 for a feed-forward network."""
-        return self.network.memory_size
+        return int(self.network.memory_size)
 
     @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:

@@ -281,7 +281,10 @@ class TorchModule(FeedForward):
 
         def call(parameters: Tensors, observations: torch.Tensor) -> torch.Tensor:
             named = {name: parameters[position] for name, position in self._positions.items()}
-            return functional_call(module, named, (observations,), tie_weights=False)
+            outputs: torch.Tensor = functional_call(
+                module, named, (observations,), tie_weights=False
+            )
+            return outputs
 
         if not tasks.side_by_side:
             return call(parameters, observations)
@@ -355,7 +358,7 @@ def _apply(
     if not isinstance(outputs, torch.Tensor):
         found = type(outputs).__name__
     elif list(outputs.shape) != expected:
-        found = list(outputs.shape)
+        found = str(list(outputs.shape))
     else:
         return outputs
     raise InputError(

@@ -1,22 +1,26 @@
 """The runs of a report, put together where they differ in nothing but their seed."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hpc_maml.storage.reader import Run
+from hpc_maml.algorithms.algorithm import Metric
 from hpc_maml.config import NEUTRAL_KEYS
 from hpc_maml.errors import InputError
+from hpc_maml.report.phases import kind_of
 from hpc_maml.storage.meta_tests import MetaTest
+from hpc_maml.storage.reader import DamagedError, Run
+from hpc_maml.storage.run_folder import METRICS
 
 if TYPE_CHECKING:
     import pandas as pd
 
 LONGEST_LABEL = 20  # characters
+NEEDED = ("pre_update_return", "post_update_return", "return_after_updates")
 
 
 @dataclass(frozen=True)
@@ -26,11 +30,18 @@ class RunData:
     run: Run
     name: str  # of the folder, or its path where names are not unique
     config: dict[str, Any]
+    phase: str  # the kind of its phases, see Algorithm.phase
     metrics: "pd.DataFrame"  # a row for each iteration
     per_task: dict[str, np.ndarray]  # by name, [iterations, n, ...]
-    units: dict[str, str]
+    declared: Mapping[str, Metric]  # metrics of the algorithm
     versions: dict[str, str]
     evaluations: list[MetaTest]  # meta-tests, by iteration
+
+    def column(self, name: str) -> np.ndarray:
+        """Return a metric of all iterations, NaN where the run has none of that name."""
+        if name not in self.metrics:
+            return np.full(len(self.metrics), np.nan)
+        return self.metrics[name].to_numpy()
 
     @property
     def evaluation(self) -> MetaTest | None:
@@ -56,12 +67,18 @@ class Experiment:
     @property
     def key(self) -> str:
         """The label, and what it stands for."""
-        return self.label if self.settings in ("", self.label) else f"{self.label}: {self.settings}"
+        rest = self.settings.removeprefix(self.label).removeprefix(", ")
+        return f"{self.label}: {rest}" if rest else self.label
 
     @property
     def iterations(self) -> int:
         """The iterations that every run has done."""
         return min(len(each.metrics) for each in self.runs)
+
+    @property
+    def phase(self) -> str:
+        """The kind of the phases, the same in all runs."""
+        return self.runs[0].phase
 
 
 @dataclass(frozen=True)
@@ -70,6 +87,27 @@ class Environment:
 
     name: str
     experiments: tuple[Experiment, ...]
+
+    @property
+    def runs(self) -> list[RunData]:
+        """The runs of all experiments."""
+        return [run for each in self.experiments for run in each.runs]
+
+
+def kinds(experiments: Iterable[Experiment]) -> list[str]:
+    """Return the kinds of phases that the experiments have."""
+    return list(dict.fromkeys(each.phase for each in experiments))
+
+
+def declared(runs: Iterable[RunData]) -> dict[str, Metric]:
+    """Return the metrics that the algorithms of some runs declare, in their order."""
+    found: dict[str, Metric] = {}
+    for run in runs:
+        for name, metric in run.declared.items():
+            # of a name that several have, one that says how it is printed
+            if name not in found or (metric.console and not found[name].console):
+                found[name] = metric
+    return found
 
 
 def read_runs(folders: Sequence[Path]) -> list[RunData]:
@@ -89,23 +127,25 @@ def by_environment(runs: Sequence[RunData]) -> list[Environment]:
     """
     environments: dict[str, dict[str, list[RunData]]] = {}
     for run in runs:
-        kinds = environments.setdefault(json.dumps(run.config["env"], sort_keys=True), {})
+        groups = environments.setdefault(json.dumps(run.config["env"], sort_keys=True), {})
         settings = json.dumps(settings_of(run), sort_keys=True)
         occurrence = 0
         while run.config["seed"] in [
-            each.config["seed"] for each in kinds.get(f"{occurrence} {settings}", [])
+            each.config["seed"] for each in groups.get(f"{occurrence} {settings}", [])
         ]:
             occurrence += 1
-        kinds.setdefault(f"{occurrence} {settings}", []).append(run)
+        groups.setdefault(f"{occurrence} {settings}", []).append(run)
     return [
-        Environment(_environment_name(json.loads(key)), _experiments(list(kinds.values())))
-        for key, kinds in environments.items()
+        Environment(_environment_name(json.loads(key)), _experiments(list(groups.values())))
+        for key, groups in environments.items()
     ]
 
 
 def settings_of(run: RunData) -> dict[str, Any]:
     """Return the dotted keys of a run that affect its result, without the seed."""
     kept = {key: value for key, value in run.config.items() if key not in (*NEUTRAL_KEYS, "seed")}
+    if isinstance(kept.get("algorithm"), str):  # a run of 0.1, whose other keys are flat
+        kept["algorithm"] = {"name": kept["algorithm"]}
     return dict(_leaves(kept))
 
 
@@ -114,39 +154,56 @@ def _read(folder: Path, name: str) -> RunData:
     metrics, per_task = run.metrics, run.per_task
     if metrics.empty:
         raise InputError(f"The run in {folder} has not done an iteration yet.")
+    if missing := [each for each in NEEDED if each not in per_task]:
+        raise DamagedError(folder / METRICS, f"it has no {', '.join(missing)}")
     rows = min(len(metrics), *(len(values) for values in per_task.values()))
+    config, evaluations = run.config, run.evaluations
     return RunData(
         run=run,
         name=name,
-        config=run.config,
+        config=config,
+        phase=evaluations[-1].phase if evaluations else kind_of(config),
         metrics=metrics.iloc[:rows],
         per_task={key: values[:rows] for key, values in per_task.items()},
-        units=run.units,
+        declared=run.declared,
         versions=run.versions,
-        evaluations=run.evaluations,
+        evaluations=evaluations,
     )
 
 
 def _experiments(groups: list[list[RunData]]) -> tuple[Experiment, ...]:
     settings = [settings_of(runs[0]) for runs in groups]
     keys = dict.fromkeys(key for each in settings for key in each)
-    differing = [key for key in keys if len({str(each.get(key)) for each in settings}) > 1]
-    descriptions = [
-        ", ".join(f"{key.split('.')[-1]} {each.get(key)}" for key in differing) for each in settings
+    # A key that only some have belongs to their algorithm or network, which the others lack.
+    differing = [
+        key for key in keys if len({str(each[key]) for each in settings if key in each}) > 1
     ]
+    differing.sort(key=lambda key: key != "algorithm.name")
+    descriptions = [
+        ", ".join(_setting(key, each[key]) for key in differing if key in each) for each in settings
+    ]
+    algorithms = [str(each.get("algorithm.name")) for each in settings]
     found = []
     for number, (description, runs) in enumerate(zip(descriptions, groups, strict=True)):
-        if descriptions.count(description) > 1:  # the same seeds again
+        if descriptions.count(description) > 1:  # the same seeds again, or another layout
             names = ", ".join(run.name for run in runs)
             description = f"{description}, {names}" if description else names
         if len(groups) == 1:
             label = runs[0].name if len(runs) == 1 else f"{len(runs)} seeds"
         elif len(description) <= LONGEST_LABEL:
             label = description
+        elif len(set(algorithms)) == len(groups) and len(algorithms[number]) <= LONGEST_LABEL:
+            label = algorithms[number]
         else:
             label = chr(ord("A") + number) if number < 26 else f"No. {number + 1}"
         found.append(Experiment(label, description, tuple(runs)))
     return tuple(found)
+
+
+def _setting(key: str, value: Any) -> str:
+    """Return a setting in words; the name of an algorithm or a network says what it is."""
+    name = key.rpartition(".")[2]
+    return str(value) if name == "name" else f"{name} {value}"
 
 
 def _environment_name(env: dict[str, Any]) -> str:
@@ -154,11 +211,9 @@ def _environment_name(env: dict[str, Any]) -> str:
     return f"{env['name']} ({kwargs})" if kwargs else env["name"]
 
 
-def _leaves(data: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found = []
+def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in data.items():
         if isinstance(value, dict) and value:
-            found += _leaves(value, f"{prefix}{key}.")
+            yield from _leaves(value, f"{prefix}{key}.")
         else:
-            found.append((f"{prefix}{key}", value))
-    return found
+            yield f"{prefix}{key}", value

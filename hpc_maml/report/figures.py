@@ -1,5 +1,6 @@
 """The pictures of a report, one function each."""
 
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -12,18 +13,22 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from hpc_maml.storage.meta_tests import RUN
-from hpc_maml.report.experiments import Environment, Experiment
+from hpc_maml.algorithms.algorithm import Metric
+from hpc_maml.envs import make
+from hpc_maml.envs.batched import TaskVectorEnv
+from hpc_maml.report.experiments import Environment, Experiment, RunData, declared, kinds
+from hpc_maml.report.phases import AXIS, FIRST, GAIN, UPDATES, each, ends, ends_by_index
 from hpc_maml.report.statistics import (
     Band,
     metric,
     optima,
+    phase_returns,
     policies,
     returns,
-    returns_after_updates,
     test_returns,
     tests_on_the_way,
 )
+from hpc_maml.storage.meta_tests import RUN
 
 # Okabe and Ito's colours, told apart by everyone; more experiments than these are sampled anew.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -36,12 +41,14 @@ STYLE = {
     "grid.alpha": 0.3,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "axes.prop_cycle": mpl.cycler(color=PALETTE),
     "legend.frameon": False,
     "lines.linewidth": 1.7,
     "svg.hashsalt": "hpc_maml",  # the same picture gives the same file
 }
 STYLES = ("-", "--", ":", "-.")
 SHOWN_TASKS, SHOWN_EPISODES = 6, 2
+COLUMNS = 3  # of small pictures in a figure
 
 
 @dataclass(frozen=True)
@@ -71,9 +78,10 @@ def render(picture: Picture, kind: str) -> bytes:
 
 
 def learning_curves(experiments: Sequence[Experiment]) -> Picture:
-    """Draw the returns before and after adaptation, and what adaptation gains."""
+    """Draw the returns of the first and the last phase, and what lies between them."""
     figure, (left, right) = _panels(2, widths=(1.6, 1))
     one = len(experiments) == 1
+    before, after = ends(kinds(experiments))
     for experiment, colour in _coloured(experiments):
         iterations = np.arange(1, experiment.iterations + 1)
         for phase, style, only in (("pre_update", "--", BEFORE), ("post_update", "-", AFTER)):
@@ -89,103 +97,142 @@ def learning_curves(experiments: Sequence[Experiment]) -> Picture:
         )
         right.plot(iterations, gain.mean(0), color=colour)
         if len(gain) > 1:
-            for each in gain:
-                right.plot(iterations, each, color=colour, alpha=0.35, linewidth=0.7)
+            for values in gain:
+                right.plot(iterations, values, color=colour, alpha=0.35, linewidth=0.7)
     right.axhline(0, color="0.5", linewidth=0.8)
     # The first iterations of few seeds have bands so wide that nothing else would be seen.
     left.set_ylim(*_reach(experiments))
     _iterations(left)
     _iterations(right)
     left.set_ylabel("return of an episode [reward]")
-    right.set_ylabel("return after minus before [reward]")
-    left.set_title("Return before and after adaptation")
-    right.set_title("Gain by adaptation")
+    right.set_ylabel("difference of returns [reward]")
+    left.set_title("Return of an episode")
+    found = kinds(experiments)
+    right.set_title(GAIN[found[0]] if len(found) == 1 else "Gain within a task")
     colours = (BEFORE, AFTER) if one else ("0.3", "0.3")
     lines = [
-        Line2D([], [], color=colours[0], linestyle="--", label="before"),
-        Line2D([], [], color=colours[1], label="after"),
+        Line2D([], [], color=colours[0], linestyle="--", label=before),
+        Line2D([], [], color=colours[1], label=after),
     ]
-    left.legend(handles=lines, loc="best")
+    left.legend(handles=lines, loc="best", fontsize=8)
     _legend(figure, experiments)
     return Picture(
         "learning_curves",
         "Learning curves",
-        "Undiscounted return of an episode, before and after adaptation to the task. "
-        + _bands(experiments),
+        f"Undiscounted return of an episode, {before} (dashed) and {after}. "
+        + _bands(experiments, after),
         figure,
     )
 
 
 def adaptation_curve(experiments: Sequence[Experiment]) -> Picture:
-    """Draw the return after 0, 1, ... updates."""
-    figure, (axis,) = _panels(1, widths=(1,), width=6.5)
-    for number, (experiment, colour) in enumerate(_coloured(experiments)):
-        aside = 0.04 * (number - (len(experiments) - 1) / 2)
-        _whiskers(axis, returns_after_updates(experiment), aside, color=colour)
-    _updates(axis)
-    axis.set_title("Tasks of training")
+    """Draw the return of each phase, a panel for each kind of phases."""
+    found = kinds(experiments)
+    width = 6.5 if len(found) == 1 else 9.6
+    figure, axes = _panels(len(found), widths=(1,) * len(found), width=width)
+    for axis, kind in zip(axes, found, strict=True):
+        shown = [each for each in _coloured(experiments) if each[0].phase == kind]
+        for (experiment, colour), aside in zip(shown, _asides(len(shown)), strict=True):
+            _whiskers(axis, kind, phase_returns(experiment), aside, color=colour)
+        _phases(axis, kind)
+        axis.set_title("Tasks of training")
+    _same_height(axes)
     _legend(figure, experiments)
+    words = each(found)
     return Picture(
         "adaptation_curve",
-        "Return after 0, 1, ... updates",
-        "Mean return after each inner step in the last tenth of the iterations, with its 95 % "
-        "confidence interval: over the tasks of a run, over seeds where there are several.",
+        f"Return {words}",
+        f"Mean return {words}, in the last tenth of the iterations, with its 95 % confidence "
+        "interval: over the tasks of a run, over seeds where there are several.",
         figure,
     )
 
 
 def meta_test(experiments: Sequence[Experiment]) -> Picture | None:
-    """Draw the returns on unseen tasks: of all policies at the end, of the run on its way."""
+    """Draw the returns on unseen tasks: of all policies at the end, of the run on its way.
+
+    A row for each kind of phases.
+    """
     tested = [each for each in _coloured(experiments) if policies(each[0])]
     if not tested:
         return None
-    on_the_way = [each for each in tested if len(tests_on_the_way(each[0])) > 1]
-    number = 1 + bool(on_the_way)
-    figure, axes = _panels(number, widths=(1,) * number, width=6.5)
-    alone = len(tested) == 1
-    for place, (experiment, colour) in enumerate(tested):
-        aside = 0.04 * (place - (len(tested) - 1) / 2)
-        shown = policies(experiment) if alone else [RUN]
-        for number, policy in enumerate(shown):
-            look = {"color": PALETTE[number % len(PALETTE)], "linestyle": STYLES[min(number, 3)]}
-            look = look | {"label": policy} if alone else {"color": colour}
-            _whiskers(axes[0], test_returns(experiment, policy), aside, **look)
-    for (name, height), style in zip(optima(tested[0][0]).items(), STYLES[1:], strict=False):
-        axes[0].axhline(height, color="0.4", linestyle=style, linewidth=1, label=name)
-    _updates(axes[0])
-    axes[0].set_title("After training")
-    if axes[0].get_legend_handles_labels()[0]:
-        axes[0].legend(loc="upper left", bbox_to_anchor=(0, -0.17), fontsize=8)
-    for experiment, colour in on_the_way:
-        tests = tests_on_the_way(experiment)
-        iterations = list(tests)
-        last = len(next(iter(tests.values())).middle) - 1
-        for updates, style in {0: "--", 1: "-", last: ":"}.items():
-            curve = [band.middle[updates] for band in tests.values()]
-            axes[1].plot(iterations, curve, style, color=colour, marker=".")
-    if on_the_way:
-        _iterations(axes[1])
-        axes[1].set_ylabel("return of an episode [reward]")
-        axes[1].set_title("During training")
-        lines = [
-            Line2D([], [], color="0.3", linestyle=style, label=str(updates))
-            for updates, style in {0: "--", 1: "-", last: ":"}.items()
-        ]
-        axes[1].legend(handles=lines, title="updates", loc="best", fontsize=8)
+    found = kinds(experiment for experiment, _ in tested)
+    way = any(len(tests_on_the_way(experiment)) > 1 for experiment, _ in tested)
+    number = 1 + way
+    figure, axes = _panels(number, rows=len(found), widths=(1,) * number, width=4 + 4.5 * way)
+    for row, kind in enumerate(found):
+        after, *during = axes[row * number : (row + 1) * number]
+        shown = [each for each in tested if each[0].phase == kind]
+        _after_training(after, kind, shown, alone=len(tested) == 1)
+        for axis in during:
+            _during_training(axis, kind, shown)
+    _same_height(axes)
     _legend(figure, experiments)
     return Picture(
         "meta_test",
         "Meta-test: return on unseen tasks",
-        "Mean return after each update on tasks that training never saw, with its 95 % confidence "
+        f"Mean return {each(found)} on tasks that training never saw, with its 95 % confidence "
         "interval: over the tasks of a run, over seeds where several were tested.",
         figure,
     )
 
 
+Coloured = Sequence[tuple[Experiment, Any]]
+
+
+def _after_training(axis: Axes, kind: str, shown: Coloured, *, alone: bool) -> None:
+    for (experiment, colour), aside in zip(shown, _asides(len(shown)), strict=True):
+        for number, policy in enumerate(policies(experiment) if alone else [RUN]):
+            look = {"color": PALETTE[number % len(PALETTE)], "linestyle": STYLES[min(number, 3)]}
+            look = look | {"label": policy} if alone else {"color": colour}
+            _whiskers(axis, kind, test_returns(experiment, policy), aside, **look)
+    optimal = [
+        axis.axhline(height, color="0.4", linestyle=style, linewidth=1, label=name)
+        for (name, height), style in zip(optima(shown[0][0]).items(), STYLES[1:], strict=False)
+    ]
+    _phases(axis, kind)
+    axis.set_title("After training")
+    handles = [*(axis.containers if alone else ()), *optimal]
+    if handles:
+        axis.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, -0.17), fontsize=8)
+
+
+def _during_training(axis: Axes, kind: str, shown: Coloured) -> None:
+    """Draw the first, the last, and of updates the second phase, by iteration."""
+    labels: dict[str, set[int]] = {}  # by line style, the phases drawn
+    for experiment, colour in shown:
+        tests = tests_on_the_way(experiment)
+        phases = len(next(iter(tests.values())).middle)
+        chosen = sorted({0, min(1, phases - 1) if kind == UPDATES else 0, phases - 1})
+        for phase, style in zip(chosen, ("--", "-", ":"), strict=False):
+            curve = [band.middle[phase] for band in tests.values()]
+            axis.plot(list(tests), curve, style, color=colour, marker=".")
+            labels.setdefault(style, set()).add(FIRST[kind] + phase)
+    _iterations(axis)
+    axis.set_ylabel("return of an episode [reward]")
+    axis.set_title("During training")
+    lines = [
+        Line2D(
+            [],
+            [],
+            color="0.3",
+            linestyle=style,
+            label=str(*numbers) if len(numbers) == 1 else "last",
+        )
+        for style, numbers in labels.items()
+    ]
+    axis.legend(handles=lines, title=AXIS[kind], loc="best", fontsize=8, title_fontsize=8)
+
+
 def task_returns(experiments: Sequence[Experiment]) -> Picture:
     """Draw how the returns of the tasks are spread, at the end."""
-    figure, axes = _panels(len(experiments), widths=(1,) * len(experiments), share=True)
-    for axis, experiment in zip(axes, experiments, strict=True):
+    columns = min(COLUMNS, len(experiments))
+    rows = -(-len(experiments) // columns)
+    figure, axes = _panels(
+        columns, rows=rows, widths=(1,) * columns, height=3.4 if rows == 1 else 2.6, share=True
+    )
+    words = ends(kinds(experiments))
+    for axis, experiment in zip(axes, experiments, strict=False):
         phases = [
             np.concatenate(
                 [run.per_task[f"{phase}_return"][run.final].ravel() for run in experiment.runs]
@@ -194,66 +241,113 @@ def task_returns(experiments: Sequence[Experiment]) -> Picture:
         ]
         finite = [values[np.isfinite(values)] for values in phases]
         edges = np.histogram_bin_edges(np.concatenate(finite), 30)
-        for values, colour, words in zip(finite, (BEFORE, AFTER), ("before", "after"), strict=True):
+        for values, colour, label in zip(finite, (BEFORE, AFTER), words, strict=True):
             weights = np.full(len(values), 100 / max(1, len(values)))
-            axis.hist(values, edges, weights=weights, color=colour, alpha=0.45, label=words)
+            axis.hist(values, edges, weights=weights, color=colour, alpha=0.45, label=label)
             axis.hist(values, edges, weights=weights, color=colour, histtype="step")
             if len(values):
                 axis.axvline(values.mean(), color=colour, linestyle="--", linewidth=1)
-        axis.set_xlabel("mean return of a task [reward]")
+        axis.set(xlabel="mean return of a task [reward]", ylabel="tasks [%]")
         axis.set_title(experiment.label if len(experiments) > 1 else "Returns of tasks")
-    axes[0].set_ylabel("tasks [%]")
-    axes[0].legend(loc="upper left")
+    _hide_rest(axes, len(experiments), columns)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return Picture(
         "task_returns",
         "Returns of the tasks",
-        "Each task of the last tenth of the iterations counts once, before and after adaptation. "
+        "Each task of the last tenth of the iterations counts once in each of the two phases. "
         "Dashed: the means.",
         figure,
     )
 
 
-def trust_region(experiments: Sequence[Experiment]) -> Picture:
-    """Draw how far the steps went, how long the line search took, and what was rejected."""
-    figure, (left, middle, right) = _panels(3, widths=(1.2, 1, 1), width=9.6)
-    for experiment, colour in _coloured(experiments):
-        for run in experiment.runs:
-            table = run.metrics
-            accepted = table["accepted"] == 1
-            thin = {"color": colour, "linewidth": 1.1, "alpha": 0.8}
-            left.plot(table.index[accepted], table["kl_after"][accepted], **thin)
-            if not accepted.all():
-                rejected = table.index[~accepted]
-                left.plot(rejected, 0 * rejected, "x", color=colour, clip_on=False)
-            middle.plot(table.index, table["line_search_steps"], drawstyle="steps-mid", **thin)
-            right.plot(table.index, table["rejected_updates"], drawstyle="steps-post", **thin)
-        left.axhline(
-            experiment.runs[0].config["trpo"]["max_kl"], color=colour, linestyle="--", linewidth=1
-        )
-    for axis in (left, middle, right):
-        _iterations(axis)
-        axis.set_ylim(bottom=0)
-    for axis in (middle, right):
-        axis.yaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.set_ylim(top=max(axis.get_ylim()[1], 1))
-    left.set_ylabel("KL, old to new meta-policy [nat]")
-    left.set_title("Step taken")
-    middle.set_ylabel("candidates judged")
-    middle.set_title("Line search")
-    right.set_ylabel("updates rejected so far")
+def outer_step(experiments: Sequence[Experiment]) -> Picture | None:
+    """Draw every metric that the algorithms declare, of the runs that have it."""
     runs = [run for each in experiments for run in each.runs]
-    rejected = sum(int((run.metrics["accepted"] == 0).sum()) for run in runs)
-    right.set_title(f"Rejected updates: {rejected or 'none'}")
-    limit = Line2D([], [], color="0.3", linestyle="--", label="max_kl")
-    left.legend(handles=[limit], loc="lower right")
+    metrics = declared(runs)
+    if not metrics:
+        return None
+    columns = min(COLUMNS, len(metrics))
+    rows = -(-len(metrics) // columns)
+    figure, axes = _panels(columns, rows=rows, widths=(1,) * columns, width=9.6, height=2.5)
+    limits: set[str] = set()
+    for axis, (name, about) in zip(axes, metrics.items(), strict=False):
+        limits |= _declared(axis, experiments, name, about)
+    _hide_rest(axes, len(metrics), columns)
+    rejected = sum(int((run.column("accepted") == 0).sum()) for run in runs)
+    look = {"color": "0.3"}
+    marks = [Line2D([], [], **look, linestyle="--", label=f"limit: {', '.join(sorted(limits))}")]
+    marks = marks if limits else []
+    if rejected:
+        words = f"rejected update ({rejected} of {sum(len(run.metrics) for run in runs)})"
+        marks.append(Line2D([], [], **look, linestyle="", marker="x", label=words))
+    if marks:
+        figure.legend(handles=marks, loc="outside upper right", ncols=2, fontsize=8)
     _legend(figure, experiments)
     return Picture(
-        "trust_region",
+        "outer_step",
         "Outer step",
-        "Mean KL divergence after adaptation of the updates taken, a line for each run; a cross "
-        "marks a rejected update. The line search shortens the step until KL and loss allow it.",
+        "What the algorithm records of its outer steps, a line for each run. Rejected updates are "
+        f"left out of the lines and marked by a cross; there {_are(rejected)}.",
         figure,
     )
+
+
+def _declared(axis: Axes, experiments: Sequence[Experiment], name: str, about: Metric) -> set[str]:
+    """Draw a declared metric; return the names of the settings that are drawn as its limits."""
+    limits = set()
+    whole = True
+    for experiment, colour in _coloured(experiments):
+        for run in experiment.runs:
+            if name not in run.declared or name not in run.metrics:
+                continue
+            iterations, values = run.metrics.index.to_numpy(), run.column(name)
+            whole = whole and np.issubdtype(values.dtype, np.integer)
+            rejected = run.column("accepted") == 0
+            values = np.where(rejected, np.nan, values)
+            marker = "." if np.isfinite(values).sum() == 1 else None
+            look = {"color": colour, "linewidth": 1.1, "alpha": 0.8}
+            axis.plot(iterations, values, marker=marker, **look)
+            if rejected.any():
+                bottom = {"transform": axis.get_xaxis_transform(), "clip_on": False}
+                axis.plot(iterations[rejected], 0 * iterations[rejected], "x", **bottom, **look)
+            limit = run.declared[name].limit
+            height = _number(run, limit)
+            if height is not None:
+                axis.axhline(height, color=colour, linestyle="--", linewidth=1)
+                limits.add(limit)
+    _iterations(axis)
+    axis.ticklabel_format(axis="y", useOffset=False, scilimits=(-3, 4))
+    if whole:
+        axis.yaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
+    axis.set_ylabel("" if about.unit == "1" else f"[{about.unit}]")
+    axis.set_title(name.replace("_", " "), pad=11 + 9 * len(lines := _wrapped(about.description)))
+    axis.annotate(
+        "\n".join(lines),
+        (0.5, 1),
+        xytext=(0, 8),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        ha="center",
+        va="bottom",
+        fontsize=7,
+        color="0.4",
+    )
+    return limits
+
+
+def _number(run: RunData, setting: str) -> float | None:
+    """Return a setting of the algorithm that is a number."""
+    section = run.config.get("algorithm")
+    value = section.get(setting) if setting and isinstance(section, dict) else None
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 48)
+
+
+def _are(number: int) -> str:
+    return "are none" if not number else "is 1" if number == 1 else f"are {number}"
 
 
 def time_use(experiments: Sequence[Experiment]) -> Picture:
@@ -321,53 +415,70 @@ def speed(experiments: Sequence[Experiment]) -> Picture:
 
 
 def trajectories(experiments: Sequence[Experiment]) -> Picture | None:
-    """Draw paths before and after adaptation, with their goals, where they are archived."""
+    """Draw episodes as the environment pictures them, where some are archived."""
     runs = [run for each in experiments for run in each.runs]
-    if runs[0].config["env"]["name"] != "navigation":
-        return None
     archived = next(((run, keys) for run in runs if (keys := list(run.run.rollouts))), None)
     if archived is None:
         return None
     run, keys = archived
+    env = _environment(run)
+    if env is None or not env.picture:
+        return None
     iteration = keys[-1][0]
     keys = [key for key in keys if key[0] == iteration][:SHOWN_TASKS]
     shown = [(f"task {key[1]}", run.run.rollouts[key]) for key in keys]
-    figure = paths([(title, each.task, each.observations, each.lengths) for title, each in shown])
+    panels = [(title, each.task, each.observations, each.lengths) for title, each in shown]
     return Picture(
         "trajectories",
         "Trajectories",
-        f"The first {SHOWN_EPISODES} episodes of the first tasks of iteration {iteration} of "
-        f"{run.name}, before and after adaptation. The goal is not observed.",
-        figure,
+        f"The first {SHOWN_EPISODES} {'episodes' if run.phase == UPDATES else 'trials'} of the "
+        f"first tasks of iteration {iteration} of {run.name}: "
+        f"{' and '.join(ends_by_index(run.phase, len(panels[0][3])).values())}.",
+        episodes_of_tasks(env, panels, run.phase),
     )
 
 
-def paths(panels: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]]) -> Figure:
-    """Draw the first paths to some goals before and after adaptation.
+def _environment(run: RunData) -> TaskVectorEnv | None:
+    """Return the environment of a run, if it can be made here."""
+    env = run.config["env"]
+    try:
+        return make(env["name"], num_tasks=1, episodes_per_task=1, **env["kwargs"])
+    except (ValueError, TypeError):
+        return None
 
-    A panel is a title, a goal ``[2]``, observations ``[K, T, B, 2]`` and lengths ``[K, B]``.
+
+def episodes_of_tasks(
+    env: TaskVectorEnv,
+    panels: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]],
+    kind: str,
+) -> Figure:
+    """Let an environment draw the first episodes of the first and the last phase of some tasks.
+
+    A panel is a title, a task ``[task_dim]``, observations ``[K, T, B, obs_dim]`` and lengths
+    ``[K, B]``; ``kind`` is that of the phases.
     """
-    figure = Figure(figsize=(8, 5.6), layout="constrained")
-    grid = figure.subplots(2, 3, sharex=True, sharey=True).ravel()
-    for axis, (title, goal, observations, lengths) in zip(grid, panels, strict=False):
-        for phase, colour, words in ((0, BEFORE, "before"), (len(lengths) - 1, AFTER, "after")):
-            for episode in range(min(SHOWN_EPISODES, observations.shape[2])):
-                path = observations[phase, : lengths[phase, episode], episode]
-                label = words if episode == 0 else None
-                axis.plot(*path.T, color=colour, linewidth=1, alpha=0.75, label=label)
-        axis.plot(0, 0, "o", color="black", markersize=5, label="start")
-        star = {"color": PALETTE[4], "markersize": 15, "markeredgecolor": "black"}
-        axis.plot(*goal, "*", **star, label="goal")
-        axis.set_aspect("equal")
-        axis.set_title(title)
-    for axis in grid[len(panels) :]:
-        axis.set_visible(False)
-    reach = max(abs(bound) for axis in grid[: len(panels)] for bound in axis.dataLim.extents)
-    grid[0].set(xlim=(-1.05 * reach, 1.05 * reach), ylim=(-1.05 * reach, 1.05 * reach))
-    figure.supxlabel("x", fontsize=9)
-    figure.supylabel("y", fontsize=9)
-    handles, labels = grid[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=4)
+    with mpl.rc_context(STYLE):
+        columns = min(COLUMNS, len(panels))
+        rows = -(-len(panels) // columns)
+        figure = Figure(figsize=(8, 2.8 * rows), layout="constrained")
+        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+        for axis, (title, task, observations, lengths) in zip(grid, panels, strict=False):
+            episodes = range(min(SHOWN_EPISODES, lengths.shape[1]))
+            phases = {
+                words: [observations[phase, : lengths[phase, each], each] for each in episodes]
+                for phase, words in ends_by_index(kind, len(lengths)).items()
+            }
+            env.picture(axis, task, phases)
+            axis.set_title(title)
+            axis.label_outer()
+        _hide_rest(grid, len(panels), columns)
+        if grid[0].get_aspect() == 1:  # as much room in both directions
+            bounds = np.array([axis.dataLim.extents for axis in grid[: len(panels)]])
+            low, high = bounds[:, :2].min(0), bounds[:, 2:].max(0)
+            left, right = (low + high) / 2 + np.outer((-0.53, 0.53), (high - low).max())
+            grid[0].set(xlim=(left[0], right[0]), ylim=(left[1], right[1]))
+        handles, labels = grid[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
     return figure
 
 
@@ -377,25 +488,48 @@ DRAWINGS: tuple[Callable[[Sequence[Experiment]], Picture | None], ...] = (
     meta_test,
     task_returns,
     trajectories,
-    trust_region,
+    outer_step,
     time_use,
     speed,
 )
 
 
 def _panels(
-    number: int,
+    columns: int,
     *,
+    rows: int = 1,
     widths: Sequence[float],
     width: float = 8,
     height: float = 3.4,
     share: bool = False,
 ) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(max(width, 2.6 * number), height), layout="constrained")
+    """Return a figure and its axes, row by row; ``height`` is that of a row."""
+    figure = Figure(figsize=(max(width, 2.6 * columns), rows * height), layout="constrained")
     axes = figure.subplots(
-        1, number, squeeze=False, width_ratios=widths, sharex=share, sharey=share
+        rows, columns, squeeze=False, width_ratios=widths, sharex=share, sharey=share
     )
-    return figure, list(axes[0])
+    return figure, list(axes.ravel())
+
+
+def _hide_rest(axes: Sequence[Axes], shown: int, columns: int) -> None:
+    """Hide the axes of a grid that are left over; those above them get their labels."""
+    for number, axis in enumerate(axes):
+        if number >= shown:
+            axis.set_visible(False)
+        elif number + columns >= shown:
+            axis.tick_params(labelbottom=True)
+
+
+def _same_height(axes: Sequence[Axes]) -> None:
+    """Give axes the same limits, so that returns can be compared."""
+    low, high = zip(*(axis.get_ylim() for axis in axes), strict=True)
+    for axis in axes:
+        axis.set_ylim(min(low), max(high))
+
+
+def _asides(number: int) -> list[float]:
+    """Return by how much each of several curves stands beside its phase."""
+    return [0.04 * (place - (number - 1) / 2) for place in range(number)]
 
 
 def _coloured(experiments: Sequence[Experiment]) -> list[tuple[Experiment, Any]]:
@@ -409,23 +543,30 @@ def _legend(figure: Figure, experiments: Sequence[Experiment]) -> None:
     """Say below the axes which experiment has which colour, where there are several."""
     if len(experiments) < 2:
         return
+    # so that a line of letters of this size is no wider than the figure
+    letters = int(15 * figure.get_figwidth())
+    keys = ["\n".join(textwrap.wrap(each.key, letters)) for each in experiments]
     lines = [
-        Line2D([], [], color=colour, label=each.key) for each, colour in _coloured(experiments)
+        Line2D([], [], color=colour, label=key)
+        for (_, colour), key in zip(_coloured(experiments), keys, strict=True)
     ]
     columns = 4 if all(each.key == each.label for each in experiments) else 1
-    figure.set_figheight(figure.get_figheight() + 0.22 * -(-len(lines) // columns))
+    rows = sum(1 + key.count("\n") for key in keys) if columns == 1 else -(-len(lines) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.22 * rows)
     figure.legend(handles=lines, loc="outside lower center", ncols=columns, fontsize=8)
 
 
-def _whiskers(axis: Axes, band: Band, aside: float, **look: Any) -> None:
+def _whiskers(axis: Axes, kind: str, band: Band, aside: float, **look: Any) -> None:
     half = np.nan_to_num(band.high - band.middle)
-    updates = np.arange(len(band.middle)) + aside
-    axis.errorbar(updates, band.middle, half, marker="o", markersize=4, capsize=3, **look)
+    phases = FIRST[kind] + np.arange(len(band.middle)) + aside
+    axis.errorbar(phases, band.middle, half, marker="o", markersize=4, capsize=3, **look)
 
 
-def _updates(axis: Axes) -> None:
+def _phases(axis: Axes, kind: str) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.set_xlabel("updates")
+    low, high = axis.get_xlim()
+    axis.set_xlim(min(low, FIRST[kind] - 0.3), max(high, FIRST[kind] + 0.3))
+    axis.set_xlabel(AXIS[kind])
     axis.set_ylabel("return of an episode [reward]")
 
 
@@ -456,12 +597,12 @@ def _medians(experiments: Sequence[Experiment], name: str) -> np.ndarray:
     return np.array([np.median(metric(experiment, name)) for experiment in experiments])
 
 
-def _bands(experiments: Sequence[Experiment]) -> str:
+def _bands(experiments: Sequence[Experiment], after: str) -> str:
     several = [len(experiment.runs) > 1 for experiment in experiments]
     seeds = "mean over seeds with its 95 % confidence interval"
     tasks = "mean over the tasks of the iteration with the middle half of the tasks as the band"
     words = seeds if all(several) else tasks
     if any(several) and not all(several):
         words = f"{seeds}; of a single run, {tasks}"
-    only = " (of the return after adaptation)" if len(several) > 1 else ""
+    only = f" ({after})" if len(several) > 1 else ""
     return f"Lines and bands{only}: {words}."

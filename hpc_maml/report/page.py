@@ -9,11 +9,12 @@ import numpy as np
 import yaml
 
 from hpc_maml.report.advice import advise
-from hpc_maml.storage.meta_tests import half_width
-from hpc_maml.report.experiments import Environment, Experiment, RunData
+from hpc_maml.report.experiments import Environment, Experiment, RunData, kinds
 from hpc_maml.report.figures import Picture
-from hpc_maml.report.statistics import optima, policies, test_returns
-from hpc_maml.report.tables import QUANTITIES, Quantity
+from hpc_maml.report.phases import EPISODE, FIRST
+from hpc_maml.report.statistics import Band, optima, policies, test_returns, trial_returns
+from hpc_maml.report.tables import Quantity, quantities
+from hpc_maml.storage.meta_tests import half_width
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff;
@@ -61,7 +62,7 @@ def page(
             for each in environment.experiments
             if each.key != each.label
         ]
-        parts += [_table(environment), _tests(environment)]
+        parts += [_table(environment), *_tests(environment)]
         parts += [_figure(*each) for each in pictures[environment.name]]
         parts.append("<h3>Runs</h3>")
         parts += [
@@ -101,7 +102,7 @@ def _table(environment: Environment) -> str:
         for _, experiment, run in columns
     )
     body = [f"<tr><th>iterations</th>{iterations}</tr>"]
-    for quantity in QUANTITIES.values():
+    for quantity in quantities([environment]).values():
         unit = "" if quantity.unit == "1" else f' <span class="unit">[{quantity.unit}]</span>'
         cells = "".join(
             _cell("td", _text(quantity, [run] if run else experiment.runs), mean=run is None)
@@ -116,45 +117,64 @@ def _table(environment: Environment) -> str:
     )
 
 
-def _tests(environment: Environment) -> str:
-    """Return what every policy gets on unseen tasks, a row for each; empty without meta-tests."""
-    rows = [
-        (each.label, policy, test_returns(each, policy))
-        for each in environment.experiments
-        for policy in policies(each)
+def _tests(environment: Environment) -> list[str]:
+    """Return what every policy gets on unseen tasks, a table for each kind of phases."""
+    tested = [each for each in environment.experiments if policies(each)]
+    return [
+        _tests_of_kind(kind, [each for each in tested if each.phase == kind])
+        for kind in kinds(tested)
     ]
-    if not rows:
-        return ""
-    most = max(len(band.middle) for *_, band in rows)
-    several = len(environment.experiments) > 1
-    lines = [
-        (
-            f"{label}: {policy}" if several else policy,
-            [f"{mean:,.2f} ± {top - mean:,.2f}" for mean, top in zip(middle, high, strict=True)],
-        )
-        for label, policy, (middle, _, high) in rows
-    ]
-    tested = next(each for each in environment.experiments if policies(each))
-    lines += [(name, [f"{mean:,.2f}"]) for name, mean in optima(tested).items()]
-    head = "".join(f"<th>{updates}</th>" for updates in range(most))
+
+
+def _tests_of_kind(kind: str, experiments: Sequence[Experiment]) -> str:
+    """Return a row for every policy, a column for every phase, and one for a whole trial."""
+    rows = [(each, policy) for each in experiments for policy in policies(each)]
+    bands = [test_returns(*row) for row in rows]
+    most = max(len(band.middle) for band in bands)
+    several = len(experiments) > 1
     body = []
-    for name, cells in lines:
+    for (experiment, policy), band in zip(rows, bands, strict=True):
+        cells = _with_confidence(band)
         cells += [""] * (most - len(cells))
-        row = "</td><td>".join(cells).replace("-", "−")
+        if kind == EPISODE:
+            total = trial_returns(experiment, policy)
+            cells += _with_confidence(total) if total else [""]
+        name = f"{experiment.label}: {policy}" if several else policy
+        row = "</td><td>".join(cells)
         body.append(f"<tr><th>{escape(name)}</th><td>{row}</td></tr>")
+    for name, mean in optima(experiments[0]).items():
+        text = f"{mean:,.2f}".replace("-", "−")
+        body.append(f'<tr><th>{escape(name)}</th><td colspan="{most}">{text}</td></tr>')
+    heads = [str(FIRST[kind] + phase) for phase in range(most)]
+    words = "after updates"
+    if kind == EPISODE:
+        heads.append("whole trial")
+        words = "in each episode of a trial"
+    head = "".join(f"<th>{each}</th>" for each in heads)
     return (
-        '<div class="wide"><table><thead><tr><th>return on unseen tasks after updates</th>'
+        f'<div class="wide"><table><thead><tr><th>return on unseen tasks {words}</th>'
         f"{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
+
+
+def _with_confidence(band: Band) -> list[str]:
+    return [
+        f"{mean:,.2f} ± {top - mean:,.2f}".replace("-", "−")
+        for mean, top in zip(band.middle, band.high, strict=True)
+    ]
 
 
 def _text(quantity: Quantity, runs: Sequence[RunData]) -> str:
     values = np.array([quantity.of(run) for run in runs])
     mean = values.mean()
-    digits = quantity.digits or int(len(values) > 1 and mean < 100)
-    text = f"{mean:,.{digits}f}"
+    if np.isnan(mean):
+        return ""
+    layout = quantity.layout
+    if layout == ",.0f" and len(values) > 1 and mean < 100:
+        layout = ",.1f"
+    text = f"{mean:{layout}}"
     if len(values) > 1:
-        text += f" ± {half_width(values):,.{digits}f}"
+        text += f" ± {half_width(values):{layout}}"
     return text.replace("-", "−")
 
 

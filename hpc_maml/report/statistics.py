@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hpc_maml.storage.meta_tests import RUN, MetaTest, half_width
 from hpc_maml.report.experiments import Experiment
+from hpc_maml.report.phases import EPISODE
+from hpc_maml.storage.meta_tests import RUN, MetaTest, half_width
 
 
 class Band(NamedTuple):
@@ -26,7 +27,7 @@ def mean_band(values: np.ndarray) -> Band:
 def metric(experiment: Experiment, name: str) -> np.ndarray:
     """Return a metric of every run, ``[seeds, iterations]``, as far as all have got."""
     rows = experiment.iterations
-    return np.stack([run.metrics[name].to_numpy()[:rows] for run in experiment.runs])
+    return np.stack([run.column(name)[:rows] for run in experiment.runs])
 
 
 def returns(experiment: Experiment, phase: str) -> Band:
@@ -41,15 +42,15 @@ def returns(experiment: Experiment, phase: str) -> Band:
     return Band(tasks.mean(1), low, high)
 
 
-def returns_after_updates(experiment: Experiment) -> Band:
-    """Return the return after 0, 1, ... updates, ``[updates]``, in the end.
+def phase_returns(experiment: Experiment) -> Band:
+    """Return the return of each phase, ``[phases]``, in the end.
 
     Means with 95 % confidence intervals: over seeds, or over the tasks of one run.
     """
     per_run = [
         (values := run.per_task["return_after_updates"][run.final]).reshape(-1, values.shape[-1])
         for run in experiment.runs
-    ]  # each [iterations * tasks, updates]
+    ]  # each [iterations * tasks, phases]
     return _over_seeds_or_tasks(per_run)
 
 
@@ -61,25 +62,52 @@ def policies(experiment: Experiment) -> list[str]:
 
 
 def test_returns(experiment: Experiment, policy: str) -> Band:
-    """Return what a policy gets on unseen tasks after 0, 1, ... updates, ``[updates]``."""
+    """Return what a policy gets on unseen tasks in each phase, ``[phases]``."""
     return _over_seeds_or_tasks([test.returns[policy] for test in _last_tests(experiment)])
 
 
+def trial_returns(experiment: Experiment, policy: str) -> Band | None:
+    """Return what a policy gets in a whole trial of an unseen task, ``[1]``, if it plays trials."""
+    found = [returns_of_trials(test, policy) for test in _last_tests(experiment)]
+    totals = [total for total in found if total is not None]
+    if len(totals) < len(found):
+        return None
+    return _over_seeds_or_tasks([total[:, None] for total in totals])
+
+
+def returns_of_trials(test: MetaTest, policy: str) -> np.ndarray | None:
+    """Return the sums over the episodes of trials ``[n]``, if the phases are episodes.
+
+    A baseline of another algorithm has phases of its own kind, mostly of another number.
+    """
+    found = test.returns[policy]
+    if test.phase != EPISODE or found.shape[1] != test.returns[RUN].shape[1]:
+        return None
+    return found.sum(1)
+
+
 def tests_on_the_way(experiment: Experiment) -> dict[int, Band]:
-    """Return what the run gets on unseen tasks after 0, 1, ... updates, by iteration."""
+    """Return what the run gets on unseen tasks in each phase, by iteration.
+
+    Of the phases, as many as all tests have.
+    """
     runs = [
         {each.iteration: each.returns[RUN] for each in run.evaluations}
         for run in experiment.runs
         if run.evaluations
     ]
     common = [each for each in runs[0] if all(each in run for run in runs)] if runs else []
-    return {
+    bands = {
         iteration: _over_seeds_or_tasks([run[iteration] for run in runs]) for iteration in common
+    }
+    phases = min((len(band.middle) for band in bands.values()), default=0)
+    return {
+        iteration: Band(*(values[:phases] for values in band)) for iteration, band in bands.items()
     }
 
 
 def optima(experiment: Experiment) -> dict[str, float]:
-    """Return the mean return of the best play that is known, by its name."""
+    """Return the mean optimal returns, by name."""
     tests = _last_tests(experiment)
     return {
         name: float(np.mean([test.optima[name].mean() for test in tests]))
@@ -93,8 +121,8 @@ def _last_tests(experiment: Experiment) -> list[MetaTest]:
 
 
 def _over_seeds_or_tasks(per_run: Sequence[np.ndarray]) -> Band:
-    """Return means and 95 % confidence of ``[n, updates]``: over runs, or over the tasks of one."""
+    """Return means and 95 % confidence of ``[n, phases]``: over runs, or over the tasks of one."""
     if len(per_run) == 1:
         return mean_band(per_run[0])
-    updates = min(values.shape[1] for values in per_run)
-    return mean_band(np.stack([values.mean(0)[:updates] for values in per_run]))
+    phases = min(values.shape[1] for values in per_run)
+    return mean_band(np.stack([values.mean(0)[:phases] for values in per_run]))

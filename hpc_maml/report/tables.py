@@ -1,67 +1,104 @@
 """The numbers beside the pictures: a row for each run, one for each experiment, and CSV files."""
 
 import csv
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import StringIO
+from string import Formatter
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from hpc_maml.report.experiments import Environment, Experiment, RunData
-from hpc_maml.report.statistics import half_width, returns
+from hpc_maml.report.experiments import Environment, Experiment, RunData, declared, kinds
+from hpc_maml.report.phases import EPISODE, ends
+from hpc_maml.report.statistics import returns, returns_of_trials
+from hpc_maml.storage.meta_tests import MetaTest, half_width
 
 Row = dict[str, Any]
 
 
 class Quantity(NamedTuple):
-    """A number that sums up a run."""
+    """A number that sums up a run; NaN where a run has none."""
 
     words: str
     unit: str
     of: Callable[[RunData], float]
-    digits: int
+    layout: str  # of the number, as in a format string
 
 
 def _in_the_end(phase: str) -> Callable[[RunData], float]:
     return lambda run: float(run.per_task[f"{phase}_return"][run.final].mean())
 
 
+def _of_trial(run: RunData) -> float:
+    if run.phase != EPISODE:
+        return np.nan
+    return float(run.per_task["return_after_updates"][run.final].sum(-1).mean())
+
+
 def _median(name: str) -> Callable[[RunData], float]:
-    return lambda run: float(run.metrics[name].median())
+    return lambda run: float(np.median(run.column(name)))
 
 
 def _sum(name: str) -> Callable[[RunData], float]:
-    return lambda run: float(run.metrics[name].sum())
+    return lambda run: float(run.column(name).sum())
 
 
-# Returns are of the last tenth of the iterations.
+# Of every run, whatever the algorithm.
 QUANTITIES: dict[str, Quantity] = {
-    "return_before": Quantity("return before", "reward", _in_the_end("pre_update"), 2),
-    "return_after": Quantity("return after", "reward", _in_the_end("post_update"), 2),
-    "kl": Quantity("KL, median", "nat", _median("kl_after"), 4),
     "rejected_updates": Quantity(
-        "rejected updates", "1", lambda run: float((run.metrics["accepted"] == 0).sum()), 0
+        "rejected updates", "1", lambda run: float((run.column("accepted") == 0).sum()), ",.0f"
     ),
-    "diverged_episodes": Quantity("diverged episodes", "1", _sum("diverged_episodes"), 0),
-    "environment_steps": Quantity("environment steps", "1", _sum("environment_steps"), 0),
+    "diverged_episodes": Quantity("diverged episodes", "1", _sum("diverged_episodes"), ",.0f"),
+    "environment_steps": Quantity("environment steps", "1", _sum("environment_steps"), ",.0f"),
     "steps_per_second": Quantity(
         "steps per second",
         "1/s",
         lambda run: _sum("environment_steps")(run) / _sum("iteration_seconds")(run),
-        0,
+        ",.0f",
     ),
-    "iteration_seconds": Quantity("iteration, median", "s", _median("iteration_seconds"), 2),
-    "sampling_seconds": Quantity("sampling, median", "s", _median("sampling_seconds"), 2),
-    "update_seconds": Quantity("outer step, median", "s", _median("update_seconds"), 2),
-    "principal_busy": Quantity("principal busy", "1", _median("principal_busy"), 2),
-    "agents_busy": Quantity("agents busy", "1", _median("agents_busy"), 2),
-    "observers_busy": Quantity("observers busy", "1", _median("observers_busy"), 2),
-    "total_seconds": Quantity("total time", "s", _sum("iteration_seconds"), 0),
+    "iteration_seconds": Quantity("iteration, median", "s", _median("iteration_seconds"), ",.2f"),
+    "sampling_seconds": Quantity("sampling, median", "s", _median("sampling_seconds"), ",.2f"),
+    "update_seconds": Quantity("outer step, median", "s", _median("update_seconds"), ",.2f"),
+    "principal_busy": Quantity("principal busy", "1", _median("principal_busy"), ",.2f"),
+    "agents_busy": Quantity("agents busy", "1", _median("agents_busy"), ",.2f"),
+    "observers_busy": Quantity("observers busy", "1", _median("observers_busy"), ",.2f"),
+    "total_seconds": Quantity("total time", "s", _sum("iteration_seconds"), ",.0f"),
 }
+
+
+def quantities(environments: Iterable[Environment]) -> dict[str, Quantity]:
+    """Return what sums up the runs of some environments, by column of the CSV files.
+
+    Returns are of the last tenth of the iterations. Of the metrics that algorithms declare, those
+    that are printed in every iteration are here, too.
+    """
+    environments = list(environments)
+    experiments = [each for environment in environments for each in environment.experiments]
+    of_kinds = kinds(experiments)
+    first, last = (f"return, {words}" for words in ends(of_kinds))
+    found = {
+        "return_before": Quantity(first, "reward", _in_the_end("pre_update"), ",.2f"),
+        "return_after": Quantity(last, "reward", _in_the_end("post_update"), ",.2f"),
+    }
+    if EPISODE in of_kinds:
+        found["return_of_trial"] = Quantity("return of a trial", "reward", _of_trial, ",.2f")
+    for name, metric in declared(run for each in environments for run in each.runs).items():
+        if metric.console:
+            words = f"{name.replace('_', ' ')}, median"
+            found[name] = Quantity(words, metric.unit, _median(name), _layout(metric.console))
+    return found | QUANTITIES
+
+
+def _layout(console: str) -> str:
+    """Return the layout of the number in a format string such as "kl {:.4f}"."""
+    return next(
+        layout or "" for _, name, layout, _ in Formatter().parse(console) if name is not None
+    )
 
 
 def run_rows(environments: Iterable[Environment]) -> list[Row]:
     """Return a row for each run."""
+    environments = list(environments)
     return [
         {
             **_place(environment, experiment),
@@ -69,7 +106,7 @@ def run_rows(environments: Iterable[Environment]) -> list[Row]:
             "seed": run.config["seed"],
             "iterations": len(run.metrics),
         }
-        | {name: quantity.of(run) for name, quantity in QUANTITIES.items()}
+        | {name: quantity.of(run) for name, quantity in quantities(environments).items()}
         for environment, experiment in _each(environments)
         for run in experiment.runs
     ]
@@ -78,19 +115,20 @@ def run_rows(environments: Iterable[Environment]) -> list[Row]:
 def experiment_rows(environments: Iterable[Environment]) -> list[Row]:
     """Return a row for each quantity of an experiment: mean and confidence over its seeds."""
     rows = []
-    for environment, experiment in _each(environments):
-        for name, quantity in QUANTITIES.items():
-            values = np.array([quantity.of(run) for run in experiment.runs])
-            rows.append(
-                {
-                    **_place(environment, experiment),
-                    "quantity": name,
-                    "unit": quantity.unit,
-                    "seeds": len(values),
-                    "mean": float(values.mean()),
-                    "confidence_95": float(half_width(values)),
-                }
-            )
+    for environment in environments:
+        for experiment in environment.experiments:
+            for name, quantity in quantities([environment]).items():
+                values = np.array([quantity.of(run) for run in experiment.runs])
+                rows.append(
+                    {
+                        **_place(environment, experiment),
+                        "quantity": name,
+                        "unit": quantity.unit,
+                        "seeds": len(values),
+                        "mean": float(values.mean()),
+                        "confidence_95": float(half_width(values)),
+                    }
+                )
     return rows
 
 
@@ -113,7 +151,11 @@ def curve_rows(environments: Iterable[Environment]) -> list[Row]:
 
 
 def test_rows(environments: Iterable[Environment]) -> list[Row]:
-    """Return the means of all meta-tests, with their 95 % confidence over the tasks."""
+    """Return the means of all meta-tests, with their 95 % confidence over the tasks.
+
+    A phase is a number of "updates" or of an "episode"; "trial" is the sum of its episodes. Optimal
+    returns have none.
+    """
     return [
         {
             **_place(environment, experiment),
@@ -122,16 +164,27 @@ def test_rows(environments: Iterable[Environment]) -> list[Row]:
             "iteration": test.iteration,
             "tasks": len(test.tasks),
             "policy": policy,
-            "updates": updates,
+            "phase": phase,
+            "number": number,
             "return_mean": float(values.mean()),
             "confidence_95": float(half_width(values)),
         }
         for environment, experiment in _each(environments)
         for run in experiment.runs
         for test in run.evaluations
-        for policy, returns_of in (test.returns | test.optima).items()
-        for updates, values in enumerate(np.atleast_2d(returns_of.T))
+        for policy, phase, number, values in _tested(test)
     ]
+
+
+def _tested(test: MetaTest) -> Iterator[tuple[str, str, int | str, np.ndarray]]:
+    """Yield policy, phase, its number, and the returns of the tasks."""
+    for policy, returns_of in test.returns.items():
+        for phase, values in enumerate(returns_of.T):
+            yield policy, test.phase, test.first + phase, values
+        if (totals := returns_of_trials(test, policy)) is not None:
+            yield policy, "trial", "", totals
+    for name, values in test.optima.items():
+        yield name, "", "", values
 
 
 def metric_rows(environments: Iterable[Environment]) -> list[Row]:

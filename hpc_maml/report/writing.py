@@ -3,11 +3,12 @@
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hpc_maml.errors import InputError
-from hpc_maml.storage.atomic_files import write_whole
 from hpc_maml.report import tables
 from hpc_maml.report.experiments import by_environment, read_runs
+from hpc_maml.storage.atomic_files import write_whole
 
 PAGE = "report.html"
 TABLES = {
@@ -34,7 +35,7 @@ def write_report(folders: Sequence[Path], to: Path) -> list[str]:
         to.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"The folder {to} cannot be made: {error.strerror}.") from None
-    drawn = {}
+    drawn: dict[str, list[tuple[Any, bytes]]] = {}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         for number, environment in enumerate(environments):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -218,7 +218,9 @@ class Agent:
         began, waited_before = time.perf_counter(), self.reduce.waited
         order, state = now.order, dict(now.order.state)
         if self.gpu and len(order.tasks):
-            on_gpu = {name: self.gpu.array(values) for name, values in state.items()}
+            on_gpu: dict[str, Any] = {
+                name: self.gpu.array(values) for name, values in state.items()
+            }
             now.digests.add(partial(algorithm.digest, on_gpu, self.gpu.trajectories()))
         rng = stream(self.seed, Purpose.UPDATE, order.iteration)
         update = algorithm.update(state, now.digests, order.num_tasks, self.reduce, rng)

@@ -141,7 +141,9 @@ def print_meta_test(found: MetaTest, json_file: Path | None) -> None:
         add_row(
             str(number),
             f"return_{after}",
-            lambda returns, phase=phase: returns[:, phase] if phase < returns.shape[1] else None,
+            lambda returns, phase=phase: (  # type: ignore[misc] # of its default
+                returns[:, phase] if phase < returns.shape[1] else None
+            ),
         )
     if found.phase == "episode":
         add_row("trial", "return_of_trial", lambda returns: returns.sum(1))

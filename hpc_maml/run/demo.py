@@ -1,9 +1,7 @@
-"""What a policy has learned, to look at: a picture of paths, or a film of robots."""
+"""What a policy has learned, to look at: a picture of episodes, or a film of them."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,9 @@ import numpy as np
 from hpc_maml.algorithms.algorithm import State
 from hpc_maml.algorithms.collection import collect
 from hpc_maml.config import Config
+from hpc_maml.envs.batched import TaskVectorEnv
 from hpc_maml.errors import InputError
+from hpc_maml.report.phases import ends_by_index
 from hpc_maml.run.job import Job, make_env, prepare
 from hpc_maml.run.record import last_checkpoint, state_of
 from hpc_maml.sampling.random_streams import Purpose, stream
@@ -20,25 +20,27 @@ from hpc_maml.storage.atomic_files import write_whole
 from hpc_maml.storage.run_folder import read_config
 
 PICTURED, FILMED = 6, 2  # tasks
-SIZE = (320, 240)  # pixels of a robot's window
+SIZE = (320, 240)  # pixels of a film of one task
 FRAMES_PER_SECOND = 20
-RENDERERS = ("egl", "osmesa")  # that need no screen
 
 
 def demo(run_dir: Path, to: Path | None) -> Path:
-    """Show the last policy of a run on unseen tasks, before and after adaptation; return the file.
+    """Show the last policy of a run on unseen tasks, in their first and last phases.
 
-    Navigation becomes a picture, a robot an animated GIF. Raises InputError for another
-    environment, without a checkpoint, a renderer or a library, or if the file cannot be written.
+    An environment that draws pictures becomes a picture, one that can be filmed an animated GIF;
+    return the file. Raises InputError for any other environment, without a checkpoint, a renderer
+    or a library, or if the file cannot be written.
     """
     config = read_config(run_dir)
-    name = config.env.name
-    filmed = name.startswith(("half_cheetah", "ant"))
-    if not filmed and name != "navigation":
-        raise InputError(f"demo shows navigation and the robots; {name} has nothing to see.")
-    if filmed:
-        find_renderer()  # before MuJoCo is imported
-    env = make_env(config, config.fast_batch_size, num_tasks=FILMED if filmed else PICTURED)
+    env = make_env(config, config.fast_batch_size)
+    if not (env.picture or env.film):
+        raise InputError(
+            f"demo has nothing to show of {config.env.name}: it has no picture and no film."
+        )
+    number, show, name = (
+        (PICTURED, _picture, "demo.png") if env.picture else (FILMED, _film, "demo.gif")
+    )
+    env = make_env(config, config.fast_batch_size, num_tasks=number)
     job = prepare(config, env)
     # as often as in training
     updates = max(1, job.algorithm.num_phases(False) - 1)
@@ -49,43 +51,25 @@ def demo(run_dir: Path, to: Path | None) -> Path:
     # different ones first, where there are only two directions
     first = np.sort(np.unique(drawn, axis=0, return_index=True)[1])
     order = dict.fromkeys((*first, *range(len(drawn))))
-    tasks = drawn[list(order)[: env.num_tasks]]
-    if len(tasks) < env.num_tasks:
-        raise InputError(f"demo needs evaluation.tasks of at least {env.num_tasks}.")
-    to = to or run_dir / ("demo.gif" if filmed else "demo.png")
+    tasks = drawn[list(order)[:number]]
+    if len(tasks) < number:
+        raise InputError(f"demo needs evaluation.tasks of at least {number}.")
+    to = to or run_dir / name
     try:
-        (_film if filmed else _picture)(config, job, env, state, tasks, to)
+        show(config, job, env, state, tasks, to)
     except ImportError as error:
         raise InputError(f"demo needs {error.name}: pip install 'hpc_maml[report]'.") from None
+    except InputError:
+        raise
     except ValueError as error:  # a kind of file that cannot be written
         raise InputError(f"{to} cannot be written: {error}.") from None
     return to
 
 
-def find_renderer() -> None:
-    """Choose how MuJoCo draws without a screen, by trying; raises InputError if nothing works."""
-    wanted = os.environ.get("MUJOCO_GL")
-    code = "from mujoco import *; Renderer(MjModel.from_xml_string('<mujoco/>'), 8, 8).render()"
-    for name in (wanted,) if wanted else RENDERERS:  # tried apart, as a failure may abort
-        trial = subprocess.run(
-            [sys.executable, "-c", code],
-            env=os.environ | {"MUJOCO_GL": name},
-            capture_output=True,
-            check=False,
-        )
-        if trial.returncode == 0:
-            os.environ["MUJOCO_GL"] = name
-            return
-    raise InputError(
-        f"MuJoCo cannot draw here ({f'{wanted} was' if wanted else 'egl and osmesa were'} tried): "
-        "install libegl1 with the driver of a GPU or Mesa's (libegl-mesa0), or libosmesa6."
-    )
-
-
 def _phases(
     config: Config, job: Job, env: Any, state: State, tasks: np.ndarray
 ) -> Iterator[np.ndarray]:
-    """Yield the batches ``[G]`` of the tasks, before adaptation and after each inner step."""
+    """Yield the batches ``[G]`` of the tasks in each phase."""
     for batches, _ in collect(
         job.algorithm,
         env,
@@ -98,61 +82,57 @@ def _phases(
         yield batches
 
 
-def _picture(config: Config, job: Job, env: Any, state: State, tasks: np.ndarray, to: Path) -> None:
-    from hpc_maml.report.figures import paths
+def _picture(
+    config: Config, job: Job, env: TaskVectorEnv, state: State, tasks: np.ndarray, to: Path
+) -> None:
+    from hpc_maml.report.figures import episodes_of_tasks
 
     batches = np.stack(list(_phases(config, job, env, state, tasks)), axis=1)  # [G, K]
     panels = [
-        (f"goal {_text(task)}", task, batch["observations"], batch["lengths"])
+        (f"task {_text(task)}", task, batch["observations"], batch["lengths"])
         for task, batch in zip(tasks, batches, strict=True)
     ]
+    figure = episodes_of_tasks(env, panels, job.algorithm.phase)
     kind = to.suffix[1:]
-    figure = paths(panels)
     write_whole(to, lambda file: figure.savefig(file, format=kind, dpi=160), durable=False)
 
 
-def _film(config: Config, job: Job, env: Any, state: State, tasks: np.ndarray, to: Path) -> None:
-    """Write the first episode of every task, a row for each: before adaptation, and after."""
-    import mujoco
+def _film(
+    config: Config, job: Job, env: TaskVectorEnv, state: State, tasks: np.ndarray, to: Path
+) -> None:
+    """Write the first episode of every task, a row for each, in its first and last phases."""
     from PIL import Image, ImageDraw, ImageFont
 
     filmed = _Filmed(env)
-    films = []  # by phase, of the first episode of each task: [T, G, nq]
-    returns = []  # by phase, [G]
+    states, returns = [], []  # by phase: of the first episode of each task [T, G, ...], and [G]
     for batches in _phases(config, job, filmed, state, tasks):
-        films.append(np.stack(filmed.film)[:, :: config.fast_batch_size])
+        states.append(np.stack(filmed.states)[:, :: config.fast_batch_size])
         returns.append(batches["rewards"].sum(1).mean(-1))
-    model = env.simulations.get_model(0)
-    data = mujoco.MjData(model)
     font = ImageFont.load_default(14)
     width, height = SIZE
     every = max(1, round(1 / (FRAMES_PER_SECOND * env.seconds_per_step)))
-    steps = range(0, max(map(len, films)), every)
-    images = []
-    with mujoco.Renderer(model, height, width) as renderer:
-        for step in steps:
-            image = Image.new("RGB", (2 * width, len(tasks) * height))
-            draw = ImageDraw.Draw(image)
-            for column, phase in enumerate((0, -1)):
-                for row, task in enumerate(tasks):
-                    data.qpos = films[phase][min(step, len(films[phase]) - 1), row]
-                    mujoco.mj_forward(model, data)
-                    renderer.update_scene(data, camera="track")
-                    place = (column * width, row * height)
-                    image.paste(Image.fromarray(renderer.render()), place)
-                    words = f"task {_text(task)}, {('before', 'after')[column]} adaptation"
-                    words += (
-                        f"\nreturn {returns[phase][row]:.1f}, {step * env.seconds_per_step:.1f} s"
-                    )
-                    draw.text(
-                        (place[0] + 8, place[1] + 6),
-                        words,
-                        "white",
-                        font,
-                        stroke_width=1,
-                        stroke_fill="black",
-                    )
-            images.append(image)
+    names = ends_by_index(job.algorithm.phase, len(states))
+    steps = range(0, max(map(len, states)), every)
+    shown = np.concatenate(
+        [states[phase][min(step, len(states[phase]) - 1)] for step in steps for phase in names]
+    )  # [steps * phases * G, ...]
+    size = (len(names) * width, len(tasks) * height)
+    images = [Image.new("RGB", size) for _ in steps]
+    places = product(enumerate(steps), enumerate(names), range(len(tasks)))
+    for view, ((number, step), (column, phase), row) in zip(
+        env.film(shown, width, height), places, strict=True
+    ):
+        left, top = column * width, row * height
+        images[number].paste(Image.fromarray(view), (left, top))
+        ImageDraw.Draw(images[number]).text(
+            (left + 8, top + 6),
+            f"task {_text(tasks[row])}, {names[phase]}\n"
+            f"return {returns[phase][row]:.1f}, {step * env.seconds_per_step:.1f} s",
+            "white",
+            font,
+            stroke_width=1,
+            stroke_fill="black",
+        )
     milliseconds = round(1000 * every * env.seconds_per_step)
     write_whole(
         to,
@@ -168,22 +148,21 @@ def _text(task: np.ndarray) -> str:
 
 
 class _Filmed:
-    """An environment whose positions are kept, ``[num_envs, nq]`` at each time of an episode."""
+    """An environment whose states are kept, ``[num_envs, ...]`` at each time of an episode."""
 
-    def __init__(self, env: Any) -> None:
+    def __init__(self, env: TaskVectorEnv) -> None:
         self._env = env
-        self._positions = env.simulations.bind("qpos")
-        self.film: list[np.ndarray] = []
+        self.states: list[np.ndarray] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._env, name)
 
     def reset(self, **options: Any) -> Any:
         found = self._env.reset(**options)
-        self.film = [self._positions.copy()]
+        self.states = [self._env.visible_states()]
         return found
 
     def step(self, actions: np.ndarray) -> Any:
         found = self._env.step(actions)
-        self.film.append(self._positions.copy())
+        self.states.append(self._env.visible_states())
         return found

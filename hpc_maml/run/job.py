@@ -4,6 +4,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from mpi4py import MPI
@@ -64,9 +65,10 @@ def make_env(config: Config, episodes: int, threads: int = 1, num_tasks: int = 1
 def make_algorithm(config: Config, env: TaskVectorEnv) -> Algorithm:
     """Make the algorithm of a configuration for an environment; raises InputError."""
     found = algorithm_class(config.algorithm.name)
-    space = env.single_action_space
+    space: Any = env.single_action_space  # whose shape Gymnasium does not promise
+    observed: Any = env.single_observation_space
     discrete = hasattr(space, "n")
-    observation_size = int(np.prod(env.single_observation_space.shape))
+    observation_size = int(np.prod(observed.shape))
     policy = make_policy(
         config.policy,
         observation_size,
@@ -102,14 +104,12 @@ def prepare(config: Config, env: TaskVectorEnv) -> Job:
             f"archive.adapted_parameters is true, but algorithm.name={config.algorithm.name} "
             "adapts no parameters."
         )
-    discrete = hasattr(env.single_action_space, "n")
+    actions: Any = env.single_action_space  # whose shape Gymnasium does not promise
+    observed: Any = env.single_observation_space
+    kind = np.int64 if hasattr(actions, "n") else np.float32
     try:
         dtype = batch_dtype(
-            config.horizon,
-            config.fast_batch_size,
-            env.single_observation_space.shape,
-            env.single_action_space.shape,
-            np.int64 if discrete else np.float32,
+            config.horizon, config.fast_batch_size, observed.shape, actions.shape, kind
         )
     except ValueError:
         raise InputError(
@@ -159,6 +159,7 @@ def run_job(world: MPI.Intracomm, job: Job, principal: Principal, stop: StopSign
 
 def _agent(job: Job, topology: Topology, stop: StopSignal) -> tuple[Agent, Hello]:
     config, limit = job.config, job.config.mpi.wait_limit
+    number: Any = topology.place.team  # every agent has a team
     hello = Hello("cpu", topology.threads)
     gpu = choose_gpu(config.device, topology, limit)
     reduce, sums = sum_of_agents(config.mpi.cuda_aware, gpu, topology, limit)
@@ -168,8 +169,8 @@ def _agent(job: Job, topology: Topology, stop: StopSignal) -> tuple[Agent, Hello
     team = Team(
         Messenger(topology.team_comm),
         BatchReceiver(topology.team_comm, job.dtype, REQUESTS_AHEAD, empty),
-        topology.team_observers(topology.place.team),
-        topology.observers_at_once(topology.place.team),
+        topology.team_observers(number),
+        topology.observers_at_once(number),
     )
     learner = Messenger(topology.learner_comm)
     return Agent(config, job.algorithms, gpu, learner, team, reduce, stop), hello

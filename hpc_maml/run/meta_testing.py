@@ -107,7 +107,6 @@ class MetaTesting:
 
     async def _lead(self, job: Job, agents: Agents, topology: Topology, json: Path | None) -> None:
         """Test every contestant on the same tasks; print the result and keep it."""
-        from hpc_maml.envs.oracles import optima
         from hpc_maml.run import console
         from hpc_maml.storage.meta_tests import MetaTest, meta_test_path, save
         from hpc_maml.storage.run_folder import EVALUATIONS
@@ -126,7 +125,7 @@ class MetaTesting:
             job.algorithm.phase,
             tasks,
             returns,
-            optima(self.env, tasks, luck),
+            self.env.best_play(tasks, luck),
             job.algorithm.test_words(),
         )
         console.print_meta_test(found, json)

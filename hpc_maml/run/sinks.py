@@ -199,7 +199,7 @@ def write_wandb(
 
     earlier = sorted(folder.glob("wandb/*run-*-*"), key=lambda path: path.stat().st_mtime)
     run = wandb.init(
-        mode=config.metrics.wandb,
+        mode=config.metrics.wandb,  # type: ignore[arg-type] # not off here
         dir=folder,
         project=os.environ.get("WANDB_PROJECT", "hpc_maml"),
         name=folder.name,
@@ -213,7 +213,7 @@ def write_wandb(
     for iteration, _, row in entries:
         if iteration < run.starting_step:  # an earlier job has sent it
             continue
-        values = {f"iterations/{name}": float(row[name]) for name in columns}
+        values: dict[str, Any] = {f"iterations/{name}": float(row[name]) for name in columns}
         for name in DISTRIBUTIONS:
             finite = row[name][np.isfinite(row[name])]
             values[f"tasks/{name}"] = wandb.Histogram(finite, num_bins=HISTOGRAM_BINS)

@@ -133,7 +133,8 @@ class Training:
         done = run.checkpoint.iteration
         if done > self.first:
             rows = run.metrics.rows[self.first :]
-            for sentence in advise({name: [row[name] for row in rows] for name in NEEDED}):
+            columns = {name: np.array([row[name] for row in rows]) for name in NEEDED}
+            for sentence in advise(columns):
                 _say(sentence)
         if done < job.config.num_iterations:
             _say(

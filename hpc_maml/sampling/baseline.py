@@ -33,4 +33,5 @@ def fit(observations: np.ndarray, returns: np.ndarray, valid: np.ndarray) -> np.
 
 def predict(coefficients: np.ndarray, observations: np.ndarray) -> np.ndarray:
     """Return the baseline's values, float64 ``[T, B]``, for observations ``[T, B, d]``."""
-    return features(observations) @ coefficients
+    values: np.ndarray = features(observations) @ coefficients
+    return values

@@ -1,15 +1,17 @@
 """Episodes of a policy in an environment."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from hpc_maml.envs.batched import TaskVectorEnv
 from hpc_maml.policies.distributions import Distribution, Parameters
 from hpc_maml.policies.policy import Policy
 from hpc_maml.sampling.normalisation import Normaliser
 from hpc_maml.sampling.trajectory import valid_steps
+
+if TYPE_CHECKING:  # what reads a run imports no environment
+    from hpc_maml.envs.batched import TaskVectorEnv
 
 
 class Play(NamedTuple):
@@ -22,7 +24,7 @@ class Play(NamedTuple):
 
 def roll_out(
     policy: Policy,
-    env: TaskVectorEnv,
+    env: "TaskVectorEnv",
     play: Play,
     action_generators: Sequence[np.random.Generator],
     env_generators: Sequence[np.random.Generator],
@@ -44,7 +46,7 @@ def roll_out(
     observations, _ = env.reset(options={"generators": list(env_generators)})
     alive = np.ones((num_tasks, episodes), bool)
     given = []  # the parameters of the distribution at each step
-    record = {name: batches[name] for name in batches.dtype.names}  # views
+    record = {name: batches[name] for name in batches.dtype.fields or ()}  # views
     for step in range(horizon):
         observations = observations.reshape(num_tasks, episodes, -1)
         seen = play.normaliser(observations) if play.normaliser else observations
@@ -66,7 +68,7 @@ def roll_out(
         ended = (terminated | truncated).reshape(alive.shape)
         if after is not None:  # what an episode that has ended keeps does not change
             after = policy.network.remember(after, actions, rewards.reshape(alive.shape), ended)
-            memory = np.where(alive[..., None], after, memory)
+            memory = np.where(alive[..., None], after, memory)  # type: ignore[assignment]
         if np.count_nonzero(ended):
             alive &= ~ended
             if not alive.any():

@@ -12,7 +12,7 @@ from hpc_maml.errors import InputError
 TEMPORARY = ".partial"
 
 
-def write_whole(path: Path, write: Callable[[Path], None], *, durable: bool = True) -> None:
+def write_whole(path: Path, write: Callable[[Path], object], *, durable: bool = True) -> None:
     """Have ``write`` make a file under a temporary name, then rename it to ``path``.
 
     A reader sees the old file or the new one. ``durable`` also waits for the disk, so that the file

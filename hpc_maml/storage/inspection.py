@@ -3,13 +3,14 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import h5py
 
 from hpc_maml.errors import InputError
 from hpc_maml.storage.archive_schema import iteration_path
-from hpc_maml.storage.checkpoint import checkpoint_path
 from hpc_maml.storage.atomic_files import size_text
+from hpc_maml.storage.checkpoint import checkpoint_path
 from hpc_maml.storage.meta_tests import MetaTest, meta_test_files
 from hpc_maml.storage.reader import DamagedError, Run, read_evaluation
 from hpc_maml.storage.run_folder import CHECKPOINTS, EVALUATIONS, METRICS, ROLLOUTS
@@ -21,31 +22,76 @@ def describe(run: Run) -> Iterator[str]:
     What is damaged is left out: see ``damages``.
     """
     config = run.config
-    yield f"run         {run.path}"
-    yield (
-        f"experiment  {config['env']['name']}, seed {config['seed']}: "
-        f"{config['meta_batch_size']} tasks x {config['fast_batch_size']} episodes x "
-        f"{config['horizon']} steps, {config['num_inner_steps']} inner step(s)"
-    )
-    versions = {}
-    try:
+    versions: dict[str, str] = {}
+    sizes = [
+        f"{config['meta_batch_size']} tasks",
+        f"{config['fast_batch_size']} episodes",
+        f"{config['horizon']} steps",
+    ]
+    done, last = "unknown", []
+    with contextlib.suppress(InputError):
         versions = run.versions
         done = f"{run.committed_iterations} of {config['num_iterations']} iterations"
-    except InputError:
-        done = "unknown"
+        last = list(_last_metrics(run))
+        phases = run.per_task["return_after_updates"].shape[-1]
+        sizes.insert(1, f"{phases} phase{'s' if phases > 1 else ''}")
+    yield f"run         {run.path}"
+    yield f"experiment  {config['env']['name']}, seed {config['seed']}: {' x '.join(sizes)}"
+    yield f"algorithm   {_name(config['algorithm'])}"
+    yield f"network     {_section(config['policy'])}"
     yield f"committed   {done}"
     yield f"checkpoints {_list(run.checkpoints)}, {_size(run.path / CHECKPOINTS)}"
+    yield from _state(run)
     yield f"rollouts    {_list(run.rollouts.iterations)}, {_size(run.path / ROLLOUTS)}"
     tested = dict.fromkeys(each.iteration for each in _readable_evaluations(run))
     yield f"meta-tests  {_list(list(tested))}"
     yield f"in all      {_size(run.path)}"
     for name, version in versions.items():
         yield f"{name:11} {version or 'unknown'}"
+    yield from last
+
+
+def _last_metrics(run: Run) -> Iterator[str]:
+    """Yield the metrics that the algorithm declares, of the last iteration; raises InputError."""
+    columns, declared = run.columns, run.declared
+    rows = min((len(columns[name]) for name in declared), default=0)
+    if not rows:
+        return
+    yield f"metrics of the algorithm in iteration {rows}"
+    for name, metric in declared.items():
+        unit = "" if metric.unit == "1" else f" {metric.unit}"
+        yield f"  {name:20} {f'{columns[name][rows - 1]:.6g}{unit}':18} {metric.description}"
+
+
+def _state(run: Run) -> Iterator[str]:
+    """Yield what the algorithm keeps beside the policy, in the last readable checkpoint."""
+    for iteration in reversed(run.checkpoints):
+        with contextlib.suppress(InputError):
+            found = run.checkpoint(iteration)
+            size = sum(values.size for values in found.parameters.values())
+            state = [f"{name} {list(values.shape)}" for name, values in found.state.items()]
+            yield f"state       {', '.join([f'policy of {size} parameters', *state])}"
+            return
+
+
+def _name(section: Any) -> str:
+    """Return the name in a section; runs of 0.1 have it in the place of the section."""
+    return section["name"] if isinstance(section, dict) else str(section)
+
+
+def _section(section: dict[str, Any]) -> str:
+    """Return the keys of a section in words; runs of 0.1 have no name in it."""
+    rest = ", ".join(f"{key} {value}" for key, value in section.items() if key != "name")
+    return ": ".join(part for part in (section.get("name"), rest) if part)
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "scalar"
 
 
 def damages(run: Run, *, verify: bool) -> list[InputError]:
     """Return what is wrong with the files of a run; ``verify`` also reads all rollouts."""
-    found = []
+    found: list[InputError] = []
     try:
         if run.committed_iterations != len(run.tasks):
             found.append(DamagedError(run.path / METRICS, "it has rows too many or too few"))
@@ -93,8 +139,8 @@ def tree(run: Run) -> Iterator[str]:
 def _line(name: str, item: h5py.Group | h5py.Dataset) -> str:
     if isinstance(item, h5py.Group):
         return f"  {name}/"
-    shape = " x ".join(map(str, item.shape)) or "scalar"
-    return f"  {name:38} {shape:24} {item.dtype!s:8} {item.attrs.get('unit', '')}".rstrip()
+    shape, unit = _shape(item.shape), item.attrs.get("unit", "")
+    return f"  {name:38} {shape:24} {item.dtype!s:8} {unit}".rstrip()
 
 
 def _list(iterations: list[int]) -> str:

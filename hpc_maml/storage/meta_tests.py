@@ -4,13 +4,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
 
-from hpc_maml.config import EvaluationConfig
 from hpc_maml.errors import InputError
 from hpc_maml.storage.atomic_files import write_hdf5
+
+if TYPE_CHECKING:  # what reads a run imports no environment
+    from hpc_maml.config import EvaluationConfig
 
 FORMAT_VERSION = 2  # 1: without what a phase is
 RUN, RANDOM = "run", "random"  # the policy of the run itself, and what it began with
@@ -45,7 +48,7 @@ class MetaTest:
 
 
 def meta_test_path(
-    folder: Path, iteration: int, settings: EvaluationConfig, episodes: int | None = None
+    folder: Path, iteration: int, settings: "EvaluationConfig", episodes: int | None = None
 ) -> Path:
     """Return the file of the meta-test after an iteration; ``episodes`` if not as in training."""
     name = f"iteration_{iteration:06d}_tasks_{settings.tasks}_updates_{settings.updates}"

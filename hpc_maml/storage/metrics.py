@@ -132,7 +132,7 @@ class Metrics:
             for group, metrics in (("iterations", self.columns), ("tasks", PER_TASK)):
                 folder = file.create_group(group)
                 for name, metric in metrics.items():
-                    column = np.array([row[name] for row in self.rows], metric.dtype)
+                    column: np.ndarray = np.array([row[name] for row in self.rows], metric.dtype)
                     dataset = folder.create_dataset(name, data=column)
                     dataset.attrs["unit"] = metric.unit
                     dataset.attrs["description"] = metric.description

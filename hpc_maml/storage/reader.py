@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import yaml
 
+from hpc_maml.algorithms.algorithm import Metric
 from hpc_maml.errors import InputError
 from hpc_maml.storage.archive_schema import (
     FIELDS,
@@ -28,6 +29,7 @@ from hpc_maml.storage.meta_tests import FORMAT_VERSION as EVALUATION_VERSION
 from hpc_maml.storage.meta_tests import MetaTest, meta_test_files
 from hpc_maml.storage.meta_tests import load as load_evaluation
 from hpc_maml.storage.metrics import FORMAT_VERSION as METRICS_VERSION
+from hpc_maml.storage.metrics import METRICS as OF_EVERY_RUN
 from hpc_maml.storage.run_folder import (
     CHECKPOINTS,
     CONFIG,
@@ -75,17 +77,22 @@ class Run:
             import pandas as pd
         except ImportError:
             raise InputError("run.metrics needs pandas: pip install 'hpc_maml[report]'.") from None
-        columns = self._columns("iterations")
+        columns = self.columns
         rows = len(next(iter(columns.values()), ()))
         index = pd.RangeIndex(1, rows + 1, name="iteration")
         return pd.DataFrame(columns, index)
+
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """The columns of ``metrics``, ``[iterations]``, for those without pandas."""
+        return self._columns("iterations")
 
     @property
     def per_task(self) -> dict[str, np.ndarray]:
         """Values of every task by name, ``[iterations, n, ...]``; row 0 is iteration 1.
 
         ``task`` is what ``tasks`` returns; ``pre_update_return`` and ``post_update_return`` are
-        ``[iterations, n]``; ``return_after_updates`` is ``[iterations, n, num_inner_steps + 1]``.
+        ``[iterations, n]``; ``return_after_updates`` is ``[iterations, n, phases]``.
         """
         return self._columns("tasks")
 
@@ -97,12 +104,17 @@ class Run:
     @property
     def units(self) -> dict[str, str]:
         """The unit of every metric and per-task value, by name."""
-        with self._metrics_file() as file:
-            return {
-                name: dataset.attrs["unit"]
-                for group in file.values()
-                for name, dataset in group.items()
-            }
+        return {name: metric.unit for name, metric in self._described().items()}
+
+    @property
+    def descriptions(self) -> dict[str, str]:
+        """What every metric and per-task value is, by name."""
+        return {name: metric.description for name, metric in self._described().items()}
+
+    @property
+    def declared(self) -> dict[str, Metric]:
+        """The metrics that the algorithm of the run declares, by name."""
+        return self._described(declared=True)
 
     @property
     def versions(self) -> dict[str, str]:
@@ -134,7 +146,10 @@ class Run:
         return list(checkpoints(self.path / CHECKPOINTS))
 
     def checkpoint(self, iteration: int) -> Checkpoint:
-        """Return the parameters and counters after an iteration; raises InputError."""
+        """Return the state of the algorithm and counters after an iteration; raises InputError.
+
+        ``parameters`` are those of the policy by name, ``state`` all else that the algorithm keeps.
+        """
         found = checkpoints(self.path / CHECKPOINTS)
         if iteration not in found:
             raise InputError(
@@ -145,6 +160,20 @@ class Run:
 
     def _metrics_file(self) -> h5py.File:
         return _open(self.path / METRICS, METRICS_VERSION)
+
+    def _described(self, *, declared: bool = False) -> dict[str, Metric]:
+        """Return what is known of the columns, by name, or of those that are declared."""
+        with self._metrics_file() as file:
+            try:
+                return {
+                    name: _metric(dataset)
+                    for group in ("iterations", *(() if declared else ("tasks",)))
+                    for name, dataset in file[group].items()
+                    # files of format 1 do not say what is declared
+                    if not declared or dataset.attrs.get("declared", name not in OF_EVERY_RUN)
+                }
+            except (OSError, KeyError) as error:
+                raise DamagedError(self.path / METRICS, error) from None
 
     def _columns(self, group: str) -> dict[str, np.ndarray]:
         if not (self.path / METRICS).exists():
@@ -161,8 +190,9 @@ class Rollout:
     """The rollouts of one task of one iteration; a field is read when it is asked for.
 
     ``rollout.observations`` is ``[K, T, B, ...]``: the phase, that is the number of updates before
-    these episodes, the step, the episode. The fields are those of schema.FIELDS; if they were asked
-    for in the configuration, ``adapted_parameters`` are there too.
+    these episodes, or of the episode in its trial; the step; and the episode, or the trial. The
+    fields are those of archive_schema.FIELDS; if they were asked for in the configuration,
+    ``adapted_parameters`` are there too.
     """
 
     iteration: int
@@ -228,7 +258,7 @@ class Rollouts(Mapping[tuple[int, int], Rollout]):
 
     def __contains__(self, key: object) -> bool:
         try:
-            self[key]
+            self[key]  # type: ignore[index] # a KeyError for what is no key
         except (KeyError, InputError):
             return False
         return True
@@ -246,7 +276,8 @@ class Rollouts(Mapping[tuple[int, int], Rollout]):
     ) -> tuple["_Table | None", dict[Path, InputError]]:
         """Return where the tasks of an iteration are, and which of its files are damaged."""
         path = iteration_path(self.folder, iteration)
-        table, damages = None, {}
+        table = None
+        damages: dict[Path, InputError] = {}
         try:
             table = _read_table(path)
             for segment in table.paths:
@@ -266,6 +297,20 @@ def read_evaluation(path: Path) -> MetaTest:
             return load_evaluation(file)
         except (OSError, KeyError) as error:
             raise DamagedError(path, error) from None
+
+
+def _metric(dataset: h5py.Dataset) -> Metric:
+    """Return what the attributes of a dataset say; raises KeyError."""
+    about = dataset.attrs
+    return Metric(
+        unit=str(about["unit"]),
+        description=str(about["description"]),
+        wall_clock=bool(about.get("wall_clock", False)),
+        dtype=dataset.dtype.type,
+        shape=str(about.get("shape", "")),
+        console=str(about.get("console", "")),
+        limit=str(about.get("limit", "")),
+    )
 
 
 class _Table(NamedTuple):

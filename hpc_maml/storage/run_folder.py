@@ -1,21 +1,27 @@
-"""The folder of a run: continued by the same configuration only, and by one job at a time."""
+"""The folder of a run: continued by the same configuration only, and by one job at a time.
+
+What only reads a run needs no configuration, which knows the environments: they are imported where
+they are used.
+"""
 
 import fcntl
 import re
 from datetime import datetime
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
-from hpc_maml.config import Config, differing_keys, load_config, to_yaml
 from hpc_maml.errors import InputError
-from hpc_maml.storage.checkpoint import checkpoints
 from hpc_maml.storage.atomic_files import TEMPORARY, write_text
+from hpc_maml.storage.checkpoint import checkpoints
+
+if TYPE_CHECKING:
+    from hpc_maml.config import Config
 
 CONFIG, METRICS, CHECKPOINTS, LOCK = "config.yaml", "metrics.h5", "checkpoints", ".lock"
 ROLLOUTS, EVALUATIONS = "rollouts", "evaluations"
 
 
-def default_path(config: Config) -> Path:
+def default_path(config: "Config") -> Path:
     """Make and return ``runs/<environment>-<date>-<time>``; jobs of one second get their own."""
     environment = re.split("[/:]", config.env.name)[-1]  # of module:Class the class
     name = Path("runs") / f"{environment}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -31,7 +37,7 @@ def default_path(config: Config) -> Path:
             raise InputError(f"The run folder {path} cannot be made: {error.strerror}.") from None
 
 
-def open_folder(path: Path, config: Config) -> IO[str]:
+def open_folder(path: Path, config: "Config") -> IO[str]:
     """Make the run folder or continue it, and return its lock, held while it is open.
 
     Continuing needs the same configuration but for the keys that do not affect results. Raises
@@ -49,8 +55,10 @@ def open_folder(path: Path, config: Config) -> IO[str]:
     return lock
 
 
-def begin(path: Path, config: Config) -> None:
+def begin(path: Path, config: "Config") -> None:
     """Note the configuration and remove what a killed job left unfinished; the first changes."""
+    from hpc_maml.config import to_yaml
+
     for folder in (path, path / CHECKPOINTS, path / EVALUATIONS):
         for leftover in folder.glob(f"*.*{TEMPORARY}"):
             leftover.unlink()
@@ -65,8 +73,10 @@ def has_config(path: Path) -> bool:
         raise InputError(f"The run folder {path} cannot be read: {error.strerror}.") from None
 
 
-def read_config(path: Path) -> Config:
+def read_config(path: Path) -> "Config":
     """Return the configuration of the run in a folder; raises InputError if there is none."""
+    from hpc_maml.config import load_config
+
     if not has_config(path):
         raise InputError(f"{path} is not a run folder: it has no {CONFIG}.")
     return load_config(str(path / CONFIG), [])
@@ -79,7 +89,9 @@ def _is_unused(path: Path) -> bool:
     return {each.name for each in path.iterdir()} <= {CHECKPOINTS, LOCK, CONFIG + TEMPORARY}
 
 
-def _check_continues(path: Path, config: Config) -> None:
+def _check_continues(path: Path, config: "Config") -> None:
+    from hpc_maml.config import differing_keys
+
     if keys := differing_keys(config, read_config(path)):
         raise InputError(
             f"The run in {path} was started with another configuration ({', '.join(keys)}); "

@@ -5,13 +5,13 @@ import pytest
 
 from hpc_maml.config import load_config
 from hpc_maml.errors import InputError
-from hpc_maml.mpi.gpu import Gpu
-from hpc_maml.mpi import gpu_sums as gpu_aware
-from hpc_maml.mpi.gpu_sums import sum_of_agents
+from hpc_maml.mpi import gpu_sums
 from hpc_maml.mpi.exact_sum import ExactSum
+from hpc_maml.mpi.gpu import Gpu
+from hpc_maml.mpi.gpu_sums import sum_of_agents
 from hpc_maml.mpi.topology import build_topology, smallest
+from hpc_maml.run.training import Training
 from hpc_maml.stopping import StopSignal
-from hpc_maml.run.training import train
 
 LIMIT = 60.0
 CANNOT, UNSURE = "library says that it cannot", "library does not say whether it can"
@@ -35,8 +35,8 @@ def found(agents, monkeypatch, setting="auto", gpu=True, answer=True, trial=""):
         tried.append(device)
         return trial
 
-    monkeypatch.setattr(gpu_aware, "ask_library", lambda: answer)
-    monkeypatch.setattr(gpu_aware, "try_sum", try_sum)
+    monkeypatch.setattr(gpu_sums, "ask_library", lambda: answer)
+    monkeypatch.setattr(gpu_sums, "try_sum", try_sum)
     add, words = sum_of_agents(setting, Gpu("cpu") if gpu else None, agents, LIMIT)
     terms = np.arange(3.0)[None]
     assert np.array_equal(add(terms), agents.world.size * terms[0])
@@ -96,7 +96,7 @@ def test_a_wrong_sum_between_agents_is_noticed_before_the_first_step(agents, mon
 def test_on_is_refused_by_one_where_the_library_cannot(agents, monkeypatch):
     first = 1 if agents.world.size > 1 else 0
     refusing = agents.world.rank >= first
-    monkeypatch.setattr(gpu_aware, "ask_library", lambda: not refusing)
+    monkeypatch.setattr(gpu_sums, "ask_library", lambda: not refusing)
     if agents.world.rank == first:
         with pytest.raises(InputError, match="cuda_aware is on, but the MPI library says"):
             sum_of_agents("on", Gpu("cpu"), agents, LIMIT)
@@ -108,7 +108,7 @@ def test_on_is_refused_by_one_where_the_library_cannot(agents, monkeypatch):
 
 SMALL = (
     "num_iterations=2",
-    "trpo.cg_iters=3",  # more would magnify the rounding
+    "algorithm.cg_iters=3",  # more would magnify the rounding
     "meta_batch_size=7",
     "fast_batch_size=3",
     "horizon=12",
@@ -123,11 +123,12 @@ def returns(comm, folder, monkeypatch, capsys, gpu: bool, setting="auto"):
     import h5py
 
     choose = (lambda *_: Gpu("cpu")) if gpu else (lambda *_: None)
-    monkeypatch.setattr("hpc_maml.run.training.choose_gpu", choose)
-    monkeypatch.setattr(gpu_aware, "ask_library", lambda: True)
-    monkeypatch.setattr(gpu_aware, "try_sum", lambda *_: "")
+    monkeypatch.setattr("hpc_maml.run.job.choose_gpu", choose)
+    monkeypatch.setattr(gpu_sums, "ask_library", lambda: True)
+    monkeypatch.setattr(gpu_sums, "try_sum", lambda *_: "")
     words = [*SMALL, f"mpi.cuda_aware={setting}"]
-    assert train(comm, lambda: load_config(None, words), folder, StopSignal()) == 0
+    run = Training(comm, lambda: load_config(None, words), folder, StopSignal())
+    assert run.train() == 0
     if comm.rank:
         return None
     with h5py.File(folder / "metrics.h5") as file:

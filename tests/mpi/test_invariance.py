@@ -14,8 +14,8 @@ from mpi4py import MPI
 from hpc_maml.config import load_config
 from hpc_maml.mpi.exchange import BatchReceiver
 from hpc_maml.mpi.waiting import wait
+from hpc_maml.run.training import Training
 from hpc_maml.stopping import StopSignal
-from hpc_maml.run.training import train
 
 NAVIGATION = ("num_iterations=5", "meta_batch_size=6", "fast_batch_size=3", "horizon=12")
 HALF_CHEETAH = (
@@ -25,6 +25,24 @@ HALF_CHEETAH = (
     "fast_batch_size=3",
     "horizon=10",
 )
+SMALL = ("meta_batch_size=4", "fast_batch_size=3", "horizon=10")
+PROMP = (
+    "num_iterations=3",
+    *SMALL,
+    "algorithm.name=promp",
+    "algorithm.learn_step_sizes=layer",
+    "normalise_observations=true",
+)
+RL2 = (
+    "num_iterations=3",
+    *SMALL,
+    "algorithm.name=rl2",
+    "algorithm.minibatches=2",
+    "algorithm.episodes_per_trial=2",
+    "policy.hidden_size=8",
+    "env.name=bandit",
+)
+CASES = {"navigation": NAVIGATION, "cheetah": HALF_CHEETAH, "promp": PROMP, "rl2": RL2}
 SIZES = [size for size in (1, 2, 3, 5, 8, 16) if size <= MPI.COMM_WORLD.size]
 TOPOLOGIES = [
     *((size, "topology.agents=1") for size in SIZES),
@@ -42,7 +60,8 @@ def checkpoints(comm, size: int, settings: tuple[str, ...]) -> dict[str, bytes]:
         with tempfile.TemporaryDirectory() as folder:
             words = [*settings, "checkpoint.keep=9", f"mpi.wait_limit={LIMIT}", "device=cpu"]
             run_dir = Path(folder) / "run"
-            assert train(part, lambda: load_config(None, words), run_dir, StopSignal()) == 0
+            run = Training(part, lambda: load_config(None, words), run_dir, StopSignal())
+            assert run.train() == 0
             found = {path.name: path.read_bytes() for path in run_dir.glob("checkpoints/*")}
         part.Free()
     wait(comm.Ibarrier(), "the ranks that train", LIMIT)
@@ -54,7 +73,7 @@ def serial(settings: tuple[str, ...]) -> dict[str, bytes]:
     return checkpoints(MPI.COMM_WORLD, 1, settings)
 
 
-@pytest.mark.parametrize("settings", [NAVIGATION, HALF_CHEETAH], ids=["navigation", "cheetah"])
+@pytest.mark.parametrize("settings", CASES.values(), ids=CASES)
 @pytest.mark.parametrize(("size", "topology"), TOPOLOGIES)
 def test_same_bits(comm, size, topology, settings):
     expected = serial(settings)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from hpc_maml.mpi.gpu import Gpu
 from hpc_maml.mpi.exact_sum import ExactSum, from_integers, to_integers
+from hpc_maml.mpi.gpu import Gpu
 
 GPU = Gpu("cpu")
 

@@ -1,16 +1,10 @@
-"""What can be had at best where it is known: yardsticks for a meta-test."""
+"""Strategies for Bernoulli arms that need no learning, to compare a policy with."""
 
 from collections.abc import Callable
 
 import numpy as np
 
-from hpc_maml.envs.bandit import Bandit
-from hpc_maml.envs.batched import TaskVectorEnv
-from hpc_maml.envs.navigation import GOAL_TOLERANCE, Navigation
-from hpc_maml.envs.tabular_mdp import TabularMdp, transitions_and_rewards
-
-LONGEST_STEP = 0.1  # of navigation, in each coordinate
-BANDIT_EPISODES = 20  # of each task
+EPISODES = 20  # of each task
 LONGEST_GITTINS = 100  # pulls; beyond, its tables take minutes
 CALIBRATION = 200  # payoffs that a Gittins index is compared with: its resolution
 
@@ -18,49 +12,15 @@ CALIBRATION = 200  # payoffs that a Gittins index is compared with: its resoluti
 Index = Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 
 
-def optima(
-    env: TaskVectorEnv, tasks: np.ndarray, rng: np.random.Generator
-) -> dict[str, np.ndarray]:
-    """Return the returns ``[n]`` of the best play that is known, if any, by its name."""
-    if isinstance(env, Navigation):
-        return {"optimum with the goal known": navigation_optimum(tasks, env.horizon)}
-    if isinstance(env, TabularMdp):
-        return {"optimum with the process known": tabular_mdp_optimum(tasks, env.horizon)}
-    if isinstance(env, Bandit) and env.rewards == "bernoulli":
-        indices = {"UCB1": ucb1_index()}
-        if env.horizon <= LONGEST_GITTINS:
-            indices["Gittins index"] = gittins_index(env.horizon)
-        return {
-            name: bandit_returns(tasks, env.horizon, BANDIT_EPISODES, index, rng)
-            for name, index in indices.items()
-        }
-    return {}
+def strategies(pulls: int) -> dict[str, Index]:
+    """Return the best strategies for episodes of so many pulls, by name."""
+    found = {"UCB1": ucb1_index()}
+    if pulls <= LONGEST_GITTINS:
+        found["Gittins index"] = gittins_index(pulls)
+    return found
 
 
-def navigation_optimum(tasks: np.ndarray, horizon: int) -> np.ndarray:
-    """Return the highest returns ``[n]`` for known goals ``[n, 2]``.
-
-    Both coordinates can approach at full speed at once, which is best for every step's distance.
-    """
-    left = abs(tasks)
-    returns, running = np.zeros(len(tasks)), np.ones(len(tasks), np.bool_)
-    for _ in range(horizon):
-        left = np.maximum(left - LONGEST_STEP, 0.0)
-        returns -= running * (left * left).sum(-1) ** 0.5
-        running = running & (left >= GOAL_TOLERANCE).any(-1)
-    return returns
-
-
-def tabular_mdp_optimum(tasks: np.ndarray, horizon: int) -> np.ndarray:
-    """Return the highest expected returns ``[n]`` from state 0, by value iteration."""
-    transitions, rewards = transitions_and_rewards(tasks)
-    values = np.zeros(rewards.shape[:2])
-    for _ in range(horizon):
-        values = (rewards + (transitions @ values[:, None, :, None])[..., 0]).max(-1)
-    return values[:, 0]
-
-
-def bandit_returns(
+def strategy_returns(
     tasks: np.ndarray, pulls: int, episodes: int, index: Index, rng: np.random.Generator
 ) -> np.ndarray:
     """Return the mean total reward ``[n]`` of pulling the arm of highest index, Bernoulli arms.

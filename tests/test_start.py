@@ -1,0 +1,73 @@
+"""The two ways to start the program are one."""
+
+import json
+import signal
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from conftest import ROOT, environment
+
+# What pip makes of the entry point.
+COMMAND = "import sys; from hpc_maml.__main__ import start; sys.exit(start())"
+REPORT = """
+import json, os, mpi4py
+from hpc_maml.algorithms.maml_trpo import MamlTrpo
+
+class Own(MamlTrpo):
+    def __init__(self, *words):
+        threads = [os.environ[name + "_NUM_THREADS"] for name in ("OMP", "OPENBLAS", "MKL")]
+        print(json.dumps([*threads, mpi4py.rc.thread_level]))
+        raise RuntimeError("planted")
+"""
+WAYS = {"module": ["-m", "hpc_maml"], "command": ["command"]}
+
+
+@pytest.fixture(params=WAYS)
+def way(request, tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "command").write_text(COMMAND)
+    (tmp_path / "own.py").write_text(REPORT)
+    words = WAYS[request.param]
+    return [str(tmp_path / "bin" / word) if word == "command" else word for word in words]
+
+
+def test_both_start_alike(way):
+    """Threads, a class of one's own in the current folder, and how a failure ends."""
+    words = ["algorithm.name=own:Own", "device=cpu", "archive.rollouts=none"]
+    job = subprocess.run(
+        [sys.executable, *way, *words],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
+    assert job.returncode == 1, job.stderr
+    assert json.loads(job.stdout.splitlines()[0]) == ["1", "1", "1", "serialized"]
+    assert "rank 0 (start-up)" in job.stderr
+    assert "\nRuntimeError: planted\n" in job.stderr
+
+
+def test_a_warning_before_the_job_listens_waits(way):
+    code = "\n".join(
+        [
+            "import os, runpy, signal, sys",
+            "import hpc_maml.cli",
+            "def main(words):",
+            "    os.kill(os.getpid(), signal.SIGUSR1)",
+            "    return 7",
+            "hpc_maml.cli.main = main",
+            f"sys.argv = {way[-1:]!r}",
+            "runpy.run_module('hpc_maml', run_name='__main__')"
+            if way[0] == "-m"
+            else f"exec({COMMAND!r})",
+        ]
+    )
+    job = subprocess.run([sys.executable, "-c", code], check=False, env=environment())
+    assert job.returncode == 7, signal.Signals(-job.returncode)
+
+
+def test_the_command_is_this_one():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {"hpc_maml": "hpc_maml.__main__:start"}
