@@ -40,7 +40,9 @@ __all__ = [
     "tensors",
 ]
 
-SAMPLING = Sampling(episodes=4, gamma=0.99, gae_lambda=0.95, test_updates=3, test_step_sizes="halved")
+SAMPLING = Sampling(
+    episodes=4, gamma=0.99, gae_lambda=0.95, test_updates=3, test_step_sizes="halved"
+)
 
 
 def policy_of(problem: Problem) -> Policy:

@@ -54,7 +54,9 @@ def test_parameters_stay_in_single_precision_and_moments_in_double():
 
 def test_the_first_step_by_hand():
     # the moments are unbiased: their ratio is the sign of the gradient, whatever its size
-    found, state = adam_step(np.array([1.0, 1.0, 1.0]), np.array([4.0, -0.5, 0.0]), adam_state(3), 0.1)
+    found, state = adam_step(
+        np.array([1.0, 1.0, 1.0]), np.array([4.0, -0.5, 0.0]), adam_state(3), 0.1
+    )
     np.testing.assert_allclose(found, [0.9, 1.1, 1.0], rtol=1e-8)
     np.testing.assert_allclose(state[FIRST], [0.4, -0.05, 0.0], rtol=1e-12)
     np.testing.assert_allclose(state[SECOND], [0.016, 0.00025, 0.0], rtol=1e-12)

@@ -226,7 +226,8 @@ def test_a_run_can_be_tested_inspected_and_read(name, serial):
     assert not result.stderr
     assert "4 of 4 iterations" in result.stdout
     config = open_run("run").config
-    assert f"{config['algorithm']['name']}, policy {config['policy']['name']}" in result.stdout
+    assert f"algorithm   {config['algorithm']['name']}\n" in result.stdout
+    assert f"network     {config['policy']['name']}" in result.stdout
 
     archive = open_run("run")
     assert archive.rollouts.iterations == [1, 3]
@@ -236,23 +237,17 @@ def test_a_run_can_be_tested_inspected_and_read(name, serial):
         np.testing.assert_allclose(found, returns[iteration - 1, task], rtol=1e-6)
 
 
-def test_a_report_shows_all_algorithms_side_by_side(serial):
-    folders = [serial[name] for name in FEW]
-    run(HERE, "report", *folders, "-o", "report")
-    tables = {path.name: list(csv.reader(path.open())) for path in Path("report").glob("*.csv")}
-    assert tables
-    text = "\n".join(path.read_text() for path in Path("report").glob("*.csv"))
-    for name in FEW:
-        assert name in text
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", RUNS)
-def test_a_report_of_each(name, serial):
-    run(HERE, "report", serial[name], "-o", "report")
-    tables = [list(csv.reader(path.open())) for path in Path("report").glob("*.csv")]
-    assert tables
-    assert all(len(table) > 1 for table in tables)
+@pytest.mark.parametrize("name", ["", *(pytest.param(n, marks=pytest.mark.slow) for n in RUNS)])
+def test_reports_of_all_side_by_side_and_of_each(name, serial):
+    shown = [name] if name else FEW
+    run(HERE, "report", *(serial[each] for each in shown), "-o", "report")
+    tables = {path.stem: list(csv.reader(path.open())) for path in Path("report").glob("*.csv")}
+    assert len(tables["runs"]) == 1 + len(shown)
+    header, *rows = tables["metrics"]
+    for each in shown:
+        assert set(open_run(serial[each]).declared) <= set(header)
+        assert sum(each in row[0] for row in rows) == ITERATIONS
+    assert Path("report/report.html").exists()
 
 
 # Bad input: a sentence, and nothing is written

@@ -1,40 +1,106 @@
 """Pictures and films of real runs."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SMALL, run
+from conftest import BAD_INPUT, HERE, SMALL, run
 from PIL import Image
 
-from hpc_maml.run.demo import find_renderer
+from hpc_maml import envs
+from hpc_maml.envs.mujoco_film import find_platform
 from hpc_maml.errors import InputError
+from hpc_maml.report.phases import ends_by_index
 
-BAD_INPUT = 2
-ROBOT = (*SMALL, "env.name=half_cheetah_dir", "num_iterations=1", "--run-dir", "run")
+RL2 = (
+    *(word for word in SMALL if "hidden_sizes" not in word),
+    *("algorithm.name=rl2", "policy.hidden_size=8", "algorithm.minibatches=1"),
+)
 
 
-@pytest.mark.parametrize("ranks", [None, 3])
-def test_navigation_is_a_picture(ranks):
-    run(None, *SMALL, "num_iterations=1", "--run-dir", "run")
-    assert run(ranks, "demo", "run").stdout == "run/demo.png\n"
-    with Image.open("run/demo.png") as image:
+@pytest.fixture(scope="session")
+def shown(tmp_path_factory) -> dict[str, Path]:
+    """Return runs by what there is to see of them."""
+    top = tmp_path_factory.mktemp("shown")
+    words = {
+        "navigation": [*SMALL],
+        "promp": [*SMALL, "algorithm.name=promp"],
+        "trials": [*RL2, "algorithm.episodes_per_trial=3"],
+        "bandit": [*SMALL, "env.name=bandit"],
+        "robot": [*SMALL, "env.name=half_cheetah_dir"],
+        "one episode": [*RL2, "env.name=half_cheetah_dir"],
+    }
+    for name, settings in words.items():
+        run(HERE, *settings, "num_iterations=1", "--run-dir", str(top / name))
+    return {name: top / name for name in words}
+
+
+@pytest.fixture
+def drawn_texts(monkeypatch) -> list[str]:
+    """Return the texts of the legends of pictures that are drawn here."""
+    from matplotlib.figure import Figure
+
+    texts: list[str] = []
+    original = Figure.savefig
+
+    def savefig(figure, *args, **kwargs):
+        texts.extend(text.get_text() for text in figure.legends[0].get_texts())
+        return original(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return texts
+
+
+@pytest.mark.parametrize("ranks", [HERE, 3])
+def test_navigation_is_a_picture(ranks, shown):
+    folder = shown["navigation"]
+    assert run(ranks, "demo", folder).stdout == f"{folder}/demo.png\n"
+    with Image.open(folder / "demo.png") as image:
         assert min(image.size) > 500
-    assert run(None, "demo", "run", "-o", "other.svg").stdout == "other.svg\n"
+    assert run(HERE, "demo", folder, "-o", "other.svg").stdout == "other.svg\n"
     assert "after" in Path("other.svg").read_text()
 
 
-def test_a_robot_is_a_film(monkeypatch):
-    monkeypatch.setenv("MUJOCO_GL", os.environ.get("MUJOCO_GL", ""))  # put back afterwards
-    if not os.environ["MUJOCO_GL"]:
-        monkeypatch.delenv("MUJOCO_GL")
+@pytest.mark.parametrize(
+    ("name", "phases"),
+    [
+        ("promp", ["before adaptation", "after adaptation"]),
+        ("trials", ["first episode", "last episode"]),
+    ],
+)
+def test_the_phases_are_those_of_the_algorithm(name, phases, shown, drawn_texts):
+    run(HERE, "demo", shown[name], "-o", "a.png")
+    assert drawn_texts == [*phases, "start", "goal"]
+
+
+def test_words_for_phases():
+    assert ends_by_index("updates", 3) == {0: "before adaptation", 2: "after adaptation"}
+    assert ends_by_index("episode", 2) == {0: "first episode", 1: "last episode"}
+    assert ends_by_index("episode", 1) == {0: "only episode"}
+    assert ends_by_index("updates", 1) == {0: "without adaptation"}
+
+
+def test_environments_say_what_can_be_seen():
+    def of(name: str) -> tuple[bool, bool]:
+        env = envs.make(name, num_tasks=1, episodes_per_task=1)
+        return env.picture is not None, env.film is not None
+
+    assert of("navigation") == (True, False)
+    assert of("ant_goal") == (False, True)
+    assert of("tabular_mdp") == (False, False)
+
+
+@pytest.fixture
+def _renderer():
     try:
-        find_renderer()
+        find_platform()
     except InputError as error:
         pytest.skip(str(error))
-    run(None, *ROBOT)
-    assert run(2, "demo", "run", "-o", "film.gif").stdout == "film.gif\n"
+
+
+@pytest.mark.usefixtures("_renderer")
+def test_a_robot_is_a_film(shown):
+    assert run(2, "demo", shown["robot"], "-o", "film.gif").stdout == "film.gif\n"
     with Image.open("film.gif") as film:
         assert film.n_frames == 13  # the start, then a frame for each step
         frames = []
@@ -49,24 +115,50 @@ def test_a_robot_is_a_film(monkeypatch):
     assert after.std() > 10
 
 
-def test_no_renderer_is_one_sentence():
-    run(None, *ROBOT)
-    result = run(2, "demo", "run", code=BAD_INPUT, MUJOCO_GL="none")
-    assert result.stderr.startswith("hpc_maml: MuJoCo cannot draw here (none was tried)")
+@pytest.mark.usefixtures("_renderer")
+def test_a_film_of_one_phase_has_one_column(shown):
+    run(HERE, "demo", shown["one episode"], "-o", "film.gif")
+    with Image.open("film.gif") as film:
+        assert film.size == (320, 2 * 240)
+
+
+@pytest.mark.usefixtures("_renderer")
+def test_a_film_shows_the_positions():
+    env = envs.make("half_cheetah_vel", num_tasks=1, episodes_per_task=1)
+    env.reset(seed=0)
+    start = env.visible_states()
+    upside_down = start.copy()
+    upside_down[:, 2] += np.pi
+    one, same, other = env.film(np.concatenate([start, start, upside_down]), 64, 48)
+    assert one.shape == (48, 64, 3)
+    assert one.dtype == np.uint8
+    assert np.array_equal(one, same)
+    assert not np.array_equal(one, other)
+    assert one[:8].mean() > one[-8:].mean()  # the sky is brighter than the floor
+
+
+def test_no_renderer_is_one_sentence(shown):
+    result = run(2, "demo", shown["robot"], code=BAD_INPUT, MUJOCO_GL="off")
+    assert result.stderr.startswith("hpc_maml: MuJoCo cannot draw here (off was tried)")
+    assert len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
         (("demo", "nowhere"), "nowhere is not a run folder"),
-        (("demo", "bandit"), "demo shows navigation and the robots; bandit has nothing to see."),
-        (("demo", "run", "-o", "a.xyz"), "a.xyz cannot be written"),
-        (("demo", "run", "-o", "no/a.png"), "no/a.png cannot be written: No such file"),
+        (
+            ("demo", "bandit"),
+            "demo has nothing to show of bandit: it has no picture and no film.",
+        ),
+        (("demo", "navigation", "-o", "a.xyz"), "a.xyz cannot be written"),
+        (
+            ("demo", "navigation", "-o", "no/a.png"),
+            "no/a.png cannot be written: No such file",
+        ),
     ],
 )
-def test_bad_input_is_one_sentence(words, sentence):
-    run(None, *SMALL, "num_iterations=1", "--run-dir", "run")
-    run(None, *SMALL, "num_iterations=1", "env.name=bandit", "--run-dir", "bandit")
-    result = run(2, *words, code=BAD_INPUT)
+def test_bad_input_is_one_sentence(words, sentence, shown):
+    result = run(HERE, *(shown.get(word, word) for word in words), code=BAD_INPUT)
     assert sentence in result.stderr
     assert len(result.stderr.splitlines()) == 1

@@ -1,6 +1,7 @@
 """The digests of an agent: what is kept of them, and that its memory does not grow."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -53,14 +54,15 @@ def test_the_bytes_of_a_digest(digest, size):
     assert digests.memory == 1000 - size
 
 
-def test_digests_are_kept_while_there_is_room_and_computed_anew_beyond_it():
+@pytest.mark.parametrize("memory", [100, 120])  # the third goes beyond it, or takes all
+def test_digests_are_kept_while_there_is_room_and_computed_anew_beyond_it(memory):
     made = []
 
     def digest(number):
         made.append(number)
         return numbers(10) + number
 
-    digests = Digests(memory=100)  # the third begins below it and goes beyond, the fourth not
+    digests = Digests(memory)
     for number in range(5):
         digests.add(lambda number=number: digest(number))
     assert made == [0, 1, 2]
@@ -75,26 +77,6 @@ def test_there_is_room_for_many_by_default():
 
 
 TASKS, EPISODES, HORIZON, ITERATIONS, SETTLED = 3, 50, 100, 40, 15
-PROGRAM = """
-import re
-import runpy
-from pathlib import Path
-
-from hpc_maml.algorithms.maml_trpo import MamlTrpo
-
-original = MamlTrpo.update
-
-
-def update(*args):
-    found = original(*args)
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    print("resident", re.search(r"VmRSS:\\s+(\\d+)", status)[1], flush=True)
-    return found
-
-
-MamlTrpo.update = update
-runpy.run_module("hpc_maml", run_name="__main__", alter_sys=True)
-"""  # agents print their resident memory, in kB, after each outer step
 
 
 def test_the_memory_of_an_agent_does_not_grow():
@@ -110,7 +92,7 @@ def test_the_memory_of_an_agent_does_not_grow():
         "mpi.wait_limit=60",
         "device=cpu",
         "metrics.tensorboard=off",
-        python=("-c", PROGRAM),
+        python=(str(Path(__file__).parent / "resident.py"),),
         OPENBLAS_NUM_THREADS="1",
     )
     out, err = job.communicate(timeout=240)

@@ -117,9 +117,7 @@ def test_log_prob_curvature(case):
     )
     parameters = case.parameters(vector)
     gradient = case.own.log_prob_gradient(parameters, case.actions, case.weights)
-    found = case.own.log_prob_curvature(
-        parameters, gradient, case.weights, case.direction(tangent)
-    )
+    found = case.own.log_prob_curvature(parameters, gradient, case.weights, case.direction(tangent))
     close(case.flat(found), expected)
 
 
@@ -158,9 +156,7 @@ def test_fisher_metric_is_the_hessian_of_the_kl_divergence(case):
     _, expected = torch.autograd.functional.hvp(
         weighted, torch.tensor(vector), torch.tensor(tangent)
     )
-    found = case.own.fisher_metric(
-        case.parameters(vector), case.direction(tangent), case.weights
-    )
+    found = case.own.fisher_metric(case.parameters(vector), case.direction(tangent), case.weights)
     close(case.flat(found), expected)
 
 

@@ -112,6 +112,7 @@ def test_a_suspended_job_goes_on():
     assert "done: 30 iterations" in out
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_diverged_adaptation_is_a_rejected_update():
     words = ("algorithm.fast_lr=1e30", "num_iterations=3", "checkpoint.keep=9", "--run-dir", "run")
     result = run(HERE, *SMALL, *words)

@@ -1,11 +1,9 @@
 """What an agent with a GPU does, on tensors in memory of the host: the same lines run there."""
 
-import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import ROOT, start
 from mpi4py import MPI
 
 from hpc_maml.config import load_config
@@ -154,9 +152,7 @@ def test_an_update_of_every_algorithm_on_tensors_is_that_on_arrays(words, env, n
     digests = [
         [algorithm.digest(on_gpu, uploaded(gpu, job.dtype, batches))],
         [
-            algorithm.digest(
-                state, [trajectories(batches[task, phase]) for phase in range(phases)]
-            )
+            algorithm.digest(state, [trajectories(batches[task, phase]) for phase in range(phases)])
             for task in range(TASKS)
         ],
     ]
@@ -210,26 +206,3 @@ def test_agents_of_a_node_take_its_gpus_in_turn(setting, monkeypatch, tmp_path):
     chosen = [choose_gpu(setting, place, 10) for place in places]
     assert chosen == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
     assert choose_gpu("cpu", places[0], 10) is None
-
-
-def test_the_benchmark_runs_and_agrees():
-    """At a size at which nothing is measured, and with tensors in memory of the host."""
-    words = ["--parts", "outer_step", "agreement", "reduction", "--tasks", "2", "--horizon", "10"]
-    words += ["--episodes", "5", "--agreement-tasks", "2", "--device", "cpu"]
-    job = start(None, *words, python=(str(ROOT / "benchmarks" / "gpu.py"),))
-    out, err = job.communicate(timeout=200)
-    rows = {each["name"]: each for each in json.loads(out)}
-    missed = [line for line in err.splitlines() if line.startswith("missed:")]
-    # slow it may be
-    assert missed in ([], ["missed: outer_step"]), err
-    assert job.returncode == bool(missed)
-    for name in ("gradient", "fisher_vector_product", "kl_after", "step"):
-        assert 0 < rows[f"relative_error_of_{name}"]["ratio"] < 1
-    assert rows["device_reduction_bits_23_KB"]["value"] == 1
-
-
-def test_the_benchmark_needs_a_gpu():
-    job = start(None, python=(str(ROOT / "benchmarks" / "gpu.py"),), CUDA_VISIBLE_DEVICES="")
-    out, err = job.communicate(timeout=100)
-    assert (job.returncode, out) == (1, "")
-    assert err == ("benchmarks/gpu.py: torch finds no GPU here, so there is nothing to measure.\n")

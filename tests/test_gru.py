@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hpc_maml.policies import make_policy
-from hpc_maml.policies.gru import INITIAL_OUTPUT_SCALE, GRUSettings
+from hpc_maml.policies.gru import INITIAL_OUTPUT_SCALE, LONGEST_MEMORY, GRUSettings
 
 TASKS, STEPS, TRIALS, ACTIONS = 3, 9, 4, 3
 
@@ -75,8 +75,10 @@ def plain_unroll(policy, theta, inputs, valid):
         z = torch.sigmoid(x[:, hidden : 2 * hidden] + u[:, hidden : 2 * hidden])
         n = torch.tanh(x[:, 2 * hidden :] + r * u[:, 2 * hidden :])
         state = torch.where(here[:, None], (1 - z) * state + z * n, state)
-        outputs.append(state @ layers["output_weight"] + layers["output_bias"])
-        values.append((state @ layers["value_weight"] + layers["value_bias"])[:, 0])
+        read = torch.cat([state, step], dim=-1)
+        features = torch.tanh(read @ layers["readout_weight"] + layers["readout_bias"])
+        outputs.append(features @ layers["output_weight"] + layers["output_bias"])
+        values.append((features @ layers["value_weight"] + layers["value_bias"])[:, 0])
     return torch.stack(outputs), torch.stack(values)
 
 
@@ -121,7 +123,9 @@ def test_a_step_agrees_with_the_cell_of_torch():
     outputs, after = network.step(layers, memory, observations)
     np.testing.assert_allclose(after[:, :hidden], state, rtol=1e-12)
     assert np.array_equal(after[:, hidden:], memory[:, hidden:])
-    expected = state @ layers["output_weight"] + layers["output_bias"]
+    read = np.concatenate([state, inputs], axis=1)
+    features = np.tanh(read @ layers["readout_weight"] + layers["readout_bias"])
+    expected = features @ layers["output_weight"] + layers["output_bias"]
     np.testing.assert_allclose(outputs, expected, rtol=1e-10)
 
 
@@ -230,15 +234,22 @@ def test_initial_parameters():
     theta = policy.initial_parameters(np.random.default_rng(0))
     assert theta.dtype == np.float32
     layers = policy.unflatten(theta)
-    for name, rows in (("input_weight", 2 + ACTIONS + 2), ("recurrent_weight", 64)):
-        limit = np.sqrt(6 / (rows + 64))
-        assert 0.98 * limit < abs(layers[name]).max() <= limit
-        np.testing.assert_allclose(layers[name].std(), limit / np.sqrt(3), rtol=0.03)
+    drawn = {
+        "input": (layers["input_weight"], 1.0),
+        "recurrent": (layers["recurrent_weight"], np.sqrt(3 / 64)),
+        "read state": (layers["readout_weight"][:64], np.sqrt(3 / 64)),
+        "read input": (layers["readout_weight"][64:], 1.0),
+    }
+    for values, limit in drawn.values():
+        assert 0.98 * limit < abs(values).max() <= limit
+        np.testing.assert_allclose(values.std(), limit / np.sqrt(3), rtol=0.06)
     limit = INITIAL_OUTPUT_SCALE * np.sqrt(6 / (64 + ACTIONS))
     assert 0.9 * limit < abs(layers["output_weight"]).max() <= limit
     reset, update, candidate = np.split(layers["input_bias"][0], 3)
     assert not reset.any()
-    assert (update == -1).all()
+    # minus the logarithm of the steps to forget over
+    assert -np.log(LONGEST_MEMORY) < update.min() < -0.9 * np.log(LONGEST_MEMORY)
+    assert -0.1 * np.log(LONGEST_MEMORY) < update.max() <= 0
     assert not candidate.any()
-    for name in ("output_bias", "value_weight", "value_bias", "log_std"):
+    for name in ("readout_bias", "output_bias", "value_weight", "value_bias", "log_std"):
         assert not layers[name].any()

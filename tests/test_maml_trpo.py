@@ -313,9 +313,7 @@ def by_loops(episodes, task):
         for episode, length in enumerate(episodes.lengths[task])
         for step in range(length)
     ]
-    columns = [
-        np.array([getattr(episodes, name)[task][step] for step in steps]) for name in fields
-    ]
+    columns = [np.array([getattr(episodes, name)[task][step] for step in steps]) for name in fields]
     return reference.tensors(Samples(*columns, np.full(len(steps), 1 / len(steps))))
 
 
@@ -366,7 +364,10 @@ def test_a_task_has_the_same_bits_in_any_group(discrete, sizes, shape):
             np.concatenate([group.gradient for group in groups]),
             np.concatenate([fisher_vector_product(policy, group, vector) for group in groups]),
             np.concatenate(
-                [surrogate_and_kl(policy, each, theta + np.float32(0.01), (0.1,)) for each in groups]
+                [
+                    surrogate_and_kl(policy, each, theta + np.float32(0.01), (0.1,))
+                    for each in groups
+                ]
             ),
             np.concatenate([group.behaviour_kl for group in groups])[:, None],
         ]

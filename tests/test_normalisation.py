@@ -17,6 +17,7 @@ from hpc_maml.roles.digests import Digests
 from hpc_maml.run.job import make_env, prepare
 from hpc_maml.sampling.normalisation import (
     NAMES,
+    UNIT,
     Normaliser,
     initial_statistics,
     moments,
@@ -104,7 +105,7 @@ def test_moments_by_hand():
     )
     found = moments([episodes, episodes], np.array([1.0, 2.0]))
     # differences from the mean: 0, 2, 4 for either number; of two phases
-    assert (found * 1024).tolist() == [[6, 12, 12, 40, 40]]
+    assert (found * UNIT).tolist() == [[6, 12, 12, 40, 40]]
 
 
 @pytest.mark.parametrize("reduce", [add, exact])
@@ -363,9 +364,7 @@ def test_trials_of_a_recurrent_policy_see_the_same_observations():
         policy.distribution.parameters(at.layers, rows), trials.actions.reshape(2, -1)
     ).reshape(trials.valid.shape)
     recorded = np.concatenate([phase.log_probs for phase in phases], axis=1)
-    np.testing.assert_allclose(
-        found[trials.valid], recorded[trials.valid], rtol=1e-4, atol=1e-5
-    )
+    np.testing.assert_allclose(found[trials.valid], recorded[trials.valid], rtol=1e-4, atol=1e-5)
     mean, deviation = state["observation_mean"], np.sqrt(state["observation_variance"])
     size = algorithm.observation_size
     expected = np.clip((phases[0].observations - mean) / deviation, -10, 10)

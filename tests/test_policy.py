@@ -66,7 +66,9 @@ def test_log_prob_and_kl_divergence_agree_with_torch_distributions(discrete, act
         problem.distribution(torch.tensor(each), tensors.observations) for each in (theta, other)
     )
     np.testing.assert_allclose(
-        policy.distribution.log_prob(p, samples.actions), expected_p.log_prob(tensors.actions), rtol=1e-12
+        policy.distribution.log_prob(p, samples.actions),
+        expected_p.log_prob(tensors.actions),
+        rtol=1e-12,
     )
     np.testing.assert_allclose(
         policy.distribution.kl_divergence(p, q), kl_divergence(expected_p, expected_q), rtol=1e-11
@@ -95,7 +97,9 @@ def test_numpy_and_torch_agree_for_any_leading_dimensions(discrete, activation):
     distribution = policy.forward(policy.unflatten(theta), observations)
     log_probs = policy.distribution.log_prob(distribution, actions)
     distribution = policy.forward(policy.unflatten(tensors[0]), tensors[1])
-    np.testing.assert_allclose(log_probs, policy.distribution.log_prob(distribution, tensors[2]), rtol=1e-10)
+    np.testing.assert_allclose(
+        log_probs, policy.distribution.log_prob(distribution, tensors[2]), rtol=1e-10
+    )
 
 
 @pytest.mark.parametrize(("discrete", "activation"), CASES)

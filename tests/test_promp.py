@@ -329,8 +329,7 @@ def test_a_digest_of_episodes_has_the_old_distributions():
     assert len(found.inner) == len(found.old) == 2
     for task in range(3):
         inner = [
-            reference.tensors(Samples(*(field[task] for field in each)))
-            for each in found.inner
+            reference.tensors(Samples(*(field[task] for field in each))) for each in found.inner
         ]
         thetas = case.plain.chain(leaf(case.old), inner, (0.3, 0.3))
         for samples, theta, old in zip(inner, thetas, found.old, strict=False):

@@ -23,3 +23,8 @@ def test_more_episodes_leave_the_first_as_they_were():
 
 def test_the_largest_seed_is_a_seed():
     assert stream(2**63 - 1, Purpose.TASKS).random() != stream(0, Purpose.TASKS).random()
+
+
+def test_streams_of_every_purpose_are_apart():
+    draws = {stream(5, purpose).standard_normal(4).tobytes() for purpose in Purpose}
+    assert len(draws) == len(Purpose)

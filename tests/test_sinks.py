@@ -157,7 +157,9 @@ def test_a_run_does_not_wait_for_a_sink_that_hangs(monkeypatch):
     monkeypatch.setattr(sinks, "write_wandb", lambda *words: hang(words[-1]))
     said: list[str] = []
     config = load_config(None, ["metrics.tensorboard=off", "metrics.wandb=offline"])
-    several = Sinks(config, Path("run"), Metrics(Path("metrics.h5"), {}, {}), said.append)
+    several = Sinks(
+        config, Path("run"), Metrics(Path("metrics.h5"), {}, {}, "updates"), said.append
+    )
     began = time.monotonic()
     several.put({"a": 1})
     while not written:

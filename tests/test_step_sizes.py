@@ -168,9 +168,9 @@ def first_order_jacobian(case, outer, task):
     spread = torch.repeat_interleave(
         torch.eye(len(case.counts), dtype=torch.float64), case.counts, dim=0
     )  # [P, groups]
-    for samples, size in zip(task[0], problem.step_sizes, strict=True):
+    for batch, size in zip(task[0], problem.step_sizes, strict=True):
         at = theta.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(problem.inner_loss(at, samples), at)
+        (gradient,) = torch.autograd.grad(problem.inner_loss(at, batch), at)
         columns.append(-gradient[:, None] * spread)
         theta = theta - size * gradient
     return theta, torch.cat(columns, dim=1)
@@ -229,7 +229,9 @@ def test_an_update_by_trpo_moves_step_sizes_too(learned, convert):
 
     # the step of TRPO with dense matrices
     outer = torch.tensor(case.outer, requires_grad=True)
-    gradient = sum(torch.autograd.grad(case.surrogate(outer, each), outer)[0] for each in case.tasks)
+    gradient = sum(
+        torch.autograd.grad(case.surrogate(outer, each), outer)[0] for each in case.tasks
+    )
     gradient = gradient.numpy() / TASKS
     fisher = 0.1 * np.eye(len(gradient))
     for task in case.tasks:
@@ -241,7 +243,9 @@ def test_an_update_by_trpo_moves_step_sizes_too(learned, convert):
     direction = np.linalg.solve(fisher, gradient)
     full_step = direction * np.sqrt(2 * 0.01 / (direction @ gradient))
     expected = case.outer - full_step
-    np.testing.assert_allclose(found.state[THETA], expected[: case.policy.size], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        found.state[THETA], expected[: case.policy.size], rtol=1e-3, atol=1e-4
+    )
     moved = expected[case.policy.size :].reshape(case.sizes.shape)
     np.testing.assert_allclose(found.state[STEP_SIZES], moved, rtol=1e-3, atol=1e-4)
     assert abs(moved - case.sizes).max() > 1e-3
@@ -270,10 +274,10 @@ def promp_loss(case, outer, old_outer, task, clip, coefficients):
     def chain(outer):
         theta, problem = case.parts(outer)
         thetas = [theta]
-        for samples, size in zip(task[0], problem.step_sizes, strict=True):
-            distribution = problem.distribution(thetas[-1], samples.observations)
-            ratio = torch.exp(distribution.log_prob(samples.actions) - samples.log_probs)
-            gain = (samples.weights * ratio * samples.advantages).sum()
+        for batch, size in zip(task[0], problem.step_sizes, strict=True):
+            distribution = problem.distribution(thetas[-1], batch.observations)
+            ratio = torch.exp(distribution.log_prob(batch.actions) - batch.log_probs)
+            gain = (batch.weights * ratio * batch.advantages).sum()
             (gradient,) = torch.autograd.grad(gain, thetas[-1], create_graph=True)
             thetas.append(thetas[-1] + size * gradient)
         return thetas
@@ -287,9 +291,9 @@ def promp_loss(case, outer, old_outer, task, clip, coefficients):
     )
     clipped = torch.clamp(ratio, 1 - clip, 1 + clip)
     loss = -(post.weights * torch.minimum(ratio * post.advantages, clipped * post.advantages)).sum()
-    for samples, old, new, each in zip(task[0], olds, before, coefficients, strict=False):
-        pair = [case.problem.distribution(at, samples.observations) for at in (old, new)]
-        kl = (samples.weights * kl_divergence(*pair)).sum()
+    for batch, old, new, each in zip(task[0], olds, before, coefficients, strict=False):
+        pair = [case.problem.distribution(at, batch.observations) for at in (old, new)]
+        kl = (batch.weights * kl_divergence(*pair)).sum()
         loss = loss + each / len(before) * kl
     return loss
 

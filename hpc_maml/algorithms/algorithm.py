@@ -38,10 +38,13 @@ Reduce = Callable[[Array], np.ndarray]
 THETA = "theta"
 
 
+NAME = "maml_trpo, promp, rl2, pretrain, or module:Class"  # what algorithm.name is
+
+
 class AlgorithmSettings(Section):
     """The keys of every algorithm."""
 
-    name: str = Field("maml_trpo", description="maml_trpo, promp, rl2, pretrain, or module:Class")
+    name: str = Field("maml_trpo", description=NAME)
 
 
 @dataclass(frozen=True)

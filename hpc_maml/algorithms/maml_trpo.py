@@ -77,7 +77,7 @@ METRICS = {
     "inner_loss_after": Metric("1", "inner loss at the adapted policy, on the last inner batch"),
     "step_size": Metric("1", "size of an inner step, mean over steps and parameters"),
     "surrogate_before": Metric("1", "surrogate loss after adaptation at the old meta-policy"),
-    "surrogate_after": Metric("1", "the same at the new meta-policy"),
+    "surrogate_after": Metric("1", "surrogate loss after adaptation at the new meta-policy"),
     "kl_before": Metric("nat", "estimated KL from the behaviour policy, rounding only"),
     "kl_after": Metric(
         "nat",

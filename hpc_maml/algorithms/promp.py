@@ -21,6 +21,7 @@ from hpc_maml.algorithms.adaptation import (
     log_ratio,
 )
 from hpc_maml.algorithms.algorithm import (
+    NAME,
     THETA,
     Metric,
     Reduce,
@@ -44,6 +45,7 @@ FAR = 1.5  # ratio of the KL divergence to its target, either way, that changes 
 class ProMPSettings(InnerStepSettings):
     """The keys of ProMP."""
 
+    name: str = Field("promp", description=NAME)
     outer_lr: Positive = Field(1.0e-2, description="learning rate of Adam in the outer step")
     adam_steps: Count = Field(5, description="steps of Adam on one collection")
     clip: Annotated[float, Field(gt=0, lt=1)] = Field(
@@ -60,7 +62,7 @@ class ProMPSettings(InnerStepSettings):
 METRICS = {
     "step_size": Metric("1", "size of an inner step, mean over steps and parameters"),
     "clipped_loss_before": Metric("1", "minus the clipped objective at the old meta-policy"),
-    "clipped_loss_after": Metric("1", "the same at the new meta-policy"),
+    "clipped_loss_after": Metric("1", "minus the clipped objective at the new meta-policy"),
     "kl_before": Metric("nat", "estimated KL from the behaviour policy, rounding only"),
     "kl_after": Metric(
         "nat", "estimated KL after adaptation, old to new meta-policy", console="kl {:.4f}"

@@ -6,7 +6,7 @@ concerns several tasks is a sum of terms of each.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple, TypeVarTuple
 
 import numpy as np
 from array_api_compat import array_namespace, device
@@ -14,6 +14,7 @@ from pydantic import Field
 
 from hpc_maml.algorithms.adam import adam_state, adam_step
 from hpc_maml.algorithms.algorithm import (
+    NAME,
     THETA,
     Algorithm,
     AlgorithmSettings,
@@ -30,6 +31,8 @@ from hpc_maml.sampling.rollout import Play
 from hpc_maml.sampling.trajectory import Trajectories, valid_steps
 from hpc_maml.settings import Count, NonNegative, Positive
 
+Rest = TypeVarTuple("Rest")
+
 SIDE_BY_SIDE = 10  # tasks whose terms are computed together; no bit depends on it
 SQUARES = 2.0**-16  # unit of sums of squares: they must stay within what exact sums can hold
 SMALLEST_DEVIATION = 1e-6
@@ -38,6 +41,7 @@ SMALLEST_DEVIATION = 1e-6
 class RL2Settings(AlgorithmSettings):
     """The keys of RL^2."""
 
+    name: str = Field("rl2", description=NAME)
     episodes_per_trial: Annotated[int, Field(ge=1, le=1000)] = Field(
         1, description="episodes of a task through which the memory lives on"
     )
@@ -58,12 +62,14 @@ METRICS = {
     ),
     "surrogate_loss": Metric("1", "clipped surrogate loss, of the last minibatch"),
     "value_loss_before": Metric("1", "loss of the standardised value, of the first minibatch"),
-    "value_loss": Metric("1", "the same, of the last minibatch"),
+    "value_loss": Metric("1", "loss of the standardised value, of the last minibatch"),
     "entropy": Metric("nat", "entropy of the policy, of the last minibatch"),
     "kl_after": Metric(
         "nat", "estimated KL, old to new policy, of the last minibatch", console="kl {:.4f}"
     ),
-    "clip_fraction": Metric("1", "fraction of the steps whose ratio no longer counts, likewise"),
+    "clip_fraction": Metric(
+        "1", "fraction of the steps whose ratio is clipped, of the last minibatch"
+    ),
     "gradient_norm": Metric("1", "Euclidean norm of the last gradient, before it is scaled"),
 }
 
@@ -153,7 +159,7 @@ class RL2(Algorithm):
         """Take the steps of Adam of all epochs (Schulman et al. 2017, algorithm 1)."""
         settings = self.settings
         found: dict[str, float] = {}
-        groups = list(side_by_side(digests))
+        groups = [trials for (trials,) in side_by_side((each,) for each in digests)]
 
         def total(terms: Iterable[Array], width: int) -> np.ndarray:
             listed = list(terms) or [np.zeros((0, width), np.float32)]
@@ -173,7 +179,7 @@ class RL2(Algorithm):
             for part in parts:
                 terms = (
                     ppo_terms(self.policy, like(trials, theta), trials, fixed, settings)
-                    for trials, fixed in chosen(groups, targets, part)
+                    for trials, fixed in side_by_side(chosen(groups, targets, part))
                 )
                 sums = total(terms, 6 + theta.size)
                 means = sums / sums[0]
@@ -208,21 +214,25 @@ class RL2(Algorithm):
 LOSSES = ("surrogate_loss", "value_loss", "entropy", "kl_after", "clip_fraction")
 
 
-def side_by_side(digests: Iterable[Trials]) -> Iterable[Trials]:
-    """Yield the trials of some tasks together: time steps in Python cost as much as for one."""
-    waiting: list[Trials] = []
-    for trials in digests:
-        waiting.append(trials)
-        if sum(len(each.task) for each in waiting) >= SIDE_BY_SIDE:
-            yield _together(waiting)
+def side_by_side(parts: Iterable[tuple[Trials, *Rest]]) -> Iterable[tuple[Trials, *Rest]]:
+    """Yield some tasks together: a step of time in Python costs as much for them as for one."""
+    waiting: list[tuple[Trials, *Rest]] = []
+    for part in parts:
+        waiting.append(part)
+        if sum(len(trials.task) for trials, *_ in waiting) >= SIDE_BY_SIDE:
+            yield _joined(waiting)
             waiting = []
     if waiting:
-        yield _together(waiting)
+        yield _joined(waiting)
 
 
-def _together(groups: Sequence[Trials]) -> Trials:
-    xp = array_namespace(groups[0].rewards)
-    return Trials(*(xp.concat(list(fields)) for fields in zip(*groups, strict=True)))
+def _joined(parts: Sequence[tuple[Any, ...]]) -> Any:
+    """Return named tuples of arrays ``[G, ...]`` joined over G, each kind by itself."""
+    xp = array_namespace(parts[0][0].rewards)
+    return tuple(
+        type(kind[0])(*(xp.concat(list(fields)) for fields in zip(*kind, strict=True)))
+        for kind in zip(*parts, strict=True)
+    )
 
 
 def chosen(

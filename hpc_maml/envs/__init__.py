@@ -81,8 +81,9 @@ def find(name: str) -> Callable[..., TaskVectorEnv | VectorEnv | gymnasium.Env]:
     if colon:
         try:
             imported = importlib.import_module(module)
-        except ImportError as error:
-            raise ValueError(f"the module of {name!r} cannot be imported: {error}") from None
+        except Exception as error:  # whatever a user's module raises
+            reason = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+            raise ValueError(f"the module of {name!r} cannot be imported: {reason}") from None
         found = getattr(imported, attribute, None)
         if inspect.isclass(found) and issubclass(found, gymnasium.Env | VectorEnv):
             return found

@@ -14,16 +14,18 @@ import numpy as np
 from array_api_compat import array_namespace, device
 from pydantic import Field
 
-from hpc_maml.policies.network import Array, Layers, Network, NetworkSettings, Sizes
+from hpc_maml.policies.network import NAME, Array, Layers, Network, NetworkSettings, Sizes
 from hpc_maml.settings import Count
 
-INITIAL_UPDATE_BIAS = -1.0  # gates that open slowly remember longer (Jozefowicz et al. 2015)
+INITIAL_INPUT_LIMIT = 1.0  # few inputs differ from 0: what is one-hot must combine
+LONGEST_MEMORY = 100  # steps: units initially forget over 1 to so many of them
 INITIAL_OUTPUT_SCALE = 0.01  # the first actions are nearly uniform
 
 
 class GRUSettings(NetworkSettings):
     """The keys of a gated recurrent unit."""
 
+    name: str = Field("gru", description=NAME)
     hidden_size: Count = Field(128, description="units of the hidden state")
 
 
@@ -37,18 +39,20 @@ class Unrolled(NamedTuple):
     gates: Array  # [..., T, B, 2 * hidden_size], reset and update; padding updates nothing
     recurrent: Array  # [..., T, B, hidden_size], what the reset gate is multiplied with
     candidates: Array  # [..., T, B, hidden_size]
+    read: Array  # [..., T * B, hidden_size + input_size], what the readout sees
+    features: Array  # [..., T * B, hidden_size], of the readout
     outputs: Array  # [..., T, B, output_size]
     values: Array  # [..., T, B]
 
 
 @dataclass(frozen=True)
 class GRU(Network):
-    """A GRU with two linear heads: the parameters of a distribution of actions, and the value.
+    """A GRU, a layer that reads its state, and two heads: an action distribution, and the value.
 
     With x_t the input of a step, h_t the state after it, and * by components (Cho et al. 2014, with
     the reset gate after the product, so that a step has one product with its state):
     r, z = sigmoid(x_t W_rz + h_t-1 U_rz + b_rz); n = tanh(x_t W_n + r * (h_t-1 U_n) + b_n);
-    h_t = h_t-1 + z * (n - h_t-1).
+    h_t = h_t-1 + z * (n - h_t-1); features = tanh([h_t, x_t] R + b).
 
     A memory ``[..., memory_size]`` is all that a trial carries from step to step: the hidden state,
     then the last action (one-hot if discrete), the last reward, and whether an episode ended with
@@ -88,6 +92,8 @@ class GRU(Network):
             "input_weight": (self.input_size, 3 * hidden),
             "input_bias": (1, 3 * hidden),
             "recurrent_weight": (hidden, 3 * hidden),
+            "readout_weight": (hidden + self.input_size, hidden),
+            "readout_bias": (1, hidden),
             "output_weight": (hidden, self.output_size),
             "output_bias": (1, self.output_size),
             "value_weight": (hidden, 1),
@@ -95,13 +101,20 @@ class GRU(Network):
         }
 
     def initialise(self, layers: Layers, rng: np.random.Generator) -> None:
-        """Fill views of a zero theta: weights uniform (Glorot and Bengio 2010, eq. 16) by gate."""
-        hidden = self.hidden_size
-        for name in ("input_weight", "recurrent_weight"):
-            rows, columns = self.shapes[name]
-            limit = math.sqrt(6 / (rows + hidden))
-            layers[name][:] = rng.uniform(-limit, limit, (rows, columns))
-        layers["input_bias"][:, hidden : 2 * hidden] = INITIAL_UPDATE_BIAS
+        """Fill views of a zero theta: weights uniform, times to forget from 1 to many steps.
+
+        The biases of the update gate are chrono initialisation (Tallec and Ollivier 2018, eq. 15),
+        but with times uniform in their logarithm: some units remember, some read what these know.
+        """
+        hidden, wide = self.hidden_size, INITIAL_INPUT_LIMIT
+        layers["input_weight"][:] = rng.uniform(-wide, wide, self.shapes["input_weight"])
+        limit = math.sqrt(3 / hidden)
+        layers["recurrent_weight"][:] = rng.uniform(-limit, limit, (hidden, 3 * hidden))
+        memories = rng.uniform(0, math.log(LONGEST_MEMORY), hidden)
+        layers["input_bias"][:, hidden : 2 * hidden] = -memories
+        readout = layers["readout_weight"]
+        readout[:hidden] = rng.uniform(-limit, limit, (hidden, hidden))
+        readout[hidden:] = rng.uniform(-wide, wide, (self.input_size, hidden))
         limit = INITIAL_OUTPUT_SCALE * math.sqrt(6 / (hidden + self.output_size))
         layers["output_weight"][:] = rng.uniform(-limit, limit, (hidden, self.output_size))
 
@@ -112,7 +125,8 @@ class GRU(Network):
         inputs = xp.concat([observations, result], axis=-1)
         projected = inputs @ layers["input_weight"] + layers["input_bias"]
         state = self._advance(state, projected, layers["recurrent_weight"])[0]
-        outputs = state @ layers["output_weight"] + layers["output_bias"]
+        features = _readout(layers, state, inputs)[1]
+        outputs = features @ layers["output_weight"] + layers["output_bias"]
         return outputs, xp.concat([state, result], axis=-1)
 
     def remember(self, memory: Array, actions: Array, rewards: Array, ended: Array) -> Array:
@@ -168,9 +182,9 @@ class GRU(Network):
                 state, projected[here], layers["recurrent_weight"]
             )
             states[..., step + 1, :, :] = state
-        after = _rows(states[..., 1:, :, :])
-        outputs = after @ layers["output_weight"] + layers["output_bias"]
-        values = after @ layers["value_weight"] + layers["value_bias"]
+        read, features = _readout(layers, _rows(states[..., 1:, :, :]), _rows(inputs))
+        outputs = features @ layers["output_weight"] + layers["output_bias"]
+        values = features @ layers["value_weight"] + layers["value_bias"]
         return Unrolled(
             layers,
             inputs,
@@ -179,6 +193,8 @@ class GRU(Network):
             gates,
             recurrent,
             candidates,
+            read,
+            features,
             outputs.reshape(*leading, steps, trials, self.output_size),
             values.reshape(*leading, steps, trials),
         )
@@ -196,10 +212,12 @@ class GRU(Network):
         xp = array_namespace(at.inputs)
         *leading, steps, trials, _ = at.inputs.shape
         hidden = self.hidden_size
-        layers, before, after = at.layers, at.states[..., :-1, :, :], at.states[..., 1:, :, :]
+        layers, before = at.layers, at.states[..., :-1, :, :]
         outputs = _rows(xp.where(at.valid[..., None], output_cotangent, 0))
         values = _rows(xp.where(at.valid, value_cotangent, 0)[..., None])
-        pulls = outputs @ layers["output_weight"].mT + values @ layers["value_weight"].mT
+        by_features = outputs @ layers["output_weight"].mT + values @ layers["value_weight"].mT
+        by_features *= 1 - at.features * at.features
+        pulls = by_features @ layers["readout_weight"][..., :hidden, :].mT
         pulls = pulls.reshape(*leading, steps, trials, hidden)
 
         # all that the gradient by a step's state is multiplied with, on the way to the step before
@@ -227,9 +245,11 @@ class GRU(Network):
             "input_weight": _rows(at.inputs).mT @ by_inputs,
             "input_bias": by_inputs.sum(-2),
             "recurrent_weight": recurrent_weight,
-            "output_weight": _rows(after).mT @ outputs,
+            "readout_weight": at.read.mT @ by_features,
+            "readout_bias": by_features.sum(-2),
+            "output_weight": at.features.mT @ outputs,
             "output_bias": outputs.sum(-2),
-            "value_weight": _rows(after).mT @ values,
+            "value_weight": at.features.mT @ values,
             "value_bias": values.sum(-2),
         }
         return [gradients[name].reshape(*leading, -1) for name in self.shapes]
@@ -263,6 +283,13 @@ class GRU(Network):
             actions = actions[..., None] == choices
         parts = (actions, rewards[..., None], ended[..., None])
         return xp.concat([xp.astype(part, like.dtype) for part in parts], axis=-1)
+
+
+def _readout(layers: Layers, state: Array, inputs: Array) -> tuple[Array, Array]:
+    """Return what the readout sees, and its features ``[..., N, hidden_size]``."""
+    xp = array_namespace(state)
+    read = xp.concat([state, inputs], axis=-1)
+    return read, xp.tanh(read @ layers["readout_weight"] + layers["readout_bias"])
 
 
 def _rows(array: Array) -> Array:

@@ -19,10 +19,13 @@ Array = Any  # a NumPy array or a torch tensor
 Layers = dict[str, Array]  # name -> parameters [..., *shape], as in ``shapes``
 
 
+NAME = "mlp, gru, or module:Class of a torch.nn.Module"  # what policy.name is
+
+
 class NetworkSettings(Section):
     """The keys of every network."""
 
-    name: str = Field("mlp", description="mlp, gru, or module:Class of a torch.nn.Module")
+    name: str = Field("mlp", description=NAME)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ import numpy as np
 from hpc_maml.algorithms.algorithm import Metric
 from hpc_maml.config import NEUTRAL_KEYS
 from hpc_maml.errors import InputError
-from hpc_maml.report.phases import kind_of
 from hpc_maml.storage.meta_tests import MetaTest
 from hpc_maml.storage.reader import DamagedError, Run
 from hpc_maml.storage.run_folder import METRICS
@@ -162,7 +161,7 @@ def _read(folder: Path, name: str) -> RunData:
         run=run,
         name=name,
         config=config,
-        phase=evaluations[-1].phase if evaluations else kind_of(config),
+        phase=run.phase,
         metrics=metrics.iloc[:rows],
         per_task={key: values[:rows] for key, values in per_task.items()},
         declared=run.declared,

@@ -3,11 +3,7 @@
 What kind they are is a matter of the algorithm, see ``Algorithm.phase``.
 """
 
-from collections.abc import Collection, Mapping
-from typing import Any
-
-from hpc_maml.algorithms import algorithm_class
-from hpc_maml.errors import InputError
+from collections.abc import Collection
 
 UPDATES, EPISODE = "updates", "episode"
 FIRST = {UPDATES: 0, EPISODE: 1}  # number of the first phase
@@ -19,17 +15,6 @@ ENDS = {
 }
 GAIN = {UPDATES: "Gain by adaptation", EPISODE: "Gain from the first to the last episode"}
 ALONE = {UPDATES: "without adaptation", EPISODE: "only episode"}
-
-
-def kind_of(config: Mapping[str, Any]) -> str:
-    """Return the kind of the phases of a run, by its algorithm, if that can be imported here."""
-    section = config.get("algorithm")
-    if not isinstance(section, Mapping):  # a run of 0.1
-        return UPDATES
-    try:
-        return algorithm_class(section["name"]).phase
-    except InputError:
-        return UPDATES
 
 
 def ends_by_index(kind: str, number: int) -> dict[int, str]:

@@ -35,6 +35,8 @@ class Digests(Iterable[Any]):
 
 def _bytes(part: Any) -> int:
     """Return the bytes of all arrays in nested containers."""
+    if isinstance(part, str | bytes):
+        return len(part)
     if hasattr(part, "nbytes"):
         return part.nbytes
     if is_dataclass(part):

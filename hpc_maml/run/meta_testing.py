@@ -87,6 +87,12 @@ class MetaTesting:
             if name in self.contestants:
                 raise InputError(f"Two baselines are called {path.name}: rename a folder.")
             algorithm = make_algorithm(self._tested(other, config), self.env)
+            if algorithm.phase != job.algorithm.phase:
+                raise InputError(
+                    f"The run in {path} cannot be tested beside that in {self.run_dir}: one is "
+                    "tested after updates, the other in the episodes of a trial; test each by "
+                    "itself, and draw both in one report."
+                )
             found = last_checkpoint(path, other, algorithm)
             self.contestants[name] = (algorithm, state_of(found))
         algorithms = tuple(algorithm for algorithm, _ in self.contestants.values())

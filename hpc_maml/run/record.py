@@ -40,7 +40,7 @@ class RunRecord:
         self.path = path
         self.checkpoints = path / CHECKPOINTS
         self.evaluations = path / EVALUATIONS
-        self.metrics = Metrics(path / METRICS, versions(), algorithm.metrics)
+        self.metrics = Metrics(path / METRICS, versions(), algorithm.metrics, algorithm.phase)
         self.fingerprint = fingerprint(config)
         self._lock = open_folder(path, config)
         self.checkpoint = latest_checkpoint(path, config, algorithm) or initial_checkpoint(
@@ -152,7 +152,7 @@ def versions() -> dict[str, str]:
 
 def _git_commit() -> str:
     """Return the commit of the checkout that the program runs from, empty if it is installed."""
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return ""
     try:

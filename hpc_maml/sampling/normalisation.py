@@ -11,6 +11,7 @@ from hpc_maml.sampling.trajectory import Trajectories, valid_steps
 
 LARGEST = 10.0  # deviations from the mean; what is farther is clipped
 SMALLEST_DEVIATION = 1e-4
+UNIT = 2.0**20  # of sums over steps: they must stay within what exact sums can hold
 NAMES = ("observation_count", "observation_mean", "observation_variance")  # in the state
 
 
@@ -47,10 +48,10 @@ def normaliser(state: Mapping[str, Array]) -> Normaliser:
 
 
 def moments(phases: Sequence[Trajectories], mean: Array) -> Array:
-    """Return the sums of a task over its steps ``[G, 1 + 2 obs_dim]``, in units of 2^10 steps.
+    """Return the sums of a task over its steps ``[G, 1 + 2 obs_dim]``, in units of 2^20.
 
     They are the number of steps, and of each number its difference from ``mean`` and the square of
-    that. The unit keeps terms within what sums over tasks can hold.
+    that.
     """
     xp = array_namespace(phases[0].rewards)
     total = 0.0
@@ -60,7 +61,7 @@ def moments(phases: Sequence[Trajectories], mean: Array) -> Array:
         valid = valid_steps(phase.lengths, phase.rewards.shape[-2])[..., None]
         change = (seen - xp.asarray(mean, device=device(seen))) * valid
         parts = [xp.astype(valid, xp.float64), change, change * change]
-        total = total + xp.concat(parts, axis=-1).sum((-3, -2)) / 1024.0
+        total = total + xp.concat(parts, axis=-1).sum((-3, -2)) / UNIT
     return total
 
 
@@ -70,8 +71,8 @@ def updated(state: Mapping[str, np.ndarray], sums: np.ndarray) -> dict[str, np.n
     Two sets of samples are put together as in Chan et al. 1979, eq. 2.1.
     """
     count, old_mean, old_variance = (state[name] for name in NAMES)
-    number = sums[0] * 1024.0
-    shift, square = np.split(sums[1:] * 1024.0 / number, 2)
+    number = sums[0] * UNIT
+    shift, square = np.split(sums[1:] * UNIT / number, 2)
     share = number / (count + number)
     variance = (1 - share) * old_variance + share * (square - shift * shift)
     return {

@@ -15,7 +15,7 @@ class Purpose(IntEnum):
     EVALUATION_TASKS = 4
     EVALUATION_ENVIRONMENT = 5
     EVALUATION_ACTIONS = 6
-    STRATEGIES = 7  # of play that needs no learning, see envs.oracles
+    STRATEGIES = 7  # of play that needs no learning, see TaskVectorEnv.best_play
     UPDATE = 8
 
 

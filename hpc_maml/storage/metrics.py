@@ -83,11 +83,13 @@ class Metrics:
     """The metrics of a run so far; ``write`` puts all of them into one file, whole."""
 
     def __init__(
-        self, path: Path, versions: Mapping[str, str], declared: Mapping[str, Metric]
+        self, path: Path, versions: Mapping[str, str], declared: Mapping[str, Metric], phase: str
     ) -> None:
+        """Begin without rows; ``declared`` and ``phase`` are the algorithm's."""
         self.path = path
         self.versions = dict(versions)
-        self.declared = dict(declared)  # by the algorithm
+        self.declared = dict(declared)
+        self.phase = phase  # what a phase of a task is called: "updates" or "episode"
         self.columns = METRICS | self.declared
         self.rows: list[dict[str, Any]] = []  # one per iteration, of columns and PER_TASK
 
@@ -129,8 +131,9 @@ class Metrics:
         def fill(file: h5py.File) -> None:
             file.attrs["format_version"] = FORMAT_VERSION
             file.attrs.update(self.versions)
+            file.attrs["phase"] = self.phase
             for group, metrics in (("iterations", self.columns), ("tasks", PER_TASK)):
-                folder = file.create_group(group)
+                folder = file.create_group(group, track_order=True)
                 for name, metric in metrics.items():
                     column: np.ndarray = np.array([row[name] for row in self.rows], metric.dtype)
                     dataset = folder.create_dataset(name, data=column)

@@ -117,10 +117,17 @@ class Run:
         return self._described(declared=True)
 
     @property
+    def phase(self) -> str:
+        """What a phase of a task is called: "updates" before it, or "episode" of a trial."""
+        with self._metrics_file() as file:
+            return str(file.attrs.get("phase", "updates"))  # files of format 1 do not say
+
+    @property
     def versions(self) -> dict[str, str]:
         """What wrote the run: hpc_maml, git_commit, libraries, python, mpi, hosts."""
         with self._metrics_file() as file:
-            return {name: value for name, value in file.attrs.items() if isinstance(value, str)}
+            texts = {name: value for name, value in file.attrs.items() if isinstance(value, str)}
+        return {name: value for name, value in texts.items() if name != "phase"}
 
     @property
     def committed_iterations(self) -> int:

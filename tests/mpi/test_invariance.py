@@ -42,13 +42,23 @@ RL2 = (
     "policy.hidden_size=8",
     "env.name=bandit",
 )
-CASES = {"navigation": NAVIGATION, "cheetah": HALF_CHEETAH, "promp": PROMP, "rl2": RL2}
 SIZES = [size for size in (1, 2, 3, 5, 8, 16) if size <= MPI.COMM_WORLD.size]
 TOPOLOGIES = [
     *((size, "topology.agents=1") for size in SIZES),
     *((size, "topology.agents=3") for size in SIZES if size >= 3),
     *((size, "topology.layout=colocated") for size in SIZES),
 ]
+OTHERS = [each for each in TOPOLOGIES if each[0] == SIZES[-1]]  # of other algorithms, the largest
+CASES = {
+    f"{name}-{size}-{topology}": (settings, size, topology)
+    for name, settings, topologies in (
+        ("navigation", NAVIGATION, TOPOLOGIES),
+        ("cheetah", HALF_CHEETAH, TOPOLOGIES),
+        ("promp", PROMP, OTHERS),
+        ("rl2", RL2, OTHERS),
+    )
+    for size, topology in topologies
+}
 LIMIT = 120.0
 
 
@@ -73,9 +83,8 @@ def serial(settings: tuple[str, ...]) -> dict[str, bytes]:
     return checkpoints(MPI.COMM_WORLD, 1, settings)
 
 
-@pytest.mark.parametrize("settings", CASES.values(), ids=CASES)
-@pytest.mark.parametrize(("size", "topology"), TOPOLOGIES)
-def test_same_bits(comm, size, topology, settings):
+@pytest.mark.parametrize(("settings", "size", "topology"), CASES.values(), ids=CASES)
+def test_same_bits(comm, settings, size, topology):
     expected = serial(settings)
     found = checkpoints(comm, size, (*settings, topology))
     if comm.rank == 0:
