@@ -18,6 +18,9 @@ FILES = sorted((ROOT / "configs").glob("*.yaml"))
 ROBOTS = ("half_cheetah_vel", "half_cheetah_dir", "ant_vel", "ant_dir", "ant_goal")
 LINEAGES = ("pytorch", "original")
 each_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+each_file_of_maml = pytest.mark.parametrize(
+    "file", [file for file in FILES if not file.stem.endswith("_rl2")], ids=lambda file: file.stem
+)
 
 TANH, RELU = ([64, 64], "tanh"), ([100, 100], "relu")
 # iterations, tasks, horizon, fast_lr, network, env.name, env.kwargs
@@ -38,14 +41,37 @@ for name in ROBOTS:
         f"{name}_pytorch": (500, 40, 100, 0.1, TANH, name, {"lineage": "pytorch"}),
         f"{name}_original": (800, 40, 200, 0.1, RELU, name, {"lineage": "original"}),
     }
+# iterations, tasks, trials of a task, steps of an episode, episodes of a trial, hidden units
+EXPECTED_OF_RL2 = {
+    "bandit_rl2": (300, 100, 10, 10, 1, 64),
+    "tabular_mdp_rl2": (2000, 200, 4, 10, 10, 128),
+}
 
 
 def test_every_environment_and_lineage_has_a_config():
-    assert {file.stem for file in FILES} == set(EXPECTED)
+    assert {file.stem for file in FILES} == set(EXPECTED) | set(EXPECTED_OF_RL2)
     assert set(EXPECTED) >= set(ENVIRONMENTS)
 
 
-@each_file
+@pytest.mark.parametrize("name", EXPECTED_OF_RL2)
+def test_resolves_to_its_experiment_of_rl2(name):
+    config = load_config(ROOT / "configs" / f"{name}.yaml")
+    assert EXPECTED_OF_RL2[name] == (
+        config.num_iterations,
+        config.meta_batch_size,
+        config.fast_batch_size,
+        config.horizon,
+        config.algorithm.episodes_per_trial,
+        config.policy.hidden_size,
+    )
+    assert (config.env.name, config.algorithm.name, config.policy.name) == (
+        name.removesuffix("_rl2"),
+        "rl2",
+        "gru",
+    )
+
+
+@each_file_of_maml
 def test_resolves_to_its_experiment(file):
     config = load_config(file)
     assert EXPECTED[file.stem] == (
@@ -59,7 +85,7 @@ def test_resolves_to_its_experiment(file):
     )
 
 
-@each_file
+@each_file_of_maml
 def test_the_other_keys_have_their_defaults(file):
     config, default = load_config(file).model_dump(), load_config(None).model_dump()
     for section, key in (
@@ -115,14 +141,15 @@ def test_where_values_come_from():
 
 @each_file
 def test_runs(file):
-    from hpc_maml.run.training import DONE, train
+    from hpc_maml.run.job import DONE
+    from hpc_maml.run.training import Training
     from hpc_maml.stopping import StopSignal
 
     if file.stem.startswith("lander") and sys.version_info >= (3, 14):
         pytest.skip("no wheel of Box2D")
     words = ["num_iterations=2", "meta_batch_size=2", "fast_batch_size=3", "device=cpu"]
-    code = train(MPI.COMM_SELF, lambda: load_config(file, words), Path("run"), StopSignal())
-    assert code == DONE
+    run = Training(MPI.COMM_SELF, lambda: load_config(file, words), Path("run"), StopSignal())
+    assert run.train() == DONE
     with h5py.File("run/metrics.h5") as metrics:
         for phase in ("pre_update", "post_update"):
             returns = metrics[f"tasks/{phase}_return"][()]
