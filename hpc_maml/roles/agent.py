@@ -175,7 +175,8 @@ class Agent:
                 began = time.perf_counter()
                 batches = now.batches.pop(task)
                 own = [trajectories(batches[phase]) for phase in range(phases)]
-                now.digests.add(partial(algorithm.digest, dict(order.state), own))
+                with quiet_divergence():
+                    now.digests.add(partial(algorithm.digest, dict(order.state), own))
                 now.working += time.perf_counter() - began
         sampled = time.perf_counter()
         step = None if order.evaluation else self._update(now, algorithm)
@@ -223,7 +224,8 @@ class Agent:
             }
             now.digests.add(partial(algorithm.digest, on_gpu, self.gpu.trajectories()))
         rng = stream(self.seed, Purpose.UPDATE, order.iteration)
-        update = algorithm.update(state, now.digests, order.num_tasks, self.reduce, rng)
+        with quiet_divergence():
+            update = algorithm.update(state, now.digests, order.num_tasks, self.reduce, rng)
         now.working += time.perf_counter() - began - (self.reduce.waited - waited_before)
         return Step(
             state=update.state if order.first == 0 else None,
@@ -231,6 +233,11 @@ class Agent:
             reason=update.reason,
             metrics=dict(update.metrics),
         )
+
+
+def quiet_divergence() -> np.errstate:
+    """Return a context without NumPy's warnings: a divergence makes the update be rejected."""
+    return np.errstate(over="ignore", invalid="ignore", divide="ignore")
 
 
 def side_by_side(order: Order, played: State, observers: int) -> list[Assignment]:
