@@ -12,6 +12,7 @@ EXAMPLES = {
     "own_algorithm": ("algorithm.name=own_algorithm:Reptile", "algorithm.outer_lr=0.5"),
     "own_network": ("policy.name=own_network:ResidualNetwork", "policy.kwargs={width: 16}"),
 }
+ITERATIONS = {"own_algorithm": 10, "own_network": 3}
 SMALL = ("meta_batch_size=3", "fast_batch_size=10", "device=cpu", "metrics.tensorboard=off")
 
 
@@ -27,12 +28,12 @@ def test_the_page_shows_the_example_which_is_short(name):
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_learns_alike_on_any_ranks(name, tmp_path):
-    words = (*EXAMPLES[name], *SMALL, "num_iterations=3", "horizon=40")
+    words = (*EXAMPLES[name], *SMALL, f"num_iterations={ITERATIONS[name]}", "horizon=40")
     states = []
     for ranks in (None, 2):
         folder = tmp_path / f"ranks_{ranks}"
         run(ranks, *words, "--run-dir", folder, PYTHONPATH=str(Path(ROOT, "docs", "examples")))
-        states.append(open_run(folder).checkpoint(3).parameters)
+        states.append(open_run(folder).checkpoint(ITERATIONS[name]).parameters)
     for values, others in zip(states[0].values(), states[1].values(), strict=True):
         np.testing.assert_array_equal(values, others)
     returns = open_run(folder).metrics["post_update_return_mean"]
