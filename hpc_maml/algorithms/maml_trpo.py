@@ -273,15 +273,8 @@ class MamlTrpo(GradientAdaptation):
         full_step = -direction.solution / np.sqrt(curvature / (2 * settings.max_kl))
 
         # line search
-        search = line_search(
-            evaluate,
-            outer,
-            full_step,
-            settings.max_kl,
-            settings.ls_max_steps,
-            settings.ls_backtrack_ratio,
-            found["surrogate_before"],
-        )
+        rule = (settings.max_kl, settings.ls_max_steps, settings.ls_backtrack_ratio)
+        search = line_search(evaluate, outer, full_step, *rule, found["surrogate_before"])
         found |= {"surrogate_after": search.surrogate, "kl_after": search.kl}
         found["line_search_steps"] = search.steps
         if search.theta is None:

@@ -64,9 +64,8 @@ def assign_roles(
     gpus_of = dict.fromkeys(nodes, 0)
     for node, number in zip(nodes, gpus, strict=False):
         gpus_of[node] = max(gpus_of[node], number)
-    if isinstance(agents, str):  # auto
-        wanted = sum(gpus_of.values())
-        agents = int(max(1, min(size // 2, wanted) if wanted else min(size // 4, cores or size)))
+    if isinstance(agents, str):
+        agents = _default_agents(size, sum(gpus_of.values()), cores)
     if agents > size:
         raise InputError(f"topology.agents is {agents}, but there are only {size} MPI ranks.")
 
@@ -75,15 +74,7 @@ def assign_roles(
     for rank in range(1 if principal_alone else 0, size):
         free[nodes[rank]].append(rank)
 
-    # An agent goes to the node with the most GPUs, then free ranks, per agent it would then have.
-    dealt: Counter[int] = Counter()
-    for _ in range(agents):
-        roomy = [node for node in free if len(free[node]) > dealt[node]]
-        share = {
-            node: (gpus_of[node] / (dealt[node] + 1), len(free[node]) / (dealt[node] + 1))
-            for node in roomy
-        }
-        dealt[max(roomy, key=share.__getitem__)] += 1
+    dealt = _agents_of_nodes(agents, free, gpus_of)
     agent_ranks = [rank for node in free for rank in free[node][: dealt[node]]]
 
     teams = {rank: index for index, rank in enumerate(sorted(agent_ranks))}
@@ -104,6 +95,27 @@ def assign_roles(
         )
         for rank in range(size)
     ]
+
+
+def _default_agents(size: int, gpus: int, cores: int | None) -> int:
+    """Return the number of agents for ``topology.agents: auto``."""
+    return max(1, min(size // 2, gpus) if gpus else min(size // 4, cores or size))
+
+
+def _agents_of_nodes(
+    agents: int, free: Mapping[int, Sequence[int]], gpus: Mapping[int, int]
+) -> Counter[int]:
+    """Return how many agents each node has, given its free ranks and its GPUs."""
+    dealt: Counter[int] = Counter()
+    for _ in range(agents):
+        roomy = [node for node in free if len(free[node]) > dealt[node]]
+        # to the node with the most GPUs, then free ranks, per agent that it would then have
+        share = {
+            node: (gpus[node] / (dealt[node] + 1), len(free[node]) / (dealt[node] + 1))
+            for node in roomy
+        }
+        dealt[max(roomy, key=share.__getitem__)] += 1
+    return dealt
 
 
 @dataclass(frozen=True)
