@@ -20,8 +20,12 @@ CASES = {
     "maml_trpo": ("policy.hidden_sizes=[16, 16]",),
     "promp": ("algorithm.name=promp", "policy.hidden_sizes=[16, 16]"),
     "pretrain": ("algorithm.name=pretrain", "policy.hidden_sizes=[16, 16]"),
-    "rl2": ("algorithm.name=rl2", "env.name=tabular_mdp", "algorithm.episodes_per_trial=2")
-    + ("policy.hidden_size=16",),
+    "rl2": (
+        "algorithm.name=rl2",
+        "env.name=tabular_mdp",
+        "algorithm.episodes_per_trial=2",
+        "policy.hidden_size=16",
+    ),
 }
 # By what defines the bits: the libraries, and the kernels that they choose on this processor.
 BITS = {
