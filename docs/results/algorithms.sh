@@ -30,8 +30,11 @@ promp)
                 algorithm.name=$algorithm num_iterations=60
         done
     done
+    for run in $folder/navigation-*-[123] $folder/cheetah-dir-*-[123]; do
+        python -m hpc_maml evaluate "$run" --tasks 100 --updates 1
+    done
     for name in navigation cheetah-dir; do
-        python -m hpc_maml report $folder/$name-* -o "$folder/report-$name"
+        python -m hpc_maml report $folder/$name-*-[123] -o "$folder/report-$name"
     done
     ;;
 rl2)

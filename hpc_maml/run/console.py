@@ -145,7 +145,7 @@ def print_meta_test(found: MetaTest, json_file: Path | None) -> None:
                 returns[:, phase] if phase < returns.shape[1] else None
             ),
         )
-    if found.phase == "episode":
+    if found.phase == "episode" and found.returns[RUN].shape[1] > 1:
         add_row("trial", "return_of_trial", lambda returns: returns.sum(1))
     print(
         f"mean return on {len(found.tasks)} unseen tasks after {found.iteration} iterations, "
