@@ -81,6 +81,7 @@ class Cluster:
         self.environment = outside | {
             "PATH": f"{Path(sys.executable).parent}:{PATH}",
             "SLURM_CONF": str(folder / "slurm.conf"),
+            "PYTHONPATH": str(Path(__file__).parent),  # classes in tests/ can be named
         }
 
     def start(self) -> None:

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 from conftest import HERE, ROOT, SMALL, run
+from paced import PACE
 from slurm_cluster import LOGIN, Cluster, missing, running_cluster
 from test_restart import state
 
 pytestmark = pytest.mark.slow  # Slurm takes its time
-# Long enough to be disturbed. Slurm looks at time limits every 30 s, so LONG takes more than that.
-SETTINGS = (*SMALL, "env.name=navigation", "num_iterations=40", "checkpoint.keep=99")
+# Of two phases an iteration: at its pace, a job lasts long enough to be disturbed.
+SETTINGS = (*SMALL, "env.name=paced:PacedNavigation", "num_iterations=40", "checkpoint.keep=99")
 SETTINGS += ("checkpoint.every=5",)
 OVER_FOUR_NODES = ("--nodes=4", "--ntasks=8", "--ntasks-per-node=2")
-LONG = 300  # iterations
+LONG = 300  # iterations, two minutes at their pace: Slurm looks at time limits every 30 s
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
 
 
@@ -170,6 +171,11 @@ def test_a_heterogeneous_job_is_one_world(cluster, undisturbed):
 class TestPreemption:
     """Whatever ends a job early, it goes on from its own run folder, and nobody can tell later."""
 
+    @pytest.fixture(autouse=True)
+    def _pace(self) -> None:
+        """Slow jobs down until they have been disturbed."""
+        PACE.touch()
+
     @pytest.fixture
     def job(self, cluster) -> str:
         words = ("--config", "configs/navigation.yaml", *SETTINGS)
@@ -188,7 +194,8 @@ class TestPreemption:
         cluster.wait_for(restarted, f"job {job} to be queued again", 120)
 
     def goes_on(self, cluster, job, undisturbed, iterations=40) -> str:
-        """Check how a disturbed job ends, and return its log."""
+        """Check how a disturbed job ends, at its own pace, and return its log."""
+        PACE.unlink()
         ended = wait_for_end(cluster, job, f"ant-{job}.log")
         text = log(f"ant-{job}.log")
         assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), text
@@ -228,6 +235,7 @@ class TestPreemption:
     @pytest.mark.parametrize("words", [["--signal=USR1"], []], ids=["signal", "cancel"])
     def test_a_job_that_is_cancelled_does_not_start_again(self, words, cluster, job, undisturbed):
         cluster.on(LOGIN, "scancel", *words, job)
+        PACE.unlink()
         ended = wait_for_end(cluster, job, f"ant-{job}.log")
         assert ended["Restarts"] == "0"
         assert ended["JobState"] == ("FAILED" if words else "CANCELLED")
