@@ -122,7 +122,8 @@ def test_a_step_agrees_with_the_cell_of_torch():
         state = cell(torch.tensor(inputs), torch.tensor(memory[:, :hidden])).numpy()
     outputs, after = network.step(layers, memory, observations)
     np.testing.assert_allclose(after[:, :hidden], state, rtol=1e-12)
-    assert np.array_equal(after[:, hidden:], memory[:, hidden:])
+    assert np.array_equal(after[:, hidden : hidden + 2], observations)
+    assert np.array_equal(after[:, hidden + 2 :], memory[:, hidden + 2 :])
     read = np.concatenate([state, inputs], axis=1)
     features = np.tanh(read @ layers["readout_weight"] + layers["readout_bias"])
     expected = features @ layers["output_weight"] + layers["output_bias"]
@@ -140,24 +141,25 @@ def test_what_a_step_is_told_by_hand():
     }
     found = DISCRETE.network.inputs(**fields)
     assert found[..., :2].tolist() == fields["observations"].tolist()
-    nothing = [0, 0, 0, 0, 0]  # action (one-hot), reward, and whether an episode ended
+    # of the step before: observation, action (one-hot), reward, and whether an episode ended
+    nothing = [0, 0, 0, 0, 0, 0, 0]
     assert found[:, 0, 2:].tolist() == [
         nothing,
-        [1, 0, 0, 0.5, 0],
-        [0, 0, 1, 2.5, 1],
-        [0, 1, 0, 3.5, 0],
+        [0, 0, 1, 0, 0, 0.5, 0],
+        [2, 2, 0, 0, 1, 2.5, 1],
+        [4, 4, 0, 1, 0, 3.5, 0],
     ]
-    told_of_the_first = [0, 1, 0, 1.5, 1]  # through the padding
+    told_of_the_first = [1, 1, 0, 1, 0, 1.5, 1]  # through the padding
     assert found[:, 1, 2:].tolist() == [
         nothing,
         told_of_the_first,
         told_of_the_first,
-        [1, 0, 0, 4.5, 0],
+        [5, 5, 1, 0, 0, 4.5, 0],
     ]
-    memory = DISCRETE.network.remember(
-        np.ones((2, DISCRETE.memory_size)), *(fields[name][0] for name in ORDER)
-    )
-    assert memory.tolist() == [[1] * 5 + [1, 0, 0, 0.5, 0], [1] * 5 + told_of_the_first]
+    memory = np.ones((2, DISCRETE.memory_size))
+    memory[:, 5:7] = fields["observations"][0]
+    memory = DISCRETE.network.remember(memory, *(fields[name][0] for name in ORDER))
+    assert memory.tolist() == [[1] * 5 + [0, 0, 1, 0, 0, 0.5, 0], [1] * 5 + told_of_the_first]
 
 
 def test_a_theta_for_each_task():
@@ -253,3 +255,27 @@ def test_initial_parameters():
     assert not candidate.any()
     for name in ("readout_bias", "output_bias", "value_weight", "value_bias", "log_std"):
         assert not layers[name].any()
+
+
+def test_selective_units_open_after_few_of_the_last_steps():
+    plain, selective = (
+        make_policy(GRUSettings(name="gru", hidden_size=64, selective=each), 6, 4, discrete=True)
+        for each in (False, True)
+    )
+    before, after = (
+        each.unflatten(each.initial_parameters(np.random.default_rng(0)))
+        for each in (plain, selective)
+    )
+    reset, update, candidate = np.split(after["input_weight"], 3, axis=1)
+    was = np.split(before["input_weight"], 3, axis=1)
+    assert np.array_equal(reset, was[0])
+    assert not update[:6].any()  # the observation that is not acted on yet
+    np.testing.assert_allclose(update[6:-2], 4 * was[1][6:-2])
+    np.testing.assert_allclose(update[-2], 0.4 * was[1][-2], rtol=1e-6)
+    assert np.array_equal(candidate[-2], was[2][-2])
+    np.testing.assert_allclose(candidate[:-2], 0.3 * was[2][:-2], rtol=1e-6)
+    np.testing.assert_allclose(
+        after["input_bias"] - before["input_bias"], [[0] * 64 + [-2] * 64 + [0] * 64], atol=1e-6
+    )
+    same = after.keys() - {"input_weight", "input_bias"}
+    assert all(np.array_equal(after[name], before[name]) for name in same)

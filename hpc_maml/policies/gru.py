@@ -19,6 +19,9 @@ from hpc_maml.settings import Count
 
 INITIAL_INPUT_LIMIT = 1.0  # few inputs differ from 0: what is one-hot must combine
 LONGEST_MEMORY = 100  # steps: units initially forget over 1 to so many of them
+SELECTIVE_INPUT_LIMIT = 4.0  # of update gates that open after few of the last steps
+SELECTIVE_BIAS = -2.0  # which are mostly closed
+WEAK_INPUT_LIMIT = 0.3  # what such a unit remembers is mostly the reward
 INITIAL_OUTPUT_SCALE = 0.01  # the first actions are nearly uniform
 
 
@@ -27,6 +30,11 @@ class GRUSettings(NetworkSettings):
 
     name: str = Field("gru", description=NAME)
     hidden_size: Count = Field(128, description="units of the hidden state")
+    selective: bool = Field(
+        False,
+        description="true: at first, a unit remembers rewards that came after few of the pairs of "
+        "observation and action; for one-hot observations",
+    )
 
 
 class Unrolled(NamedTuple):
@@ -55,8 +63,10 @@ class GRU(Network):
     h_t = h_t-1 + z * (n - h_t-1); features = tanh([h_t, x_t] R + b).
 
     A memory ``[..., memory_size]`` is all that a trial carries from step to step: the hidden state,
-    then the last action (one-hot if discrete), the last reward, and whether an episode ended with
-    it. It starts as zeros.
+    then the last step: its observation, action (one-hot if discrete), reward, and whether an
+    episode ended with it. It starts as zeros. With the last observation at hand, an input tells by
+    itself what some action gained where; without, the state must carry it over one step, and to
+    learn that takes several times as long.
     """
 
     observation_size: int
@@ -64,25 +74,30 @@ class GRU(Network):
     discrete: bool
     output_size: int
     hidden_size: int
+    selective: bool = False
 
     Settings: ClassVar[type[Any]] = GRUSettings
 
     @classmethod
     def make(cls, settings: GRUSettings, sizes: Sizes) -> Self:
         """Return the network of a configuration."""
-        return cls(
-            sizes.observation, sizes.action, sizes.discrete, sizes.output, settings.hidden_size
-        )
+        hidden, selective = settings.hidden_size, settings.selective
+        return cls(sizes.observation, sizes.action, sizes.discrete, sizes.output, hidden, selective)
 
     @cached_property
     def input_size(self) -> int:
-        """The size of a step's input: the observation, and the result of the step before."""
-        return self.observation_size + self.action_size + 2
+        """The size of a step's input: the observation, and the step before."""
+        return self.observation_size + self.last_step_size
 
     @cached_property
     def memory_size(self) -> int:  # type: ignore[override]
         """The size of what a trial carries from step to step."""
-        return self.hidden_size + self.action_size + 2
+        return self.hidden_size + self.last_step_size
+
+    @cached_property
+    def last_step_size(self) -> int:
+        """The size of what is told of the step before."""
+        return self.observation_size + self.action_size + 2
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -108,32 +123,50 @@ class GRU(Network):
         """
         hidden, wide = self.hidden_size, INITIAL_INPUT_LIMIT
         layers["input_weight"][:] = rng.uniform(-wide, wide, self.shapes["input_weight"])
+        if self.selective:
+            self._make_selective(layers)
         limit = math.sqrt(3 / hidden)
         layers["recurrent_weight"][:] = rng.uniform(-limit, limit, (hidden, 3 * hidden))
         memories = rng.uniform(0, math.log(LONGEST_MEMORY), hidden)
-        layers["input_bias"][:, hidden : 2 * hidden] = -memories
+        layers["input_bias"][:, hidden : 2 * hidden] -= memories
         readout = layers["readout_weight"]
         readout[:hidden] = rng.uniform(-limit, limit, (hidden, hidden))
         readout[hidden:] = rng.uniform(-wide, wide, (self.input_size, hidden))
         limit = INITIAL_OUTPUT_SCALE * math.sqrt(6 / (hidden + self.output_size))
         layers["output_weight"][:] = rng.uniform(-limit, limit, (hidden, self.output_size))
 
+    def _make_selective(self, layers: Layers) -> None:
+        """Have update gates depend on the last observation and action, candidates on the reward."""
+        hidden, seen = self.hidden_size, self.observation_size
+        update, candidate = np.split(layers["input_weight"], 3, axis=1)[1:]
+        update[:seen] = 0
+        update[seen:] *= SELECTIVE_INPUT_LIMIT / INITIAL_INPUT_LIMIT
+        update[-2] *= 0.1  # hardly on the reward
+        reward = candidate[-2].copy()
+        candidate *= WEAK_INPUT_LIMIT / INITIAL_INPUT_LIMIT
+        candidate[-2] = reward
+        layers["input_bias"][:, hidden : 2 * hidden] = SELECTIVE_BIAS
+
     def step(self, layers: Layers, memory: Array, observations: Array) -> tuple[Array, Array]:
         """Return outputs ``[..., B, output_size]`` and the new memory, for one step of B trials."""
         xp = array_namespace(memory)
-        state, result = memory[..., : self.hidden_size], memory[..., self.hidden_size :]
-        inputs = xp.concat([observations, result], axis=-1)
+        state, last_step = memory[..., : self.hidden_size], memory[..., self.hidden_size :]
+        inputs = xp.concat([observations, last_step], axis=-1)
         projected = inputs @ layers["input_weight"] + layers["input_bias"]
         state = self._advance(state, projected, layers["recurrent_weight"])[0]
         features = _readout(layers, state, inputs)[1]
         outputs = features @ layers["output_weight"] + layers["output_bias"]
-        return outputs, xp.concat([state, result], axis=-1)
+        results = last_step[..., self.observation_size :]
+        return outputs, xp.concat([state, observations, results], axis=-1)
 
     def remember(self, memory: Array, actions: Array, rewards: Array, ended: Array) -> Array:
-        """Return the memory with actions ``[..., B(, a)]`` and results ``[..., B]`` of the step."""
+        """Return the memory with actions ``[..., B(, a)]`` and results ``[..., B]`` of the step.
+
+        It has the observations of the step already.
+        """
         xp = array_namespace(memory)
-        state = memory[..., : self.hidden_size]
-        return xp.concat([state, self._results(actions, rewards, ended, memory)], axis=-1)
+        kept = memory[..., : self.hidden_size + self.observation_size]
+        return xp.concat([kept, self._results(actions, rewards, ended, memory)], axis=-1)
 
     def inputs(
         self, observations: Array, actions: Array, rewards: Array, ended: Array, valid: Array
@@ -146,12 +179,13 @@ class GRU(Network):
         """
         xp = array_namespace(observations)
         results = self._results(actions, rewards, ended, observations)
-        inputs = xp.concat([observations, xp.zeros_like(results)], axis=-1)
+        steps = xp.concat([observations, results], axis=-1)
+        inputs = xp.concat([observations, xp.zeros_like(steps)], axis=-1)
         told = inputs[..., self.observation_size :]
         for step in range(1, inputs.shape[-3]):
             came = valid[..., step - 1, :, None]
             told[..., step, :, :] = xp.where(
-                came, results[..., step - 1, :, :], told[..., step - 1, :, :]
+                came, steps[..., step - 1, :, :], told[..., step - 1, :, :]
             )
         return inputs
 
