@@ -151,7 +151,7 @@ def test_terms_and_gradients_agree_with_autograd(
         np.testing.assert_allclose(found.inner_kls[index], expected, rtol=1e-9, atol=1e-14)
     assert 0 < found.clip_fraction.max() < 1
     columns = found.columns()
-    assert columns.shape == (len(case.tasks), 3 + len(step_sizes) + case.policy.size)
+    assert columns.shape == (len(case.tasks), 4 + len(step_sizes) + case.policy.size)
     assert np.array_equal(columns[:, 0], found.clipped_loss)
     assert np.array_equal(columns[:, -case.policy.size :], found.gradient)
 

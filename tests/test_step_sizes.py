@@ -208,10 +208,12 @@ def test_losses_of_a_candidate_are_those_of_its_own_step_sizes(learned):
 
 
 @pytest.mark.parametrize("convert", [torch.as_tensor, np.asarray])
+@pytest.mark.parametrize("preconditioner", ["none", "kronecker"])
 @each_way
-def test_an_update_by_trpo_moves_step_sizes_too(learned, convert):
+def test_an_update_by_trpo_moves_step_sizes_too(learned, preconditioner, convert):
     case = Case(learned, False, 2)
     settings = MamlTrpoSettings(
+        cg_preconditioner=preconditioner,
         num_inner_steps=2,
         learn_step_sizes=learned,
         cg_iters=40,
@@ -220,7 +222,10 @@ def test_an_update_by_trpo_moves_step_sizes_too(learned, convert):
         ls_max_steps=1,
     )
     algorithm = MamlTrpo(settings, case.policy, reference.SAMPLING)
-    digests = [case.linearised(case.tasks[:1], convert), case.linearised(case.tasks[1:], convert)]
+    digests = [
+        case.linearised(part, convert, preconditioned=preconditioner != "none")
+        for part in (case.tasks[:1], case.tasks[1:])
+    ]
     before = case.state[THETA].copy(), case.state[STEP_SIZES].copy()
     found = algorithm.update(case.state, digests, TASKS, add, None)
     assert np.array_equal(case.theta, before[0])
@@ -229,10 +234,10 @@ def test_an_update_by_trpo_moves_step_sizes_too(learned, convert):
 
     # the step of TRPO with dense matrices
     outer = torch.tensor(case.outer, requires_grad=True)
-    gradient = sum(
-        torch.autograd.grad(case.surrogate(outer, each), outer)[0] for each in case.tasks
-    )
-    gradient = gradient.numpy() / TASKS
+    gradients = torch.stack(
+        [torch.autograd.grad(case.surrogate(outer, each), outer)[0] for each in case.tasks]
+    ).numpy()
+    gradient = gradients.mean(0)
     fisher = 0.1 * np.eye(len(gradient))
     for task in case.tasks:
         old = case.old(task)
@@ -251,6 +256,9 @@ def test_an_update_by_trpo_moves_step_sizes_too(learned, convert):
     assert abs(moved - case.sizes).max() > 1e-3
     assert found.metrics["step_size"] == pytest.approx(case.sizes.mean())
     assert found.metrics["gradient_norm"] == pytest.approx(np.linalg.norm(gradient))
+    standard_error = np.sqrt(gradients.var(0, ddof=1).sum() / TASKS)
+    ratio = np.linalg.norm(gradient) / standard_error
+    assert found.metrics["gradient_snr"] == pytest.approx(ratio, rel=1e-4)
 
 
 def test_a_rejected_update_leaves_step_sizes():

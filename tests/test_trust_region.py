@@ -31,6 +31,25 @@ def test_conjugate_gradient_minimises_over_the_krylov_space_of_its_iterations():
     np.testing.assert_allclose(found.solution, best, rtol=1e-8)
 
 
+def test_a_preconditioner_minimises_over_its_own_krylov_space():
+    matrix, gradient = positive_definite(12)
+    rough = matrix + 3 * np.eye(12)
+    apply = lambda vector: np.linalg.solve(rough, vector)  # noqa: E731
+    found = conjugate_gradient(lambda v: matrix @ v, gradient, 3, precondition=apply)
+    assert found.iterations == 3
+    first = apply(gradient)
+    second = apply(matrix @ first)
+    krylov = np.stack([first, second, apply(matrix @ second)], axis=1)
+    best = krylov @ np.linalg.solve(krylov.T @ matrix @ krylov, krylov.T @ gradient)
+    np.testing.assert_allclose(found.solution, best, rtol=1e-8)
+    np.testing.assert_allclose(found.residual, gradient - matrix @ found.solution, atol=1e-9)
+    exact = conjugate_gradient(
+        lambda v: matrix @ v, gradient, 9, precondition=lambda v: np.linalg.solve(matrix, v)
+    )
+    assert exact.iterations == 1
+    np.testing.assert_allclose(exact.solution, np.linalg.solve(matrix, gradient), rtol=1e-9)
+
+
 def test_conjugate_gradient_stops_where_the_curvature_is_not_positive():
     gradient = np.array([3.0, 4.0])
     for image in (-gradient, np.full(2, np.nan), np.zeros(2)):

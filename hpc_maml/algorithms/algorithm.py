@@ -168,6 +168,16 @@ class Algorithm(ABC):
         )
 
 
+GRADIENT_METRICS = {
+    "gradient_norm": Metric(
+        "1", "Euclidean norm of the meta-gradient, the first if there are several"
+    ),
+    "gradient_snr": Metric(
+        "1", "norm of that gradient over its standard error, from the spread of the tasks; 1: noise"
+    ),
+}
+
+
 def mean_of(reduce: Reduce, terms: Sequence[Array], width: int, num_tasks: int) -> np.ndarray:
     """Return the mean over all tasks, float64 ``[width]``, of terms ``[G, width]`` of groups.
 
@@ -177,6 +187,24 @@ def mean_of(reduce: Reduce, terms: Sequence[Array], width: int, num_tasks: int) 
 
     terms = list(terms) or [np.zeros((0, width), np.float32)]
     return reduce(array_namespace(*terms).concat(terms)) / num_tasks
+
+
+def gradient_metrics(mean: np.ndarray, mean_square: float, num_tasks: int) -> dict[str, float]:
+    """Return the ``GRADIENT_METRICS`` of gradients of tasks, from their mean ``[n]``.
+
+    ``mean_square`` is the mean of their squared norms. The standard error of the mean is
+    sqrt((mean_square - |mean|^2) / (num_tasks - 1)); where nothing but noise is left, the norm of
+    the mean is about as large. The ratio is NaN for a single task.
+    """
+    length = norm(mean)
+    variance = (mean_square - length * length) / max(num_tasks - 1, 1)
+    ratio = length / np.sqrt(variance) if variance > 0 else np.nan
+    return {"gradient_norm": length, "gradient_snr": float(ratio)}
+
+
+def squared_norms(gradients: Array) -> Array:
+    """Return the squared norms ``[G, 1]`` of gradients ``[G, n]``."""
+    return (gradients * gradients).sum(-1)[..., None]
 
 
 def norm(vector: np.ndarray) -> float:

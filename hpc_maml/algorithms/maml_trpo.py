@@ -7,7 +7,7 @@ lines. What follows from a sum, every decision included, is the same on all agen
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -24,13 +24,16 @@ from hpc_maml.algorithms.adaptation import (
     surrogate_loss,
 )
 from hpc_maml.algorithms.algorithm import (
+    GRADIENT_METRICS,
     THETA,
     Metric,
     Reduce,
     State,
     Update,
+    gradient_metrics,
     mean_of,
     norm,
+    squared_norms,
 )
 from hpc_maml.algorithms.inner_steps import (
     FastLearningRate,
@@ -43,8 +46,12 @@ from hpc_maml.algorithms.trust_region import conjugate_gradient, line_search
 from hpc_maml.policies.distributions import Parameters
 from hpc_maml.policies.network import Array
 from hpc_maml.policies.policy import Evaluation, Policy
+from hpc_maml.policies.preconditioner import Inverse, blockwise, diagonal_inverse
 from hpc_maml.sampling.trajectory import Samples, Trajectories, samples, thinned
 from hpc_maml.settings import Count, NonNegative, Positive
+
+FACTOR_SAMPLES = 0.25  # fraction of the samples that a preconditioner is made of
+Mean = Callable[[Callable[["LinearisedTasks"], Array], int], np.ndarray]  # over all tasks
 
 
 class TrustRegionSettings(FastLearningRate):
@@ -52,6 +59,14 @@ class TrustRegionSettings(FastLearningRate):
 
     max_kl: Positive = Field(1.0e-2, description="trust region: mean KL after adaptation, in nats")
     cg_iters: Count = Field(10, description="conjugate gradient iterations")
+    cg_preconditioner: Literal["none", "kronecker"] = Field(
+        "none",
+        description="none, or kronecker: of the layers' Kronecker factors (torch modules: of the "
+        "diagonal)",
+    )
+    cg_preconditioner_damping: Positive = Field(
+        0.3, description="times the mean of a factor's diagonal is added to that diagonal"
+    )
     cg_damping: NonNegative = Field(
         1.0e-5, description="added to the diagonal of the Fisher matrix"
     )
@@ -85,7 +100,7 @@ METRICS = {
         console="kl {:.4f}",
         limit="max_kl",
     ),
-    "gradient_norm": Metric("1", "Euclidean norm of the meta-gradient"),
+    **GRADIENT_METRICS,
     "cg_residual": Metric("1", "Euclidean norm of the conjugate gradient residual"),
     "cg_iterations": Metric("1", "conjugate gradient iterations done", dtype=np.int64),
     "line_search_steps": Metric("1", "line search candidates judged", dtype=np.int64),
@@ -113,6 +128,7 @@ class LinearisedTasks:
     behaviour_kl: Array  # [G], estimated KL of the adapted from the behaviour policy
     gradient: Array  # [G, Q], of the surrogate loss by theta and learned step sizes
     curvature: Curvature
+    factors: Array | None  # [G, n], what a preconditioner is made of
 
 
 def linearise(
@@ -125,12 +141,13 @@ def linearise(
     first_order: bool = False,
     groups: StepSizeGroups | None = None,
     fisher_fraction: float = 1.0,
+    preconditioned: bool = False,
 ) -> LinearisedTasks:
     """Adapt theta ``[P]`` to G tasks, and keep what the outer step needs of them.
 
     Samples have the leading dimension G. As NumPy arrays, a task gets the same bits for any G.
     With ``groups`` the step sizes are learned. ``fisher_fraction`` is the fraction of the samples
-    that Fisher-vector products are computed on.
+    that Fisher-vector products are computed on; a preconditioner needs few at any rate.
     """
     xp = array_namespace(theta)
     adapted = [xp.broadcast_to(theta, (len(post.weights), *theta.shape))]  # after 0, 1, ... steps
@@ -151,6 +168,14 @@ def linearise(
         ]
         few_at = policy.evaluate(adapted[-1], few_post.observations)
         curvature = Curvature(inner_steps._replace(steps=few_steps), few_at, few_post.weights)
+    factors = None
+    if preconditioned:
+        few = thinned(post, FACTOR_SAMPLES)
+        few_at = policy.evaluate(adapted[-1], few.observations)
+        factors = policy.curvature_terms(few_at, few.weights)
+        if groups:
+            squares = [groups.contract(step.score.gradient**2) for step in steps]
+            factors = xp.concat([factors, *squares], axis=-1)
     surrogate = surrogate_loss(policy, at.distribution, post)
     inner_loss_before = inner_loss_after = xp.zeros_like(surrogate)
     if inner:
@@ -167,6 +192,7 @@ def linearise(
         behaviour_kl=(post.weights * (xp.expm1(change) - change)).sum(-1),
         gradient=gradient,
         curvature=curvature,
+        factors=factors,
     )
 
 
@@ -215,6 +241,7 @@ class MamlTrpo(GradientAdaptation):
             first_order=self.first_order,
             groups=self.groups,
             fisher_fraction=self.settings.fisher_fraction,
+            preconditioned=self.settings.cg_preconditioner != "none",
         )
 
     @property
@@ -254,15 +281,22 @@ class MamlTrpo(GradientAdaptation):
             return surrogate, kl
 
         # surrogate loss and its gradient
-        *losses, gradient = np.split(mean(_losses_and_gradient, 4 + outer.size), [1, 2, 3, 4])
+        losses, gradient = np.split(mean(_losses_and_gradient, 5 + outer.size), [5])
+        *before, square = losses.tolist()
         names = ("surrogate_before", "kl_before", "inner_loss_before", "inner_loss_after")
-        found = dict(zip(names, (loss.item() for loss in losses), strict=True))
-        found |= {"gradient_norm": norm(gradient), "step_size": self.mean_step_size(state)}
+        found = dict(zip(names, before, strict=True))
+        found["step_size"] = self.mean_step_size(state)
+        found |= gradient_metrics(gradient, square, num_tasks)
         if not np.isfinite(gradient).all():
             return Update(state, "non-finite gradient", found)
 
         # step direction x = F^-1 g
-        direction = conjugate_gradient(damped_product, gradient, settings.cg_iters)
+        direction = conjugate_gradient(
+            damped_product,
+            gradient,
+            settings.cg_iters,
+            precondition=self._preconditioner(mean, gradient),
+        )
         found["cg_residual"] = norm(direction.residual)
         found["cg_iterations"] = direction.iterations
 
@@ -281,6 +315,28 @@ class MamlTrpo(GradientAdaptation):
             return Update(state, "line search failed", found)
         return Update(self.with_outer_parameters(state, search.theta), "", found)
 
+    def _preconditioner(self, mean: Mean, gradient: np.ndarray) -> Inverse | None:
+        """Return an approximate inverse of the Fisher matrix by what the outer step changes.
+
+        That of the adapted policies by their own parameters: the inner Jacobian counts as 1.
+        """
+        settings, policy = self.settings, self.policy
+        if settings.cg_preconditioner == "none":
+            return None
+        sizes, known = len(gradient) - policy.size, policy.num_curvature_terms
+        factors, squares = np.split(mean(lambda each: each.factors, known + sizes), [known])
+        damping: float = settings.cg_preconditioner_damping
+        inverse = policy.preconditioner(factors, damping)
+        if not sizes:
+            return inverse
+        # a step size moves the adapted parameters along the inner gradient, and on these the
+        # Fisher matrix has about the diagonal that the gradient meets
+        by_theta = gradient[: policy.size]
+        size = (by_theta * by_theta).sum() / (by_theta * inverse(by_theta)).sum()
+        return blockwise(
+            [(policy.size, inverse), (sizes, diagonal_inverse(size * squares, damping))]
+        )
+
 
 def _losses_and_gradient(tasks: LinearisedTasks) -> Array:
     losses = [
@@ -290,4 +346,5 @@ def _losses_and_gradient(tasks: LinearisedTasks) -> Array:
         tasks.inner_loss_after,
     ]
     xp = array_namespace(tasks.gradient)
-    return xp.concat([xp.stack(losses, axis=-1), tasks.gradient], axis=-1)
+    squares = squared_norms(tasks.gradient)
+    return xp.concat([xp.stack(losses, axis=-1), squares, tasks.gradient], axis=-1)

@@ -21,14 +21,16 @@ from hpc_maml.algorithms.adaptation import (
     log_ratio,
 )
 from hpc_maml.algorithms.algorithm import (
+    GRADIENT_METRICS,
     NAME,
     THETA,
     Metric,
     Reduce,
     State,
     Update,
+    gradient_metrics,
     mean_of,
-    norm,
+    squared_norms,
 )
 from hpc_maml.algorithms.inner_steps import GradientAdaptation, InnerStepSettings
 from hpc_maml.algorithms.step_sizes import StepSizeGroups
@@ -74,7 +76,7 @@ METRICS = {
     ),
     "kl_coefficient": Metric("1", "coefficient of the KL penalty, mean over inner steps"),
     "clip_fraction": Metric("1", "fraction of the steps whose ratio no longer counts"),
-    "gradient_norm": Metric("1", "Euclidean norm of the first gradient of the outer step"),
+    **GRADIENT_METRICS,
 }
 
 
@@ -105,10 +107,11 @@ class Objective(NamedTuple):
     behaviour_kl: Array  # [G], estimated KL of the adapted from the behaviour policy
     clip_fraction: Array  # [G], of the steps, those whose ratio no longer counts
     inner_kls: Array  # [G, K], of the policy before each inner step from the old one
+    square: Array  # [G, 1], the squared norm of the gradient
     gradient: Array  # [G, Q], of minus J^ProMP by theta and learned step sizes
 
     def columns(self) -> Array:
-        """Return all beside each other, ``[G, 3 + K + Q]``."""
+        """Return all beside each other, ``[G, 4 + K + Q]``."""
         columns = [term if term.ndim > 1 else term[:, None] for term in self]
         return array_namespace(*columns).concat(columns, axis=-1)
 
@@ -148,12 +151,14 @@ def objective(
         penalties.append(coefficient / len(steps) * policy.pull_back(step.at, slope))
     weights = xp.where(is_clipped, xp.zeros_like(counted), counted)
     by_adapted = -policy.score(at, post.actions, weights).gradient
+    gradient = InnerSteps(steps, groups=groups).pull(policy, by_adapted, penalties)
     return Objective(
         clipped_loss=-counted.sum(-1),
         behaviour_kl=(post.weights * (xp.expm1(change) - change)).sum(-1),
         clip_fraction=(post.weights * is_clipped).sum(-1),
         inner_kls=xp.stack(kls, axis=-1),
-        gradient=InnerSteps(steps, groups=groups).pull(policy, by_adapted, penalties),
+        square=squared_norms(gradient),
+        gradient=gradient,
     )
 
 
@@ -214,7 +219,7 @@ class ProMP(GradientAdaptation):
         settings = self.settings
         outer = self.outer_parameters(state)
         coefficients = state[KL_COEFFICIENTS].tolist()
-        edges = [1, 2, 3, 3 + len(coefficients)]
+        edges = [1, 2, 3, 3 + len(coefficients), 4 + len(coefficients)]
 
         def mean(of: Callable[[Collected], Array]) -> list[np.ndarray]:
             width = edges[-1] + outer.size
@@ -242,15 +247,15 @@ class ProMP(GradientAdaptation):
         }
         new, candidate = state, outer
         for step in range(settings.adam_steps):
-            loss, kl, _, _, gradient = mean(at(candidate))
+            loss, kl, _, _, square, gradient = mean(at(candidate))
             if not step:
                 found |= {"clipped_loss_before": loss.item(), "kl_before": kl.item()}
-                found["gradient_norm"] = norm(gradient)
+                found |= gradient_metrics(gradient, square.item(), num_tasks)
             if not np.isfinite(gradient).all():
                 return Update(state, "non-finite gradient", found)
             candidate, moments = adam_step(candidate, gradient, new, settings.outer_lr)
             new = new | moments
-        loss, kl, clip_fraction, inner_kls, _ = mean(at(candidate))
+        loss, kl, clip_fraction, inner_kls, *_ = mean(at(candidate))
         found |= {"clipped_loss_after": loss.item(), "kl_after": kl.item()}
         found |= {"clip_fraction": clip_fraction.item(), "inner_kl": float(inner_kls.mean())}
         if not np.isfinite([*loss, *kl, *inner_kls]).all():

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from hpc_maml.algorithms.adam import adam_state, adam_step
 from hpc_maml.algorithms.algorithm import (
+    GRADIENT_METRICS,
     NAME,
     THETA,
     Algorithm,
@@ -22,7 +23,9 @@ from hpc_maml.algorithms.algorithm import (
     Reduce,
     State,
     Update,
+    gradient_metrics,
     norm,
+    squared_norms,
 )
 from hpc_maml.policies.gru import Unrolled
 from hpc_maml.policies.network import Array
@@ -70,7 +73,7 @@ METRICS = {
     "clip_fraction": Metric(
         "1", "fraction of the steps whose ratio is clipped, of the last minibatch"
     ),
-    "gradient_norm": Metric("1", "Euclidean norm of the last gradient, before it is scaled"),
+    **GRADIENT_METRICS,
 }
 
 
@@ -181,12 +184,16 @@ class RL2(Algorithm):
                     ppo_terms(self.policy, like(trials, theta), trials, fixed, settings)
                     for trials, fixed in side_by_side(chosen(groups, targets, part))
                 )
-                sums = total(terms, 6 + theta.size)
+                sums = total(terms, 7 + theta.size)
                 means = sums / sums[0]
-                gradient, length = means[6:], norm(means[6:])
+                gradient, length = means[7:], norm(means[7:])
+                if not found.keys() & GRADIENT_METRICS.keys():
+                    of_tasks = sums[6:] / len(part)
+                    found |= gradient_metrics(of_tasks[1:], float(of_tasks[0]), len(part))
+                    found["gradient_norm"] = length
                 last = dict(zip(LOSSES, means[1:6].tolist(), strict=True))
                 found.setdefault("value_loss_before", last["value_loss"])
-                found |= last | {"gradient_norm": length}
+                found |= last
                 if not np.isfinite(gradient).all():
                     return Update(state, "non-finite gradient", found)
                 gradient = gradient * min(1.0, settings.max_gradient_norm / (length + 1e-12))
@@ -347,10 +354,11 @@ def normalised(targets: Targets, valid: Array, sums: np.ndarray) -> Targets:
 def ppo_terms(
     policy: Policy, theta: Array, trials: Trials, targets: Targets, settings: RL2Settings
 ) -> Array:
-    """Return sums over steps ``[G, 6 + P]`` of PPO's loss (Schulman et al. 2017, eq. 9).
+    """Return sums over steps ``[G, 7 + P]`` of PPO's loss (Schulman et al. 2017, eq. 9).
 
     Before the gradient stand the count, surrogate loss, value loss, entropy, KL divergence from the
-    policy before the updates (estimated), and how many ratios are clipped.
+    policy before the updates (estimated), how many ratios are clipped, and the gradient's squared
+    norm.
     """
     xp = array_namespace(trials.rewards)
     clip, layers = settings.clip, policy.unflatten(theta)
@@ -391,7 +399,8 @@ def ppo_terms(
         xp.astype(xp.abs(ratio - 1) > clip, valid.dtype),
     )
     sums = [_sum(part)[..., None] for part in parts]
-    return xp.concat([*sums, *gradients, *own], axis=-1)
+    gradient = xp.concat([*gradients, *own], axis=-1)
+    return xp.concat([*sums, squared_norms(gradient), gradient], axis=-1)
 
 
 def like(trials: Trials, theta: np.ndarray) -> Array:

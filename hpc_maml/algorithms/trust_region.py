@@ -23,16 +23,22 @@ def conjugate_gradient(
     gradient: np.ndarray,
     iterations: int,
     residual_tolerance: float = 1e-10,
+    precondition: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> ConjugateGradient:
     """Solve F x = gradient ``[P]`` in at most ``iterations`` products, from x = 0.
+
+    ``precondition`` multiplies by an approximate inverse of F (Golub and Van Loan 2013, section
+    11.5).
 
     Ends early when the squared norm of the residual is below ``residual_tolerance``, and, with what
     it has, at a direction along which F is not positive (rounding) or not finite.
     """
-    solution, residual, direction = np.zeros_like(gradient), gradient, gradient
-    squared_norm = (residual * residual).sum()
+    precondition = precondition or (lambda vector: vector)
+    solution, residual = np.zeros_like(gradient), gradient
+    direction = improved = precondition(residual)
+    squared_norm = (residual * improved).sum()
     done = 0
-    while done < iterations and squared_norm >= residual_tolerance:
+    while done < iterations and (residual * residual).sum() >= residual_tolerance:
         product = fisher_vector_product(direction)
         curvature = (direction * product).sum()
         if not 0 < curvature < np.inf:
@@ -40,8 +46,9 @@ def conjugate_gradient(
         length = squared_norm / curvature
         solution = solution + length * direction
         residual = residual - length * product
-        previous, squared_norm = squared_norm, (residual * residual).sum()
-        direction = residual + squared_norm / previous * direction
+        improved = precondition(residual)
+        previous, squared_norm = squared_norm, (residual * improved).sum()
+        direction = improved + squared_norm / previous * direction
         done += 1
     return ConjugateGradient(solution, residual, done)
 

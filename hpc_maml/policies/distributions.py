@@ -102,6 +102,18 @@ class Distribution(ABC):
     ) -> Parameters:
         """Return the Hessian of the weighted KL divergence at equality, times ``tangent``."""
 
+    @abstractmethod
+    def fisher_roots(self, parameters: Parameters) -> list[Array]:
+        """Return vectors ``[..., N, output]`` whose products with themselves sum to that Hessian.
+
+        Of each observation, by the network's outputs.
+        """
+
+    @property
+    @abstractmethod
+    def own_fisher(self) -> np.ndarray:
+        """The diagonal ``[n]`` of the Fisher matrix by the distribution's own parameters."""
+
 
 @dataclass(frozen=True)
 class Gaussian(Distribution):
@@ -238,6 +250,18 @@ class Gaussian(Distribution):
         mean = weights[..., None] * xp.exp(-2 * parameters.log_std) * tangent.mean
         return MeanAndDeviation(mean, 2 * weights.sum(-1)[..., None, None] * tangent.log_std)
 
+    def fisher_roots(self, parameters: MeanAndDeviation) -> list[Array]:
+        """Return 1 / sigma of each component by itself."""
+        xp = array_namespace(parameters.mean)
+        scale = xp.exp(-parameters.log_std) + xp.zeros_like(parameters.mean)
+        components = xp.arange(self.action_size, device=device(scale))
+        return [scale * (components == component) for component in range(self.action_size)]
+
+    @property
+    def own_fisher(self) -> np.ndarray:
+        """By log sigma: 2."""
+        return np.full(self.action_size, 2.0)
+
     def _above_floor(self, layers: Layers) -> Array:
         return layers["log_std"] >= self.min_log_std
 
@@ -340,3 +364,18 @@ class Categorical(Distribution):
         """Return weights (diag(p) - p p^T) times ``tangent``, a change of the output."""
         p = array_namespace(parameters).exp(parameters)
         return weights[..., None] * p * (tangent - (p * tangent).sum(-1)[..., None])
+
+    def fisher_roots(self, parameters: Array) -> list[Array]:
+        """Return sqrt(p_k) (e_k - p) for each choice k."""
+        xp = array_namespace(parameters)
+        p = xp.exp(parameters)
+        choices = xp.arange(self.action_size, device=device(p))
+        return [
+            xp.sqrt(p[..., choice : choice + 1]) * (-p + (choices == choice))
+            for choice in range(self.action_size)
+        ]
+
+    @property
+    def own_fisher(self) -> np.ndarray:
+        """It has no parameters of its own."""
+        return np.zeros(0)

@@ -5,7 +5,7 @@ one.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -15,7 +15,20 @@ import numpy as np
 from array_api_compat import array_namespace
 from pydantic import Field
 
-from hpc_maml.policies.network import Array, FeedForward, Layers, NetworkSettings, Sizes
+from hpc_maml.policies.network import (
+    Array,
+    FeedForward,
+    Layers,
+    NetworkSettings,
+    Sizes,
+)
+from hpc_maml.policies.preconditioner import (
+    Inverse,
+    blockwise,
+    kronecker_inverse,
+    second_moments,
+    triangle_size,
+)
 from hpc_maml.settings import Count
 
 
@@ -154,6 +167,51 @@ class MLP(FeedForward):
                 delta *= at.slopes[layer - 1]
                 delta += pulled.curvatures[layer - 1] * pushed.changes[layer - 1]
         return gradients
+
+    @property
+    def num_curvature_terms(self) -> int:
+        """The size of ``curvature_terms``."""
+        return sum(map(triangle_size, self._factor_sizes))
+
+    @cached_property
+    def _factor_sizes(self) -> list[int]:
+        """The width of each layer's input with its 1, then of each layer's output."""
+        weights = [self.shapes[f"weight_{layer}"] for layer in range(self._depth)]
+        return [rows + 1 for rows, _ in weights] + [columns for _, columns in weights]
+
+    def curvature_terms(self, at: Linearised, cotangents: Sequence[Array], weights: Array) -> Array:
+        """Return the second moments of each layer's inputs, with a 1 for the bias, and of deltas.
+
+        (Martens and Grosse 2015, section 3: the Kronecker factors of the layer's block.)
+        """
+        xp = array_namespace(weights)
+        one = xp.ones_like(weights)[..., None]
+        inputs = [
+            second_moments(xp.concat([each, one], axis=-1), weights) for each in at.activations[:-1]
+        ]
+        outputs: list[Array] = [0.0] * self._depth
+        for cotangent in cotangents:
+            delta = cotangent
+            for layer in reversed(range(self._depth)):
+                outputs[layer] = outputs[layer] + second_moments(delta, weights)
+                if layer:
+                    delta = delta @ at.layers[f"weight_{layer}"].mT
+                    delta *= at.slopes[layer - 1]
+        return xp.concat([*inputs, *outputs], axis=-1)
+
+    def preconditioner(self, terms: np.ndarray, damping: float) -> Inverse:
+        """Return the inverses of the layers' Kronecker products."""
+        sizes, depth = self._factor_sizes, self._depth
+        triangles = np.split(terms, np.cumsum([triangle_size(size) for size in sizes])[:-1])
+        return blockwise(
+            [
+                (
+                    sizes[layer] * sizes[depth + layer],
+                    kronecker_inverse(triangles[layer], triangles[depth + layer], damping),
+                )
+                for layer in range(depth)
+            ]
+        )
 
     def _activations(self, layers: Layers, observations: Array) -> list[Array]:
         nonlinearity = self._nonlinearity(observations)

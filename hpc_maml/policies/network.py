@@ -5,19 +5,24 @@ for tasks. The same lines run on NumPy arrays (observers, and agents on a CPU) a
 (agents on a GPU).
 """
 
+import math
+import operator
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
+from array_api_compat import array_namespace, device
 from pydantic import Field
 
+from hpc_maml.policies.preconditioner import Inverse, diagonal_inverse
 from hpc_maml.settings import Section
 
 Array = Any  # a NumPy array or a torch tensor
 Layers = dict[str, Array]  # name -> parameters [..., *shape], as in ``shapes``
 
+PROBES = 8  # products that the diagonal of a Gauss-Newton matrix is estimated from
 
 NAME = "mlp, gru, or module:Class of a torch.nn.Module"  # what policy.name is
 
@@ -93,3 +98,31 @@ class FeedForward(Network):
 
         ``pushed`` is ``push`` along them, ``cotangent`` the change of the cotangent.
         """
+
+    @property
+    def num_curvature_terms(self) -> int:
+        """The size n of ``curvature_terms``."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+    def curvature_terms(self, at: Any, cotangents: Sequence[Array], weights: Array) -> Array:
+        """Return what ``preconditioner`` needs of each task, ``[..., n]``, to be averaged.
+
+        The Gauss-Newton matrix is the sum, over samples with ``weights`` ``[..., N]`` and over
+        ``cotangents`` ``[..., N, output]``, of the products of their gradients with themselves.
+        Here: its diagonal ``[..., P]``, estimated from products with random signs (Bekas et al.
+        2007), always the same ones.
+        """
+        xp = array_namespace(weights)
+        rng, total = np.random.default_rng(0), 0.0
+        for _ in range(PROBES):
+            shape = (len(cotangents), weights.shape[-1], 1)
+            signs = rng.choice(np.asarray([-1, 1], np.float32), shape)
+            signs = xp.asarray(signs, dtype=weights.dtype, device=device(weights))
+            roots = sum(map(operator.mul, cotangents, signs)) * xp.sqrt(weights)[..., None]
+            gradient = xp.concat(self.pull(at, roots).gradients, axis=-1)
+            total = total + gradient * gradient / PROBES
+        return total
+
+    def preconditioner(self, terms: np.ndarray, damping: float) -> Inverse:
+        """Return an approximate inverse of that matrix, from mean terms ``[n]``."""
+        return diagonal_inverse(terms, damping)

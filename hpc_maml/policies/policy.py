@@ -10,6 +10,7 @@ from array_api_compat import array_namespace
 
 from hpc_maml.policies.distributions import Distribution, Parameters
 from hpc_maml.policies.network import Array, Layers, Network
+from hpc_maml.policies.preconditioner import Inverse, blockwise
 
 
 class Evaluation(NamedTuple):
@@ -123,6 +124,24 @@ class Policy:
             at.network, score.network, tangents, pushed, outputs
         )
         return array_namespace(vector).concat([*gradients, *own], axis=-1)
+
+    @property
+    def num_curvature_terms(self) -> int:
+        """The size of ``curvature_terms``."""
+        return int(self.network.num_curvature_terms)
+
+    def curvature_terms(self, at: Evaluation, weights: Array) -> Array:
+        """Return what ``preconditioner`` needs of each task, ``[..., n]``, to be averaged."""
+        roots = self.distribution.fisher_roots(at.distribution)
+        terms: Array = self.network.curvature_terms(at.network, roots, weights)
+        return terms
+
+    def preconditioner(self, terms: np.ndarray, damping: float) -> Inverse:
+        """Return an approximate inverse of the Fisher matrix by theta, from mean terms ``[n]``."""
+        network = self.network.preconditioner(terms, damping)
+        own = self.distribution.own_fisher
+        size = self.size - len(own)
+        return blockwise([(size, network), (len(own), lambda vector: vector / own)])
 
     def push_forward(self, at: Evaluation, vector: Array) -> Parameters:
         """Return the derivative of the distribution's parameters along ``vector`` ``[..., P]``."""
