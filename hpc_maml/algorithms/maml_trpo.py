@@ -79,6 +79,10 @@ class TrustRegionSettings(FastLearningRate):
     ls_backtrack_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.8, description="ratio of one line search step to the one before"
     )
+    ls_interpolate: bool = Field(
+        False,
+        description="true: shorten a step that leaves the trust region by as little as needed",
+    )
 
 
 class MamlTrpoSettings(TrustRegionSettings, InnerStepSettings):
@@ -308,7 +312,14 @@ class MamlTrpo(GradientAdaptation):
 
         # line search
         rule = (settings.max_kl, settings.ls_max_steps, settings.ls_backtrack_ratio)
-        search = line_search(evaluate, outer, full_step, *rule, found["surrogate_before"])
+        search = line_search(
+            evaluate,
+            outer,
+            full_step,
+            *rule,
+            found["surrogate_before"],
+            interpolate=settings.ls_interpolate,
+        )
         found |= {"surrogate_after": search.surrogate, "kl_after": search.kl}
         found["line_search_steps"] = search.steps
         if search.theta is None:
