@@ -318,10 +318,14 @@ def draw_picture(rows: Sequence[Row], path: Path) -> None:
             parts = [getattr(row, name) for row in own]
             where = [row.episodes for row in own]
             kept = {"color": f"C{colour}", "marker": "o"}
-            axis.plot(where, [part.bias for part in parts], label=f"{loss}: bias", **kept)
+            # what chance alone would give is no bias that was seen
+            biases = [part.bias if part.bias > 2 * part.chance else np.nan for part in parts]
+            axis.plot(where, biases, label=f"{loss}: bias", **kept)
             deviations = [part.deviation for part in parts]
             axis.plot(where, deviations, "--", label=f"{loss}: deviation", **kept)
-        axis.set(xscale="log", yscale="log", xlabel="episodes of a task", title=name)
+        axis.set(
+            xscale="log", yscale="log", xlabel="episodes of a task", title=name.replace("_", "-")
+        )
     axes[0].set_ylabel("relative to the exact value")
     axes[1].legend(fontsize="x-small")
     figure.savefig(path)

@@ -126,7 +126,7 @@ class LinearisedTasks:
     behaviour_kl: Array  # [G], estimated KL of the adapted from the behaviour policy
     gradient: Array  # [G, Q], of the surrogate loss by theta and learned step sizes
     curvature: Curvature
-    take_step: TakeStep  # an inner step
+    take_step: TakeStep  # of the inner loss, which candidates of the line search are adapted by
 
 
 def linearise(
