@@ -293,7 +293,7 @@ def short(settings: str) -> str:
 
 
 def draw(found: Found, path: Path) -> None:
-    """Draw q over seconds, a line for each row."""
+    """Draw q over seconds, a line for each row; raises ImportError."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -355,7 +355,11 @@ def main() -> int:
     if options.json:
         options.json.write_text(json.dumps(asdict(found), indent=1) + "\n")
     if options.picture:
-        draw(found, options.picture)
+        try:
+            draw(found, options.picture)
+        except ImportError as error:
+            print(f"step: --picture needs matplotlib ({error}).", file=sys.stderr)
+            return 2
     return 0
 
 

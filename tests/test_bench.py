@@ -1,5 +1,6 @@
 """The benchmarks: what their yardsticks count, and the plain way beside ours."""
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -8,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, environment, run
 
-from benchmarks import iteration, published_navigation, step, update
+from benchmarks import estimators, iteration, published_navigation, step, update
 from benchmarks.scale import Model, split
 from benchmarks.table import compare, show, write
 from hpc_maml import open_run
@@ -342,6 +344,72 @@ def test_directions_at_a_checkpoint(tmp_path):
 def test_directions_that_cannot_be_compared(words, said):
     with pytest.raises(InputError, match=said):
         step.measure(step.options_of([*TINY, "--tasks", "2", *words]))
+
+
+def test_the_sum_over_all_trajectories_is_the_expected_reward():
+    (process,), policy, theta = estimators.draw(3, 1, horizon=4)
+    _, _, chances = estimators.all_trajectories(process)
+    assert chances.sum() == pytest.approx(estimators.ACTIONS**4)  # of each sequence of actions
+    states = np.eye(estimators.STATES)
+    played = np.exp(policy.forward(policy.unflatten(theta), states))
+    where, total = states[0], 0.0
+    for _ in range(4):
+        total += where @ (played * process.rewards).sum(1)
+        where = where @ (played[:, :, None] * process.transitions).sum(1)
+    found = estimators.expected_reward(process, torch.tensor(theta))
+    assert found.item() == pytest.approx(total / 4, rel=1e-12)
+
+
+def test_bias_and_deviation_by_hand():
+    found = np.array([[1.0, 0.0], [3.0, 0.0], [2.0, 3.0], [2.0, -3.0]])  # mean (2, 0)
+    of = estimators.quality(found, np.array([0.0, 2.0]))
+    assert of.deviation == pytest.approx(np.sqrt((1 + 1 + 9 + 9) / 3) / 2)
+    assert of.chance == pytest.approx(of.deviation / 2)
+    assert of.bias == pytest.approx(np.sqrt(2 - of.chance**2))
+    assert of.cosine == pytest.approx(0, abs=1e-12)
+    assert of.error == pytest.approx(np.hypot(of.bias, of.deviation))
+
+
+@pytest.mark.parametrize("advantages", estimators.ADVANTAGES)
+def test_only_dice_estimates_the_hessian_without_bias(advantages):
+    sizes = {"horizon": 3, "episodes": [25, 400], "tasks": 3, "repeats": 60}
+    rows = estimators.measure(**sizes, step_size=1.0, advantages=advantages, seed=1)
+    few, many = (
+        {row.loss: row for row in rows if row.episodes == number} for number in sizes["episodes"]
+    )
+    for row in (few["reinforce"], many["reinforce"]):  # more episodes do not help
+        assert row.hessian.bias > 0.3 > 2 * row.hessian.chance
+    assert many["dice"].hessian.bias < 3 * many["dice"].hessian.chance < 0.15
+    assert 3 * many["lvc"].hessian.chance < many["lvc"].hessian.bias
+    assert many["lvc"].hessian.bias < many["reinforce"].hessian.bias / 2
+    for row in (few, many):
+        assert row["lvc"].hessian.deviation < 0.9 * row["dice"].hessian.deviation
+    assert many["dice"].hessian.deviation < few["dice"].hessian.deviation / 3
+    assert many["none"].hessian.bias == 1
+    # the meta-gradient has no second derivatives in it, or those of the Hessian
+    errors = [many[loss].meta_gradient.bias for loss in ("none", "reinforce", "dice")]
+    assert errors == sorted(errors, reverse=True)
+
+
+def test_the_table_of_the_estimators(tmp_path):
+    words = ["--horizon", "2", "--episodes", "5", "--tasks", "2", "--repeats", "4"]
+    found = started("estimators", *words).stdout
+    assert [line.split()[1] for line in found.splitlines()[3:7]] == list(estimators.LOSSES)
+    if importlib.util.find_spec("matplotlib"):
+        picture = tmp_path / "found.svg"
+        started("estimators", *words, "--picture", str(picture))
+        assert "<svg" in picture.read_text()
+    (tmp_path / "matplotlib.py").write_text("raise ImportError('none here')")
+    command = [sys.executable, "-m", "benchmarks.estimators", *words, "--picture", "found.svg"]
+    result = subprocess.run(
+        command,
+        check=False,
+        capture_output=True,
+        text=True,
+        env=environment(PYTHONPATH=str(tmp_path)),
+        cwd=ROOT,
+    )
+    assert (result.returncode, "--picture needs matplotlib" in result.stderr) == (2, True)
 
 
 PROGRAMS = [

@@ -471,6 +471,7 @@ class TestAsAnObject:
             "algorithm.num_inner_steps",
             "algorithm.learn_step_sizes",
             "algorithm.first_order",
+            "algorithm.inner_loss",
         ]
 
 

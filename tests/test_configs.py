@@ -44,7 +44,7 @@ for name in ROBOTS:
 # iterations, tasks, trials of a task, steps of an episode, episodes of a trial, hidden units
 EXPECTED_OF_RL2 = {
     "bandit_rl2": (300, 100, 10, 10, 1, 64),
-    "tabular_mdp_rl2": (2000, 200, 4, 10, 10, 128),
+    "tabular_mdp_rl2": (500, 200, 4, 10, 10, 128),
 }
 
 

@@ -303,6 +303,10 @@ def refused(*words: str) -> str:
             ([f"algorithm.name={name}", "policy.name=gru"], [name, "cannot use a recurrent policy"])
             for name in ("maml_trpo", "promp", "pretrain", "conformance_parts:Reinforce")
         ),
+        (
+            ["algorithm.inner_loss=dice", "algorithm.fisher_fraction=0.5"],
+            ["inner_loss=dice needs every step of an episode"],
+        ),
         (["algorithm.name=rl2", "policy.name=mlp"], ["needs a policy with a memory", "gru"]),
         (
             ["algorithm.name=rl2", "policy.name=conformance_networks:Small"],

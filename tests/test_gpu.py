@@ -105,6 +105,13 @@ WORDS = {
     "maml_trpo": ["policy.hidden_sizes=[8]"],
     "learned step sizes": ["policy.hidden_sizes=[8]", "algorithm.learn_step_sizes=parameter"],
     "first order": ["policy.hidden_sizes=[8]", "algorithm.first_order=true"],
+    "low variance curvature": ["policy.hidden_sizes=[8]", "algorithm.inner_loss=lvc"],
+    "dice": [
+        "policy.hidden_sizes=[8]",
+        "algorithm.inner_loss=dice",
+        "algorithm.num_inner_steps=2",
+        "algorithm.learn_step_sizes=layer",
+    ],
     "fewer samples": ["policy.hidden_sizes=[8]", "algorithm.fisher_fraction=0.3"],
     "pretrain": ["policy.hidden_sizes=[8]", "algorithm.name=pretrain"],
     "promp": [

@@ -50,6 +50,7 @@ def test_every_rank_count(most, shared_folder):
     "settings",
     [
         ("algorithm.num_inner_steps=2", "algorithm.first_order=true"),
+        ("algorithm.num_inner_steps=2", "algorithm.inner_loss=dice"),
         ("policy.activation=relu", "meta_batch_size=2"),  # fewer tasks than agents
         ("env.name=ant_goal", "horizon=30", "meta_batch_size=3"),  # ragged episodes
         pytest.param(("env.name=half_cheetah_dir", "env.kwargs.lineage=original"), marks=slow),
@@ -64,7 +65,7 @@ def test_every_rank_count(most, shared_folder):
             marks=slow,
         ),
     ],
-    ids=["two_steps", "few_tasks", "ant", "original", "choices", "lander", "large"],
+    ids=["two_steps", "dice", "few_tasks", "ant", "original", "choices", "lander", "large"],
 )
 def test_variants(settings, shared_folder):
     settings = (*SMALL, "num_iterations=2", *settings)

@@ -7,7 +7,7 @@ import sys
 import tomllib
 
 import pytest
-from conftest import ROOT, environment
+from conftest import ROOT, environment, run
 
 # What pip makes of the entry point.
 COMMAND = "import sys; from hpc_maml.__main__ import start; sys.exit(start())"
@@ -71,3 +71,16 @@ def test_a_warning_before_the_job_listens_waits(way):
 def test_the_command_is_this_one():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {"hpc_maml": "hpc_maml.__main__:start"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's options")
+def test_freed_memory_is_kept_for_the_next_arrays():
+    code = (
+        "import resource, numpy as np; from hpc_maml.mpi.runtime import keep_freed_memory\n"
+        "def faults():\n"
+        "    [np.ones(2**20) for _ in range(20)]\n"  # 160 MB side by side, 40,000 pages
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "keep_freed_memory(); first = faults(); print(faults() - first)"
+    )
+    done = run(None, python=("-c", code))
+    assert int(done.stdout) < 1000

@@ -1,6 +1,7 @@
 """Conjugate gradient against a dense solve, the line search on functions worked out by hand."""
 
 import numpy as np
+import pytest
 
 from hpc_maml.algorithms.trust_region import conjugate_gradient, line_search
 
@@ -74,6 +75,33 @@ def test_line_search_takes_the_first_candidate_that_improves_within_the_trust_re
     assert found.theta.dtype == np.float32
     found = search(lambda theta: (9.0 if theta[0] > -2 else 10.0, abs(theta[0] - 1)))
     assert (found.theta.tolist(), found.steps) == ([-1.0], 3)
+
+
+def test_an_interpolating_line_search_stays_near_the_edge_of_the_trust_region():
+    theta, full_step = np.array([1.0]), np.array([-8.0])
+    tried = []
+
+    def evaluate(candidate):
+        length = float((1 - candidate[0]) / 8)
+        tried.append(length)
+        # too far, nothing is gained; then the KL is that of a square, but not of the same
+        return (9.0 if length < 0.9 else 11.0), (1.4 if length > 0.6 else 1.2) * 4 * length**2 / 0.5
+
+    found = line_search(evaluate, theta, full_step, 4.0, 9, 0.7, 10.0, interpolate=True)
+    # the first gains nothing: 0.7; its KL is 5.488: 0.98 sqrt(4 / 5.488) of it; then one is inside
+    assert tried == pytest.approx([1, 0.7, 0.7 * 0.98 * np.sqrt(4 / 5.488)])
+    assert (found.theta[0], found.steps) == (1 - 8 * tried[-1], 3)
+    assert 3 < found.kl <= 4
+    # never by more than the ratio at once, and a KL that is not a number counts as none
+    for kl in (1e9, np.inf, np.nan):
+        tried.clear()
+
+        def far(candidate, kl=kl):
+            tried.append(float((1 - candidate[0]) / 8))
+            return 9.0, kl
+
+        line_search(far, theta, full_step, 4.0, 3, 0.5, 10.0, interpolate=True)
+        assert tried == pytest.approx([1, 0.5, 0.25])
 
 
 def test_line_search_refuses_what_does_not_improve_leaves_the_region_or_is_not_a_number():

@@ -5,7 +5,7 @@ parameter. Its Jacobian is 1 - diag(alpha) H, H the Hessian of L: a tangent is p
 a gradient pulled back by its transpose. The same lines run on NumPy arrays and on torch tensors.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -20,6 +20,31 @@ from hpc_maml.sampling.trajectory import Samples
 StepSize = float | Array  # the same for all parameters, or [..., P]
 
 
+class EpisodeWeights(NamedTuple):
+    """The weights of the scores of ``loaded_dice_step``, and their derivative."""
+
+    terms: Array  # [..., T, B], w_t A_t
+    ratios: Array  # [..., T, B], rho_t
+
+    def values(self) -> Array:
+        """Return the weights ``[..., N]``."""
+        return self._of(self.ratios)
+
+    def change(self, log_probs: Array) -> Array:
+        """Return how the weights change where all log pi change by ``log_probs`` ``[..., N]``."""
+        # the derivative of a product of ratios is the product times the sum of the changes so far
+        return self._of(self.ratios * log_probs.reshape(self.terms.shape).cumsum(-2))
+
+    def _of(self, products: Array) -> Array:
+        """Return w_t A_t x_t + sum_{t'>t} w_t' A_t' (x_t' - x_{t'-1}), x the products."""
+        xp = array_namespace(products)
+        gains = self.terms[..., 1:, :] * (products[..., 1:, :] - products[..., :-1, :])
+        later = xp.flip(xp.flip(gains, axis=-2).cumsum(-2), axis=-2)
+        later = xp.concat([later, xp.zeros_like(products[..., :1, :])], axis=-2)
+        every = self.terms * products + later
+        return every.reshape(*every.shape[:-2], -1)
+
+
 class InnerStep(NamedTuple):
     """An inner step, with what products with its Jacobian need."""
 
@@ -27,10 +52,12 @@ class InnerStep(NamedTuple):
     score: Score  # minus the gradient of the inner loss
     step_size: StepSize
     actions: Array | None = None  # where the loss has likelihood ratios, which change with theta
+    episodes: EpisodeWeights | None = None  # where it has those of all steps so far
 
     def hessian_product(self, policy: Policy, vector: Array) -> Array:
         """Multiply ``vector`` ``[..., P]`` by minus the Hessian of the inner loss, symmetric."""
-        return policy.score_derivative(self.at, self.score, vector, self.actions)
+        change = self.episodes.change if self.episodes else None
+        return policy.score_derivative(self.at, self.score, vector, self.actions, change)
 
     def push(self, policy: Policy, tangent: Array) -> Array:
         """Return the tangent ``[..., P]`` after the step."""
@@ -41,6 +68,9 @@ class InnerStep(NamedTuple):
         if isinstance(self.step_size, float):  # the Jacobian is symmetric
             return gradient + self.step_size * self.hessian_product(policy, gradient)
         return gradient + self.hessian_product(policy, self.step_size * gradient)
+
+
+TakeStep = Callable[[Policy, Array, Samples, StepSize], InnerStep]
 
 
 class InnerSteps(NamedTuple):
@@ -108,9 +138,45 @@ def likelihood_ratio_step(
     return InnerStep(at, policy.score(at, samples.actions, weights), step_size, samples.actions)
 
 
-def adapt(policy: Policy, theta: Array, samples: Samples, step_size: StepSize) -> Array:
+def loaded_dice_step(
+    policy: Policy, theta: Array, samples: Samples, step_size: StepSize, *, num_episodes: int
+) -> InnerStep:
+    """Return the inner step up the objective of Loaded DiCE from theta ``[..., P]``.
+
+    The objective is the sum over all steps of w_t A_t (rho_t - rho_{t-1}), where rho_t is the
+    product of the ratios pi / pi_behaviour of an episode's steps up to t, and 1 before the first
+    (Farquhar et al. 2019, algorithm 1 with lambda = 1). At the behaviour policy rho_t is the
+    MagicBox of Foerster et al. (2018). There the step is that of ``inner_step``, as the difference
+    credits A_t to step t alone; its Hessian, with s_t and H_t the gradient and the Hessian of
+    log pi_t, is the sum of
+
+        w_t A_t (H_t + s_t s_t^T + s_t S_{t-1}^T + S_{t-1} s_t^T),  S_t = s_1 + ... + s_t.
+
+    Summed by steps, the gradient is that of log pi_t with the weights
+
+        e_t = w_t A_t rho_t + sum_{t'>t} w_t' A_t' (rho_t' - rho_{t'-1}),
+
+    so that its derivative takes one push and one pull. ``samples`` are all steps of
+    ``num_episodes`` episodes, none left out: N = T * num_episodes.
+    """
+    at = policy.evaluate(theta, samples.observations)
+    change = log_ratio(policy, at.distribution, samples)
+    steps = (*change.shape[:-1], -1, num_episodes)
+    ratios = array_namespace(change).exp(change.reshape(steps).cumsum(-2))
+    episodes = EpisodeWeights((samples.weights * samples.advantages).reshape(steps), ratios)
+    score = policy.score(at, samples.actions, episodes.values())
+    return InnerStep(at, score, step_size, samples.actions, episodes)
+
+
+def adapt(
+    policy: Policy,
+    theta: Array,
+    samples: Samples,
+    step_size: StepSize,
+    take_step: TakeStep = inner_step,
+) -> Array:
     """Return theta' = theta - step_size grad inner_loss(theta) ``[..., P]``."""
-    return theta + step_size * inner_step(policy, theta, samples, step_size).score.gradient
+    return theta + step_size * take_step(policy, theta, samples, step_size).score.gradient
 
 
 def inner_loss(policy: Policy, distribution: Parameters, samples: Samples) -> Array:

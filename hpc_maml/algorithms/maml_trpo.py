@@ -7,6 +7,7 @@ lines. What follows from a sum, every decision included, is the same on all agen
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -16,9 +17,12 @@ from pydantic import Field
 from hpc_maml.algorithms.adaptation import (
     InnerSteps,
     StepSize,
+    TakeStep,
     adapt,
     inner_loss,
     inner_step,
+    likelihood_ratio_step,
+    loaded_dice_step,
     log_ratio,
     surrogate_gradient,
     surrogate_loss,
@@ -28,6 +32,7 @@ from hpc_maml.algorithms.algorithm import (
     THETA,
     Metric,
     Reduce,
+    Sampling,
     State,
     Update,
     gradient_metrics,
@@ -43,6 +48,7 @@ from hpc_maml.algorithms.inner_steps import (
 )
 from hpc_maml.algorithms.step_sizes import StepSizeGroups
 from hpc_maml.algorithms.trust_region import ConjugateGradient, conjugate_gradient, line_search
+from hpc_maml.errors import InputError
 from hpc_maml.policies.distributions import Parameters
 from hpc_maml.policies.network import Array
 from hpc_maml.policies.policy import Evaluation, Policy
@@ -78,17 +84,28 @@ class TrustRegionSettings(FastLearningRate):
     ls_backtrack_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.8, description="ratio of one line search step to the one before"
     )
+    ls_interpolate: bool = Field(
+        False,
+        description="true: shorten a step that leaves the trust region by as little as needed",
+    )
 
 
 class MamlTrpoSettings(TrustRegionSettings, InnerStepSettings):
     """The keys of MAML-TRPO."""
 
     first_order: bool = Field(False, description="true: drop the second derivatives (FOMAML)")
+    inner_loss: Literal["reinforce", "lvc", "dice"] = Field(
+        "reinforce",
+        description="the same inner step, with other second derivatives: reinforce; lvc, with "
+        "those of likelihood ratios (low variance curvature); dice, unbiased, of higher variance",
+    )
 
 
 METRICS = {
-    "inner_loss_before": Metric("1", "inner loss at the meta-policy, on the first inner batch"),
-    "inner_loss_after": Metric("1", "inner loss at the adapted policy, on the last inner batch"),
+    "inner_loss_before": Metric("1", "REINFORCE loss at the meta-policy, on the first inner batch"),
+    "inner_loss_after": Metric(
+        "1", "REINFORCE loss at the adapted policy, on the last inner batch"
+    ),
     "step_size": Metric("1", "size of an inner step, mean over steps and parameters"),
     "surrogate_before": Metric("1", "surrogate loss after adaptation at the old meta-policy"),
     "surrogate_after": Metric("1", "surrogate loss after adaptation at the new meta-policy"),
@@ -128,6 +145,7 @@ class LinearisedTasks:
     gradient: Array  # [G, Q], of the surrogate loss by theta and learned step sizes
     curvature: Curvature
     factors: Array | None  # [G, n], what a preconditioner is made of
+    take_step: TakeStep  # of the inner loss, which candidates of the line search are adapted by
 
 
 def linearise(
@@ -141,18 +159,20 @@ def linearise(
     groups: StepSizeGroups | None = None,
     fisher_fraction: float = 1.0,
     preconditioned: bool = False,
+    take_step: TakeStep = inner_step,
 ) -> LinearisedTasks:
     """Adapt theta ``[P]`` to G tasks, and keep what the outer step needs of them.
 
     Samples have the leading dimension G. As NumPy arrays, a task gets the same bits for any G.
     With ``groups`` the step sizes are learned. ``fisher_fraction`` is the fraction of the samples
     that Fisher-vector products are computed on; a preconditioner needs few at any rate.
+    ``take_step`` defines the inner loss.
     """
     xp = array_namespace(theta)
     adapted = [xp.broadcast_to(theta, (len(post.weights), *theta.shape))]  # after 0, 1, ... steps
     steps = []
     for each, step_size in zip(inner, step_sizes, strict=True):
-        steps.append(inner_step(policy, adapted[-1], each, step_size))
+        steps.append(take_step(policy, adapted[-1], each, step_size))
         adapted.append(adapted[-1] + step_size * steps[-1].score.gradient)
 
     at = policy.evaluate(adapted[-1], post.observations)
@@ -163,7 +183,7 @@ def linearise(
     if fisher_fraction < 1:
         *few_inner, few_post = (thinned(each, fisher_fraction) for each in (*inner, post))
         few_steps = [
-            inner_step(policy, *each) for each in zip(adapted, few_inner, step_sizes, strict=False)
+            take_step(policy, *each) for each in zip(adapted, few_inner, step_sizes, strict=False)
         ]
         few_at = policy.evaluate(adapted[-1], few_post.observations)
         curvature = Curvature(inner_steps._replace(steps=few_steps), few_at, few_post.weights)
@@ -192,6 +212,7 @@ def linearise(
         gradient=gradient,
         curvature=curvature,
         factors=factors,
+        take_step=take_step,
     )
 
 
@@ -215,7 +236,7 @@ def surrogate_and_kl(
     xp = array_namespace(theta)
     adapted = xp.broadcast_to(theta, (len(tasks.gradient), *theta.shape))
     for each, step_size in zip(tasks.inner, step_sizes, strict=True):
-        adapted = adapt(policy, adapted, each, step_size)
+        adapted = adapt(policy, adapted, each, step_size, tasks.take_step)
     distribution = policy.forward(policy.unflatten(adapted), tasks.post.observations)
     kl = policy.distribution.kl_divergence(tasks.old, distribution)
     surrogate = surrogate_loss(policy, distribution, tasks.post)
@@ -249,9 +270,23 @@ class MamlTrpo(GradientAdaptation):
     Settings: ClassVar[type[Any]] = MamlTrpoSettings
     metrics = METRICS
 
+    def __init__(self, settings: Any, policy: Policy, sampling: Sampling) -> None:
+        """Keep the settings; raises InputError for those that do not go together."""
+        super().__init__(settings, policy, sampling)
+        if self.inner_loss == "dice" and settings.fisher_fraction < 1:
+            raise InputError(
+                "algorithm.inner_loss=dice needs every step of an episode: choose "
+                "algorithm.fisher_fraction=1, or algorithm.inner_loss=lvc."
+            )
+
     def digest(self, state: State, phases: Sequence[Trajectories]) -> LinearisedTasks:
         """Return G tasks, linearised at the state."""
         *inner, post = map(samples, phases)
+        take_steps: dict[str, TakeStep] = {
+            "reinforce": inner_step,
+            "lvc": likelihood_ratio_step,
+            "dice": partial(loaded_dice_step, num_episodes=phases[0].rewards.shape[-1]),
+        }
         return linearise(
             self.policy,
             state[THETA],
@@ -262,12 +297,18 @@ class MamlTrpo(GradientAdaptation):
             groups=self.groups,
             fisher_fraction=self.settings.fisher_fraction,
             preconditioned=self.settings.cg_preconditioner != "none",
+            take_step=take_steps[self.inner_loss],
         )
 
     @property
     def first_order(self) -> bool:
         """Whether second derivatives are dropped."""
         return bool(self.settings.first_order)
+
+    @property
+    def inner_loss(self) -> str:
+        """Whose second derivatives the outer step takes."""
+        return str(self.settings.inner_loss)
 
     def update(
         self,
@@ -313,7 +354,14 @@ class MamlTrpo(GradientAdaptation):
 
         # line search
         rule = (settings.max_kl, settings.ls_max_steps, settings.ls_backtrack_ratio)
-        search = line_search(evaluate, outer, full_step, *rule, found["surrogate_before"])
+        search = line_search(
+            evaluate,
+            outer,
+            full_step,
+            *rule,
+            found["surrogate_before"],
+            interpolate=settings.ls_interpolate,
+        )
         found |= {"surrogate_after": search.surrogate, "kl_after": search.kl}
         found["line_search_steps"] = search.steps
         if search.theta is None:

@@ -22,3 +22,4 @@ class Pretrain(MamlTrpo):
     adapts_parameters = False
     num_inner_steps = 0
     first_order = False
+    inner_loss = "reinforce"

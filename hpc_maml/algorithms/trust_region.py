@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+INTERPOLATION_MARGIN = 0.98  # of the length that should have the KL allowed
+
 
 class ConjugateGradient(NamedTuple):
     """An approximate solution of F x = g."""
@@ -70,16 +72,27 @@ def line_search(
     max_steps: int,
     backtrack_ratio: float,
     surrogate_before: float,
+    *,
+    interpolate: bool = False,
 ) -> LineSearch:
-    """Return the first of theta + backtrack_ratio^j full_step, j = 0 ... max_steps - 1, that
-    ``evaluate`` finds to have a lower surrogate loss and a KL divergence of at most ``max_kl``.
+    """Return the first of theta + length_j full_step, j = 0 ... max_steps - 1, that ``evaluate``
+    finds to have a lower surrogate loss and a KL divergence of at most ``max_kl``.
 
     ``evaluate`` returns (surrogate loss, KL) of a candidate ``[P]``, which has theta's dtype.
+    length_j is ``backtrack_ratio``^j. To ``interpolate`` is to take a candidate that only has too
+    large a KL as a measurement: the KL grows with the square of the length, so the next candidate
+    has the length at which it is ``max_kl``, or ``backtrack_ratio`` times the length if that is
+    shorter by more than this.
     """
+    length = 1.0
     for step in range(max_steps):
-        candidate = (theta + backtrack_ratio**step * full_step).astype(theta.dtype)
+        candidate = (theta + length * full_step).astype(theta.dtype)
         surrogate, kl = evaluate(candidate)
         # written so that NaN is refused
         if surrogate < surrogate_before and kl <= max_kl:
             return LineSearch(candidate, step + 1, surrogate, kl)
+        shorter = backtrack_ratio
+        if interpolate and surrogate < surrogate_before:
+            shorter = max(shorter, INTERPOLATION_MARGIN * np.sqrt(max_kl / kl))
+        length = backtrack_ratio ** (step + 1) if not interpolate else length * shorter
     return LineSearch(None, max_steps, surrogate, kl)

@@ -1,6 +1,6 @@
 """A policy: a network and a distribution of actions, with the products that algorithms need."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -100,11 +100,18 @@ class Policy:
         return Score(gradient, pulled, weights, cotangent)
 
     def score_derivative(
-        self, at: Evaluation, score: Score, vector: Array, actions: Array | None = None
+        self,
+        at: Evaluation,
+        score: Score,
+        vector: Array,
+        actions: Array | None = None,
+        weight_change: Callable[[Array], Array] | None = None,
     ) -> Array:
         """Return the derivative ``[..., P]`` of the score along ``vector`` ``[..., P]``.
 
         The weights are constants; with the ``actions`` they contain pi(a | s), and change with it.
+        ``weight_change`` returns how they change ``[..., N]`` where all log pi change by
+        ``[..., N]``; None: each contains its own pi(a | s) once.
         """
         distribution = self.distribution
         tangents = self.unflatten(vector)
@@ -114,9 +121,8 @@ class Policy:
             at.distribution, score.cotangent, score.weights, change
         )
         if actions is not None:
-            weights = score.weights * distribution.log_prob_tangent(
-                at.distribution, actions, change
-            )
+            log_probs = distribution.log_prob_tangent(at.distribution, actions, change)
+            weights = weight_change(log_probs) if weight_change else score.weights * log_probs
             more = distribution.log_prob_gradient(at.distribution, actions, weights)
             cotangent = distribution.sum(cotangent, more)
         outputs, own = distribution.split(at.layers, cotangent)
