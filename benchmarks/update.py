@@ -94,13 +94,19 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - began, result
 
 
-def collected(config: Config) -> tuple[Algorithm, State, Tasks]:
-    """Return the algorithm, its initial state, and what an iteration collects with that."""
+def collected(
+    config: Config, state: State | None = None, iteration: int = 0
+) -> tuple[Algorithm, State, Tasks]:
+    """Return the algorithm, a state, and what the iteration after ``iteration`` collects with that.
+
+    Without a state, the initial one.
+    """
     env = make_env(config, config.fast_batch_size)
     job = prepare(config, env)
     algorithm = job.algorithm
-    state = algorithm.initial_state(stream(config.seed, Purpose.PARAMETERS))
-    drawn = env.sample_tasks(stream(config.seed, Purpose.TASKS), config.meta_batch_size)
+    if state is None:
+        state = algorithm.initial_state(stream(config.seed, Purpose.PARAMETERS))
+    drawn = env.sample_tasks(stream(config.seed, Purpose.TASKS, iteration), config.meta_batch_size)
     tasks = []
     for index, task in enumerate(drawn):
         phases = collect(
@@ -108,7 +114,7 @@ def collected(config: Config) -> tuple[Algorithm, State, Tasks]:
             env,
             algorithm.played(state),
             task[None],
-            keys=[(config.seed, 0, index)],
+            keys=[(config.seed, iteration, index)],
             evaluation=False,
             dtype=job.dtype,
         )
@@ -118,11 +124,21 @@ def collected(config: Config) -> tuple[Algorithm, State, Tasks]:
 
 def outer_step(algorithm: Algorithm, state: State, tasks: Tasks) -> Update:
     """Take the outer step as one agent does."""
+    digests, rng = digested(algorithm, state, tasks), np.random.default_rng(1)
+    return algorithm.update(state, digests, len(tasks), sum_alone(), rng)
+
+
+def digested(algorithm: Algorithm, state: State, tasks: Tasks) -> Digests:
+    """Return the digests of tasks, as an agent keeps them."""
     digests = Digests()
     for phases in tasks:
         digests.add(partial(algorithm.digest, state, phases))
-    reduce, rng = ExactSum(MPI.COMM_SELF, limit=60.0), np.random.default_rng(1)
-    return algorithm.update(state, digests, len(tasks), reduce, rng)
+    return digests
+
+
+def sum_alone() -> ExactSum:
+    """Return the sum over agents, of which there is one."""
+    return ExactSum(MPI.COMM_SELF, limit=60.0)
 
 
 def one(phase: Trajectories) -> Trajectories:

@@ -12,9 +12,10 @@ import pytest
 import torch
 from conftest import ROOT, environment, run
 
-from benchmarks import estimators, iteration, published_navigation, update
+from benchmarks import estimators, iteration, published_navigation, step, update
 from benchmarks.scale import Model, split
 from benchmarks.table import compare, show, write
+from hpc_maml import open_run
 from hpc_maml.algorithms import Sampling
 from hpc_maml.algorithms.algorithm import THETA
 from hpc_maml.algorithms.maml_trpo import MamlTrpo, MamlTrpoSettings
@@ -277,6 +278,72 @@ def test_the_published_meta_test_of_a_run(tmp_path):
     run(None, *sizes, "--run-dir", "other", "archive.rollouts=none", "algorithm.name=rl2")
     with pytest.raises(InputError, match="takes no inner steps"):
         published_navigation.meta_test(tmp_path / "other", [0.1])
+
+
+TINY = ("env.name=navigation", "fast_batch_size=4", "horizon=10", "policy.hidden_sizes=[3]")
+
+
+def test_no_direction_is_better_than_the_exact_one():
+    """In 19 dimensions, where the Fisher matrix can be written down and inverted."""
+    point = step.Point([], [*TINY, "algorithm.cg_damping=0"], 3)
+    point.collect(None, 0)
+    judges = point.judge(point.train), point.judge(point.held)
+    best = []
+    for judge in judges:
+        unit = np.eye(len(judge.gradient))
+        fisher = np.stack([judge.tasks.fisher_vector_product(row) for row in unit])
+        exact = np.linalg.solve(fisher, judge.gradient)
+        quality, residual = judge.quality(exact)
+        assert quality == pytest.approx(np.sqrt(judge.gradient @ exact), rel=1e-3)
+        assert residual < 1e-3
+        best.append(quality)
+    for group in ((), ("algorithm.cg_preconditioner=kronecker",)):
+        rows = point.directions(group, [1, 2, 4, 8, 40], judges, 1.0)
+        train, held = (np.array([getattr(row, side) for row in rows]) for side in ("train", "held"))
+        # conjugate gradient finds the best direction of a subspace that grows
+        assert (np.diff(train) > 0).all()
+        assert train[0] < 0.9 * best[0]
+        assert train[-1] == pytest.approx(best[0], rel=0.05)
+        assert train.max() <= best[0] * 1.001
+        assert held.max() < best[1]
+        assert rows[-1].residual < 0.1 < rows[0].residual
+        assert (np.diff([row.seconds for row in rows[::2]]) > 0).all()
+
+
+def test_directions_at_a_checkpoint(tmp_path):
+    """The first set is what the run itself collected next."""
+    sizes = ["num_iterations=3", "meta_batch_size=3", "device=cpu", "checkpoint.keep=3"]
+    run(None, *TINY, *sizes, "--run-dir", "run", "metrics.tensorboard=off", "checkpoint.every=1")
+    words = ["--run", str(tmp_path / "run"), "--checkpoint", "2", "--tasks", "3"]
+    row = ["--row", "algorithm.cg_iters=2", "algorithm.cg_preconditioner=kronecker"]
+    files = ["--json", str(tmp_path / "found.json"), "--picture", str(tmp_path / "q.svg")]
+    fewer = ["--row", "meta_batch_size=2", "--products", "1", "3"]
+    said = started("step", *words, *row, *fewer, *files).stdout
+    assert "after 2 iterations, two sets of 3 tasks" in said
+    found = json.loads((tmp_path / "found.json").read_text())
+    columns = open_run(tmp_path / "run").columns
+    assert found["gradient_snr"] == pytest.approx(columns["gradient_snr"][2], rel=1e-4)
+    assert [(each["settings"], each["products"]) for each in found["rows"]] == [
+        ("algorithm.cg_preconditioner=kronecker", 2),
+        ("meta_batch_size=2", 1),
+        ("meta_batch_size=2", 3),
+    ]
+    assert all(each["seconds"] > 0 and each["train"] > 0 for each in found["rows"])
+    assert b"</svg>" in (tmp_path / "q.svg").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--row", "fast_batch_size=2"], "A row cannot set fast_batch_size"),
+        (["--row", "algorithm.fast_lr=0.5"], "A row cannot set algorithm.fast_lr"),
+        (["--row", "meta_batch_size=3"], "more than 2 tasks"),
+        (["algorithm.name=promp"], "Only an outer step by TRPO"),
+    ],
+)
+def test_directions_that_cannot_be_compared(words, said):
+    with pytest.raises(InputError, match=said):
+        step.measure(step.options_of([*TINY, "--tasks", "2", *words]))
 
 
 def test_the_sum_over_all_trajectories_is_the_expected_reward():

@@ -47,7 +47,7 @@ from hpc_maml.algorithms.inner_steps import (
     like,
 )
 from hpc_maml.algorithms.step_sizes import StepSizeGroups
-from hpc_maml.algorithms.trust_region import conjugate_gradient, line_search
+from hpc_maml.algorithms.trust_region import ConjugateGradient, conjugate_gradient, line_search
 from hpc_maml.errors import InputError
 from hpc_maml.policies.distributions import Parameters
 from hpc_maml.policies.network import Array
@@ -57,7 +57,6 @@ from hpc_maml.sampling.trajectory import Samples, Trajectories, samples, thinned
 from hpc_maml.settings import Count, NonNegative, Positive
 
 FACTOR_SAMPLES = 0.25  # fraction of the samples that a preconditioner is made of
-Mean = Callable[[Callable[["LinearisedTasks"], Array], int], np.ndarray]  # over all tasks
 
 
 class TrustRegionSettings(FastLearningRate):
@@ -244,6 +243,27 @@ def surrogate_and_kl(
     return xp.stack([surrogate, (tasks.post.weights * kl).sum(-1)], axis=-1)
 
 
+@dataclass(frozen=True)
+class AllTasks:
+    """The tasks of all agents, of which an outer step reads means."""
+
+    policy: Policy
+    digests: Iterable[LinearisedTasks]  # of this agent's share
+    number: int
+    reduce: Reduce
+
+    def mean(self, per_task: Callable[[LinearisedTasks], Array], width: int) -> np.ndarray:
+        """Return the mean, float64 ``[width]``, of what is ``[G, width]`` for G tasks."""
+        return mean_of(self.reduce, [per_task(each) for each in self.digests], width, self.number)
+
+    def fisher_vector_product(self, vector: np.ndarray) -> np.ndarray:
+        """Return F vector ``[Q]``, F the mean over the tasks."""
+        return self.mean(
+            lambda each: fisher_vector_product(self.policy, each, like(each.gradient, vector)),
+            len(vector),
+        )
+
+
 class MamlTrpo(GradientAdaptation):
     """MAML: the outer step is one of TRPO on the losses after adaptation."""
 
@@ -301,28 +321,18 @@ class MamlTrpo(GradientAdaptation):
         """Take one step of TRPO (Schulman et al. 2015, appendix C)."""
         settings = self.settings
         outer = self.outer_parameters(state)
-
-        def mean(per_task: Callable[[LinearisedTasks], Array], width: int) -> np.ndarray:
-            return mean_of(reduce, [per_task(each) for each in digests], width, num_tasks)
-
-        def damped_product(vector: np.ndarray) -> np.ndarray:
-            product = mean(
-                lambda each: fisher_vector_product(self.policy, each, like(each.gradient, vector)),
-                outer.size,
-            )
-            damping: float = settings.cg_damping
-            return product + damping * vector
+        tasks = AllTasks(self.policy, digests, num_tasks, reduce)
 
         def evaluate(candidate: np.ndarray) -> tuple[float, float]:
             def terms(each: LinearisedTasks) -> Array:
                 there = self.outer_parameters_like(each.gradient, state, candidate)
                 return surrogate_and_kl(self.policy, each, *there)
 
-            surrogate, kl = mean(terms, 2).tolist()
+            surrogate, kl = tasks.mean(terms, 2).tolist()
             return surrogate, kl
 
         # surrogate loss and its gradient
-        losses, gradient = np.split(mean(_losses_and_gradient, 5 + outer.size), [5])
+        losses, gradient = np.split(tasks.mean(_losses_and_gradient, 5 + outer.size), [5])
         *before, square = losses.tolist()
         names = ("surrogate_before", "kl_before", "inner_loss_before", "inner_loss_after")
         found = dict(zip(names, before, strict=True))
@@ -332,12 +342,7 @@ class MamlTrpo(GradientAdaptation):
             return Update(state, "non-finite gradient", found)
 
         # step direction x = F^-1 g
-        direction = conjugate_gradient(
-            damped_product,
-            gradient,
-            settings.cg_iters,
-            precondition=self._preconditioner(mean, gradient),
-        )
+        direction = self.step_direction(tasks, gradient)
         found["cg_residual"] = norm(direction.residual)
         found["cg_iterations"] = direction.iterations
 
@@ -363,7 +368,20 @@ class MamlTrpo(GradientAdaptation):
             return Update(state, "line search failed", found)
         return Update(self.with_outer_parameters(state, search.theta), "", found)
 
-    def _preconditioner(self, mean: Mean, gradient: np.ndarray) -> Inverse | None:
+    def step_direction(self, tasks: AllTasks, gradient: np.ndarray) -> ConjugateGradient:
+        """Return F^-1 gradient ``[Q]``, by as many products and as damped as the settings say."""
+        settings = self.settings
+
+        def damped_product(vector: np.ndarray) -> np.ndarray:
+            damping: float = settings.cg_damping
+            return tasks.fisher_vector_product(vector) + damping * vector
+
+        precondition = self._preconditioner(tasks, gradient)
+        return conjugate_gradient(
+            damped_product, gradient, settings.cg_iters, precondition=precondition
+        )
+
+    def _preconditioner(self, tasks: AllTasks, gradient: np.ndarray) -> Inverse | None:
         """Return an approximate inverse of the Fisher matrix by what the outer step changes.
 
         That of the adapted policies by their own parameters: the inner Jacobian counts as 1.
@@ -372,7 +390,7 @@ class MamlTrpo(GradientAdaptation):
         if settings.cg_preconditioner == "none":
             return None
         sizes, known = len(gradient) - policy.size, policy.num_curvature_terms
-        factors, squares = np.split(mean(lambda each: each.factors, known + sizes), [known])
+        factors, squares = np.split(tasks.mean(lambda each: each.factors, known + sizes), [known])
         damping: float = settings.cg_preconditioner_damping
         inverse = policy.preconditioner(factors, damping)
         if not sizes:

@@ -14,6 +14,7 @@ from hpc_maml.report.figures import Picture
 from hpc_maml.report.phases import EPISODE, FIRST
 from hpc_maml.report.statistics import Band, optima, policies, test_returns, trial_returns
 from hpc_maml.report.tables import Quantity, quantities
+from hpc_maml.report.unlearning import unlearning
 from hpc_maml.storage.meta_tests import half_width
 
 STYLE = """
@@ -66,10 +67,11 @@ def page(
         parts += [_figure(*each) for each in pictures[environment.name]]
         parts.append("<h3>Runs</h3>")
         parts += [
-            f'<p class="note">{escape(run.name)}: {escape("; ".join(advise(run.metrics)))}.</p>'
+            f'<p class="note">{escape(run.name)}: {escape(sentence)}.</p>'
             for each in environment.experiments
             for run in each.runs
-            if advise(run.metrics)
+            for sentence in ("; ".join(advise(run.metrics)), unlearning(run.metrics, now=False))
+            if sentence
         ]
         parts += [_details(run) for each in environment.experiments for run in each.runs]
     parts.append("</body></html>\n")

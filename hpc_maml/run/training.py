@@ -1,6 +1,6 @@
 """A training run from start to end."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from hpc_maml.mpi.exchange import Messenger
 from hpc_maml.mpi.runtime import from_rank_0
 from hpc_maml.mpi.topology import Topology, assign_roles
 from hpc_maml.report.advice import NEEDED, advise
+from hpc_maml.report.unlearning import USED, unlearning
 from hpc_maml.roles.principal import (
     Agents,
     IterationResult,
@@ -132,9 +133,7 @@ class Training:
             self.sinks.close()
         done = run.checkpoint.iteration
         if done > self.first:
-            rows = run.metrics.rows[self.first :]
-            columns = {name: np.array([row[name] for row in rows]) for name in NEEDED}
-            for sentence in advise(columns):
+            for sentence in advise(_columns(run.metrics.rows[self.first :], NEEDED)):
                 _say(sentence)
         if done < job.config.num_iterations:
             _say(
@@ -158,6 +157,8 @@ class _Record:
         training = self.training
         training.run.record(result.done, result.state, result.row | training.job_size, segments)
         training.reporter.iteration(result.done, result.row, result.reason)
+        if sentence := unlearning(_columns(training.run.metrics.rows, USED), now=True):
+            training.reporter.note(f"iteration {result.done}: {sentence}")
         training.sinks.put(training.run.metrics.rows[-1])
 
     def has_test(self, done: int) -> bool:
@@ -179,6 +180,11 @@ class _Record:
         from hpc_maml.storage.meta_tests import meta_test_path
 
         return meta_test_path(self.training.run.evaluations, done, self.job.config.evaluation)
+
+
+def _columns(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return the metrics of these names that there are, ``[iterations]``."""
+    return {name: np.array([row[name] for row in rows]) for name in names if name in rows[0]}
 
 
 def _say(text: str) -> None:
