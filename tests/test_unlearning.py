@@ -96,9 +96,7 @@ def test_the_sentence():
         "the return after adaptation fell from 8.40 (mean of 20 iterations up to 37) to 2.20 "
         "(up to 57), with a spread of 2.32, though 13 of 20 updates were accepted; look at "
     )
-    assert said.endswith("; look at gradient_snr, near 1 where the gradient is noise (median 1.2)")
-    of_trpo = unlearning(table(returns, cg_residual=0 * returns), now=False)
-    assert of_trpo.endswith("algorithm.cg_iters, cg_preconditioner, cg_damping and fisher_fraction")
+    assert said.endswith("which is near 1 where the gradient is noise (median 1.2)")
     assert unlearning(table(returns), now=True) == ""  # it was said before
     assert unlearning({"pre_update_return_mean": returns}, now=False) == ""
 

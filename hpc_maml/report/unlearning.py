@@ -19,7 +19,7 @@ FALL = 2.5  # in units of the spread
 SHARE = 0.1  # of what was gained before: where there is hardly any noise, less is no fall
 AGAIN = 2.0  # further, in units of the spread, before it is said again
 NEEDED = ("post_update_return_mean", "accepted")
-USED = (*NEEDED, "gradient_snr", "cg_residual")  # the columns, as far as a run has them
+USED = (*NEEDED, "gradient_snr")  # the columns, as far as a run has them
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,10 @@ def unlearning(metrics: Mapping[str, np.ndarray], *, now: bool) -> str:
         f"{last.best_iteration}) to {last.mean:.2f} (up to {last.iteration}), with a spread of "
         f"{last.spread:.2f}, though {accepted.sum()} of {len(accepted)} updates were accepted"
     )
-    reasons = []
-    if "gradient_snr" in columns:
-        recent = float(np.median(columns["gradient_snr"][last.iteration - WINDOW : last.iteration]))
-        reasons.append(f"gradient_snr, near 1 where the gradient is noise (median {recent:.1f})")
-    if "cg_residual" in columns:
-        reasons.append("algorithm.cg_iters, cg_preconditioner, cg_damping and fisher_fraction")
-    return sentence + (f"; look at {', and at '.join(reasons)}" if reasons else "")
+    if "gradient_snr" not in columns:
+        return sentence
+    recent = float(np.median(columns["gradient_snr"][last.iteration - WINDOW : last.iteration]))
+    return (
+        f"{sentence}; look at the settings of the outer step, and at gradient_snr, which is near 1 "
+        f"where the gradient is noise (median {recent:.1f})"
+    )
