@@ -534,7 +534,7 @@ class TestReader:
         said = told(shown)
         assert said["experiment"].endswith("6 tasks x 3 phases x 3 episodes x 12 steps")
         assert said["algorithm"] == "rl2"
-        assert said["network"] == "gru: hidden_size 8"
+        assert said["network"] == "gru: hidden_size 8, selective False"
         found = open_run(folders["rl2"])
         size = sum(values.size for values in found.checkpoint(4).parameters.values())
         assert said["state"].startswith(
