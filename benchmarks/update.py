@@ -23,6 +23,8 @@ from hpc_maml.sampling.random_streams import Purpose, stream
 from hpc_maml.sampling.trajectory import Samples, Trajectories, samples, trajectories
 
 MAML_TRPO = "maml_trpo"
+QUARTER = ("algorithm.fisher_fraction=0.25",)
+KRONECKER = ("algorithm.cg_preconditioner=kronecker", "algorithm.cg_iters=3")
 SIZE = ("env.name=half_cheetah_vel", "meta_batch_size=40")
 
 Tasks = list[list[Trajectories]]  # the phases of each task, arrays [1, ...]
@@ -43,8 +45,10 @@ def maml_trpo(rounds: int) -> list[Row]:
     torch.set_num_threads(1)
     config = load_config(None, SIZE)
     algorithm, state, tasks = collected(config)
-    few = load_config(None, [*SIZE, "algorithm.fisher_fraction=0.25"])
-    thinned = make_algorithm(few, make_env(few, episodes=1))
+    thinned, preconditioned = (
+        make_algorithm(other, make_env(other, episodes=1))
+        for other in (load_config(None, [*SIZE, *words]) for words in (QUARTER, KRONECKER))
+    )
     network = algorithm.policy.network
     problem = plain.Problem(
         widths(network),
@@ -56,11 +60,12 @@ def maml_trpo(rounds: int) -> list[Row]:
     tensors = [[Samples(*map(torch.as_tensor, each)) for each in phases] for phases in arrays]
     data = [([inner], post) for inner, post in tensors]
     theta = torch.as_tensor(state[THETA])
-    exact, quarter, autograd, floors = [], [], [], []
+    exact, quarter, few, autograd, floors = [], [], [], [], []
     for _ in range(rounds):
         seconds, update = timed(lambda: outer_step(algorithm, state, tasks))
         exact.append(seconds)
         quarter.append(timed(lambda: outer_step(thinned, state, tasks))[0])
+        few.append(timed(lambda: outer_step(preconditioned, state, tasks))[0])
         step = partial(plain.meta_step, problem, theta, data, algorithm.settings)
         autograd.append(timed(step)[0])
         floors.append(operations(network, arrays, update.metrics) / matrix_product_rate())
@@ -74,6 +79,9 @@ def maml_trpo(rounds: int) -> list[Row]:
         compare("update, exact", "s", exact, floors, floor),
         compare("update, exact", "s", exact, autograd, loop),
         compare("update, a quarter of the curvature samples", "s", quarter, autograd, loop),
+        compare(
+            "update, three products by Kronecker factors", "s", few, exact, "ten plain products"
+        ),
     ]
 
 
