@@ -12,9 +12,9 @@ class InputError(ValueError):
 
     on_every_rank = False  # raised by all ranks alike, so that rank 0 speaks for them
 
-    def __init__(self, message: str) -> None:
-        """Keep the message on one line of bounded length, whatever text it quotes."""
-        super().__init__(shortened(message.replace("\n", "\\n"), LONGEST_SENTENCE))
+    def __str__(self) -> str:
+        """Return the message, on one line of bounded length, whatever text it quotes."""
+        return shortened(super().__str__().replace("\n", "\\n"), LONGEST_SENTENCE)
 
 
 def shortened(text: str, longest: int) -> str:
