@@ -83,7 +83,7 @@ class EvaluationConfig(Section):
     every: Count | None = Field(
         None, description="iterations from one meta-test to the next; null: never"
     )
-    tasks: Annotated[int, Field(ge=2)] = Field(40, description="unseen tasks")
+    tasks: Annotated[int, Field(ge=2, le=2**20)] = Field(40, description="unseen tasks")
     updates: Count = Field(3, description="inner steps, each on fresh trajectories")
     step_sizes: Literal["halved", "constant"] = Field(
         "halved", description="after the first inner step: halved (as published) or constant"
@@ -104,7 +104,9 @@ class Config(Section):
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(1, description="of every random draw")
     # Fewer than published: enough to see the default environment learn in a few minutes.
-    num_iterations: Count = Field(40, description="outer steps; may grow when a run is continued")
+    num_iterations: Annotated[int, Field(ge=1, le=10**9)] = Field(
+        40, description="outer steps; may grow when a run is continued"
+    )
     meta_batch_size: Annotated[int, Field(ge=1, le=2**13)] = Field(
         20, description="tasks per iteration"
     )

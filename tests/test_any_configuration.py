@@ -5,17 +5,21 @@ import types
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
+import numpy as np
 import pytest
 import yaml
-from conftest import BAD_INPUT, _run_here, checkpoints
+from conftest import BAD_INPUT, HERE, _run_here, checkpoints, run
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from hpc_maml.algorithms import ALGORITHMS, algorithm_class
-from hpc_maml.config import KEYS, Loader
+from hpc_maml.algorithms.pretrain import Pretrain
+from hpc_maml.config import KEYS, Loader, load_config
 from hpc_maml.policies import NETWORKS, network_class
+from hpc_maml.sampling.trajectory import batch_dtype
+from hpc_maml.storage.archive_plan import Shapes, estimate, is_archived
 
 # Environments that need no package beside those of hpc_maml, with keywords they take.
 KWARGS: dict[str, list[str]] = {
@@ -122,6 +126,50 @@ def runs_or_is_refused(words: list[str]) -> None:
         (line,) = done.stderr.splitlines()
         assert line.startswith("hpc_maml: ")
         assert line.endswith(".")
+
+
+TINY = ["num_iterations=1", "meta_batch_size=2", "fast_batch_size=2", "horizon=3"]
+HUGE = 10**30
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["algorithm.name=pretrain", "archive.adapted_parameters=true"], "adapts no parameters"),
+        ([f"num_iterations={HUGE}"], "must be less than or equal to 1000000000"),
+        ([f"evaluation.tasks={HUGE}", "evaluation.every=1"], "must be less than or equal to"),
+        ([f"policy.hidden_sizes=[{HUGE}]"], "there may be 536870912 at most"),
+        (["policy.hidden_sizes=[4, 1000000000000]"], "there may be 536870912 at most"),
+        (["algorithm.name=rl2", "policy.name=gru", f"policy.hidden_size={HUGE}"], "may be 53687"),
+        (["env.name=bandit", f"env.kwargs={{arms: {HUGE}}}"], "environment cannot be made"),
+        (
+            ["env.name=Pendulum-v1", f"env.kwargs={{task_ranges: {{g: [1, {10**400}]}}}}"],
+            "environment cannot be made",
+        ),
+    ],
+    ids=lambda value: value[-1][:40] if isinstance(value, list) else "",
+)
+def test_what_was_accepted_and_then_failed(words, sentence):
+    assert sentence in run(HERE, *TINY, *words, code=BAD_INPUT).stderr
+
+
+def test_one_phase_leaves_nothing_adapted_to_archive(monkeypatch):
+    """An algorithm of a user's own may not say so: HDF5 then refused chunks of no phase."""
+    monkeypatch.setattr(Pretrain, "adapts_parameters", True)
+    words = ["algorithm.name=pretrain", "archive.adapted_parameters=true"]
+    assert "adapts no parameters" in run(HERE, *TINY, *words, code=BAD_INPUT).stderr
+
+
+@pytest.mark.parametrize("rollouts", ["none", "every", 1, 3, 7])
+@pytest.mark.parametrize("iterations", [1, 6, 7, 8])
+def test_the_archived_iterations_are_counted_without_a_loop(rollouts, iterations):
+    """A sum over them took minutes for 10**9."""
+    words = [*TINY[1:], f"archive.rollouts={rollouts}", f"num_iterations={iterations}"]
+    config = load_config(None, words)
+    shapes = Shapes(batch_dtype(3, 2, (2,), (2,), np.float32), 2, 9, adapted=False)
+    each, total = estimate(config, shapes)
+    number = sum(is_archived(config.archive, k + 1) for k in range(iterations))
+    assert total == number * each
 
 
 def campaign(examples: int):
