@@ -9,11 +9,19 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from hpc_maml.standard_streams import keep_standard_streams
+
+RANK_VARIABLES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
+
 
 def start() -> NoReturn:
     """Run the command line, and end this process."""
     # A warning that comes before the job listens (stopping.py) must wait, not kill.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+
+    ranks = [os.environ[name] for name in RANK_VARIABLES if name in os.environ]
+    speaks = ranks[:1] in ([], ["0"])
+    output = keep_standard_streams(speaks=speaks)
 
     # Before NumPy and torch are loaded: their thread pools would take every core of the node on
     # every rank, and with more than one thread OpenBLAS gives other bits. More cores are for more
@@ -31,7 +39,7 @@ def start() -> NoReturn:
         mpi4py.rc.thread_level = "serialized"  # one thread talks; some MPIs are slower with more
         from mpi4py import MPI  # noqa: F401
     except (ImportError, RuntimeError) as error:
-        if os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0")) == "0":
+        if speaks:
             print(
                 f"hpc_maml: no MPI library can be loaded ({' '.join(str(error).split())}): load "
                 "the site's MPI module, or install one with pip install 'hpc_maml[mpich]'.",
@@ -40,15 +48,18 @@ def start() -> NoReturn:
         sys.exit(2)
 
     try:
-        from hpc_maml.cli import main
+        from hpc_maml.cli import FAILED, main, only_prints
+        from hpc_maml.mpi.runtime import guard_exit
 
+        guard_exit()
         exit_code = main(sys.argv[1:])
-    except SystemExit:
-        raise
-    except BaseException as error:
+    except BaseException as error:  # SystemExit as well: only the command line ends the program
         from hpc_maml.mpi.runtime import abort
 
         abort(error)
+    sys.stdout.flush()
+    if output.lost and only_prints(sys.argv[1:]):
+        exit_code = exit_code or FAILED
     sys.exit(exit_code)
 
 

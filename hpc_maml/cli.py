@@ -18,7 +18,7 @@ from hpc_maml.stopping import StopSignal
 if TYPE_CHECKING:
     from hpc_maml.config import Config
 
-DAMAGED, BAD_INPUT = 1, 2
+DAMAGED, FAILED, BAD_INPUT = 1, 1, 2
 
 SUMMARY = """\
 usage: python -m hpc_maml [train] [--config FILE] [--run-dir DIR] [key=value ...]
@@ -50,7 +50,10 @@ def main(arguments: Sequence[str]) -> int:
                 silence = stack.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
                 stack.enter_context(contextlib.redirect_stdout(silence))
                 stack.enter_context(contextlib.redirect_stderr(silence))
-            command = parse(arguments)
+            try:
+                command = parse(arguments)
+            except SystemExit as ended:  # of argparse; anywhere else it is a failure
+                return BAD_INPUT if ended.code else 0
         if arguments[:1] != ["doctor"]:  # which says so among the rest
             check_world(world.size)
         comm = world.Dup()
@@ -79,6 +82,13 @@ def parse(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     if arguments and arguments[0] in COMMANDS:
         return COMMANDS[arguments[0]](arguments[1:])
     return _train(arguments)
+
+
+def only_prints(arguments: Sequence[str]) -> bool:
+    """Tell whether the work of a command is what it prints: the others keep theirs in files."""
+    with_files = ("train", "evaluate", "report", "demo")
+    first = arguments[0] if arguments else "train"
+    return first.startswith("-") or (first in COMMANDS and first not in with_files)
 
 
 def _train(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:

@@ -19,12 +19,14 @@ from pydantic.fields import FieldInfo
 from hpc_maml.algorithms import algorithm_class
 from hpc_maml.algorithms.algorithm import AlgorithmSettings
 from hpc_maml.envs import DEFAULT_LINEAGE, declared_defaults
-from hpc_maml.errors import InputError, nearest
+from hpc_maml.errors import InputError, nearest, shown
 from hpc_maml.policies import network_class
 from hpc_maml.policies.network import NetworkSettings
 from hpc_maml.settings import Count, Positive, Section, UnitInterval
 
-BOOLEAN = "tag:yaml.org,2002:bool"
+BOOLEAN, INTEGER, MERGE = (f"tag:yaml.org,2002:{name}" for name in ("bool", "int", "merge"))
+LARGEST_FILE = 2**18  # characters of a configuration file
+DEEPEST = 50  # levels of lists and dictionaries in each other
 OLD_ALGORITHMS = ("maml", "pretrain")  # in files of 0.1, where ``algorithm`` was no section
 
 Files = str | Path | Sequence[str | Path] | None
@@ -81,7 +83,7 @@ class EvaluationConfig(Section):
     every: Count | None = Field(
         None, description="iterations from one meta-test to the next; null: never"
     )
-    tasks: Annotated[int, Field(ge=2)] = Field(40, description="unseen tasks")
+    tasks: Annotated[int, Field(ge=2, le=2**20)] = Field(40, description="unseen tasks")
     updates: Count = Field(3, description="inner steps, each on fresh trajectories")
     step_sizes: Literal["halved", "constant"] = Field(
         "halved", description="after the first inner step: halved (as published) or constant"
@@ -102,7 +104,9 @@ class Config(Section):
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(1, description="of every random draw")
     # Fewer than published: enough to see the default environment learn in a few minutes.
-    num_iterations: Count = Field(40, description="outer steps; may grow when a run is continued")
+    num_iterations: Annotated[int, Field(ge=1, le=10**9)] = Field(
+        40, description="outer steps; may grow when a run is continued"
+    )
     meta_batch_size: Annotated[int, Field(ge=1, le=2**13)] = Field(
         20, description="tasks per iteration"
     )
@@ -256,7 +260,8 @@ def _settings(data: Mapping[str, Any], source: str) -> dict[str, Setting]:
                 found[f"{key}.{inner}"] = Setting(each, source)
         elif key in SECTIONS:
             raise InputError(
-                f"Config key '{key}' is a section of keys, such as {SECTIONS[key]} (got {value!r})."
+                f"Config key '{key}' is a section of keys, such as {SECTIONS[key]} "
+                f"(got {shown(value)})."
             )
         else:
             found[str(key)] = Setting(value, source)
@@ -269,6 +274,8 @@ def _read_word(word: str, given: Mapping[str, Setting]) -> dict[str, Setting]:
         raise InputError(f"'{word}' is not understood: settings are written key=value.")
     value = _parse(text, f"the value of {dotted_key}")
     section, *inner = dotted_key.split(".")
+    if len(inner) > DEEPEST:
+        raise InputError(f"{dotted_key}: keys go {DEEPEST} levels deep at most.")
     if not inner:
         return _settings({section: value}, "word")
     key = f"{section}.{inner[0]}"
@@ -283,7 +290,7 @@ def _replaced(data: Any, path: Sequence[str], value: Any, dotted_key: str) -> An
     if not path:
         return value
     if not isinstance(data, dict):
-        raise InputError(f"{dotted_key}: there are no keys in {data!r}.")
+        raise InputError(f"{dotted_key}: there are no keys in {shown(data)}.")
     first, *rest = path
     return data | {first: _replaced(data.get(first, {}), rest, value, dotted_key)}
 
@@ -377,7 +384,7 @@ def _sentence(error: ValidationError, config: type[Config], names: Mapping[str, 
     if len(alternatives) > 1:
         rule = " or ".join(alternatives).replace("Input should be", "must be", 1)
         rule = rule.replace("Input should be ", "")
-    return f"Config key '{key}' {rule} (got {given!r})."
+    return f"Config key '{key}' {rule} (got {shown(given)})."
 
 
 def _hint(key: str, known: Iterable[str], names: Mapping[str, Setting]) -> str:
@@ -404,26 +411,64 @@ def _hint(key: str, known: Iterable[str], names: Mapping[str, Setting]) -> str:
 
 
 class Loader(yaml.SafeLoader):
-    """YAML 1.2: ``1e-2`` is a number, ``on`` and ``off`` are words; and no key twice."""
+    """YAML 1.2: ``1e-2`` is a number, ``on`` and ``off`` are words; and no key twice.
+
+    Nothing stands for something else, as aliases and merge keys do: a few lines of aliases can
+    stand for more than fits into memory.
+    """
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (where PyYAML looks for them)
         first: [each for each in resolvers if each[0] != BOOLEAN or first in "tTfF"]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+    depth = 0  # of the node that is being composed
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Return the node; raises ComposerError for an alias, and for one that is too deep."""
+        mistake = ""
+        if self.check_event(yaml.AliasEvent):
+            mistake = f"aliases (*{self.peek_event().anchor}) are not read: write the value again"
+        elif self.depth > DEEPEST:
+            mistake = f"lists and keys go {DEEPEST} levels deep at most"
+        if mistake:
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, mistake, mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        """Return the mapping; raises ConstructorError for a key that stands there twice."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = [str(key) for number, key in enumerate(keys) if key in keys[:number]]
-        if twice:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key '{twice[0]}' stands there twice", node.start_mark
-            )
+        """Return the mapping; raises ConstructorError for a key twice, and for a merge key."""
+        seen = set()
+        for each, _ in node.value:
+            mistake = ""
+            if each.tag == MERGE:
+                mistake = "merge keys (<<) are not read: write the keys that they stand for"
+            elif isinstance(each, yaml.ScalarNode):  # others are no keys, see below
+                key = self.construct_object(each, deep=True)
+                mistake = f"the key '{key}' stands there twice" if key in seen else ""
+                seen.add(key)
+            if mistake:
+                raise yaml.constructor.ConstructorError(None, None, mistake, each.start_mark)
         return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """Return the number; raises ValueError for one that Python would not write again."""
+        value = super().construct_yaml_int(node)
+        str(value)
+        return value
+
+
+Loader.add_constructor(INTEGER, Loader.construct_yaml_int)
 
 
 class Dumper(yaml.SafeDumper):
-    """YAML that readers of 1.1 and of 1.2 take for the same values."""
+    """YAML that readers of 1.1 and of 1.2 take for the same values, without aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Tell that a value which stands in two places is written twice."""
+        return True
 
 
 EXPONENT = (
@@ -438,16 +483,15 @@ Dumper.add_implicit_resolver(*EXPONENT)
 def _parse(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader)
-    except (yaml.YAMLError, ValueError, KeyError, AttributeError, RecursionError) as error:
-        raise InputError(f"{where} is not valid YAML: {' '.join(str(error).split())}.") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = str(error)
+    except Exception as error:  # of PyYAML, which does not check what stands behind a tag
+        reason = f"a tag does not fit its value ({type(error).__name__}: {error})"
+    raise InputError(f"{where} is not valid YAML: {' '.join(reason.split())}.")
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not a text file"
-        raise InputError(f"The config file {file} cannot be read: {reason}.") from None
+    text = _read_text(file)
     data = _parse(text, f"The config file {file}")
     if data is None:
         return {}
@@ -459,3 +503,18 @@ def _read_yaml(file: Path) -> dict[str, Any]:
             "be read, reported and inspected, but not continued or tested."
         )
     return data
+
+
+def _read_text(file: Path) -> str:
+    """Return the text of a file; a pipe or a device, which may have no end, is refused."""
+    try:
+        if file.exists() and not (file.is_file() or file.is_dir()):
+            raise InputError(f"The config file {file} is no regular file.")
+        with file.open(encoding="utf-8") as opened:
+            text = opened.read(LARGEST_FILE + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not a text file"
+        raise InputError(f"The config file {file} cannot be read: {reason}.") from None
+    if len(text) > LARGEST_FILE:
+        raise InputError(f"The config file {file} is too long: {LARGEST_FILE} characters at most.")
+    return text

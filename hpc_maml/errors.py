@@ -2,12 +2,32 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
+
+LONGEST_SENTENCE, LONGEST_VALUE = 1000, 200  # characters; a user's text may be much longer
 
 
 class InputError(ValueError):
     """Something the user gave cannot be used; the message is one sentence that says what to do."""
 
     on_every_rank = False  # raised by all ranks alike, so that rank 0 speaks for them
+
+    def __str__(self) -> str:
+        """Return the message, on one line of bounded length, whatever text it quotes."""
+        return shortened(super().__str__().replace("\n", "\\n"), LONGEST_SENTENCE)
+
+
+def shortened(text: str, longest: int) -> str:
+    """Return a text without its middle, if it is longer than ``longest`` characters."""
+    if len(text) <= longest:
+        return text
+    half = longest // 2
+    return f"{text[:half]} [... {len(text) - 2 * half} characters ...] {text[-half:]}"
+
+
+def shown(value: Any) -> str:
+    """Return a value as a message quotes it."""
+    return shortened(repr(value), LONGEST_VALUE)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

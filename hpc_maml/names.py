@@ -3,6 +3,7 @@
 import importlib
 import inspect
 from collections.abc import Mapping
+from types import ModuleType
 from typing import TypeVar
 
 from hpc_maml.errors import InputError, nearest
@@ -23,11 +24,10 @@ def find_class(kind: str, name: str, table: Mapping[str, str], base: type[T]) ->
             "and module:Class for one of your own."
         )
     try:
-        imported = importlib.import_module(module)
-    except Exception as error:  # whatever a user's module raises
-        reason = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+        imported = import_module(module)
+    except ImportError as error:
         raise InputError(
-            f"The module of the {kind} {name!r} cannot be imported: {reason}."
+            f"The module of the {kind} {name!r} cannot be imported: {error}."
         ) from None
     found = getattr(imported, attribute, None)
     if found is None:
@@ -39,3 +39,13 @@ def find_class(kind: str, name: str, table: Mapping[str, str], base: type[T]) ->
     if missing := sorted(getattr(found, "__abstractmethods__", ())):
         raise InputError(f"{name} cannot be used as {kind}: it has no {' and no '.join(missing)}.")
     return found
+
+
+def import_module(name: str) -> ModuleType:
+    """Import a module, a user's perhaps; ImportError tells what it raised, whatever that was."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ImportError(f"{type(error).__name__}: {error}".rstrip(": ")) from None

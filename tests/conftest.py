@@ -111,8 +111,6 @@ def _run_here(*arguments: str) -> subprocess.CompletedProcess[str]:
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 code = main(arguments)
-        except SystemExit as ended:  # of argparse
-            code = ended.code
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)

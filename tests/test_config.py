@@ -1,5 +1,6 @@
 """Configurations: layers of defaults, files, words, and the sentence for each kind of mistake."""
 
+import os
 import pickle
 import subprocess
 import sys
@@ -100,6 +101,7 @@ class LongBandit(Bandit):
 
 
 SMALL = "algorithm.name=test_config:Small"
+LONGEST = 1100  # characters of a sentence
 LONG_BANDIT = "env.name=test_config:LongBandit"
 
 
@@ -113,6 +115,7 @@ def refusal(files, *words):
     with pytest.raises(InputError) as caught:
         load_config(files, words)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) <= LONGEST
     return str(caught.value)
 
 
@@ -360,7 +363,24 @@ class TestMistakes:
             ("seed=2024-13-45", "the value of seed is not valid YAML"),
             ("seed=!!int x", "the value of seed is not valid YAML"),
             ("env.kwargs={a: 1, a: 2}", "the key 'a' stands there twice"),
+            ('seed=!!int ""', "the value of seed is not valid YAML: a tag does not fit its value"),
+            ("seed=!!map [1]", "the value of seed is not valid YAML: a tag does not fit its value"),
+            ("seed=!!timestamp x", "a tag does not fit its value"),
+            ("seed=1" + 400 * ":10" + ".5", "a tag does not fit its value (OverflowError"),
+            ("seed=0x" + 5000 * "f", "the value of seed is not valid YAML: Exceeds the limit"),
+            ("env.kwargs={a: 0x" + 5000 * "f" + "}", "is not valid YAML: Exceeds the limit"),
+            ("env.kwargs={<<: {a: 1}}", "merge keys (<<) are not read"),
+            ("env.kwargs={a: &a [1], b: *a}", "aliases (*a) are not read"),
+            ("env.kwargs=&a {a: *a}", "aliases (*a) are not read"),
+            ("env.kwargs={a: " + 60 * "[" + 60 * "]" + "}", "go 50 levels deep at most"),
+            ("env.kwargs" + 2000 * ".a" + "=1", "keys go 50 levels deep at most"),
+            ("seed=" + 100_000 * "x", "Config key 'seed' must be a valid integer (got 'xxx"),
+            (100_000 * "x" + "=1", "Unknown config key 'xxx"),
+            (100_000 * "x", "xxx' is not understood: settings are written key=value."),
+            ("env.name=" + 100_000 * "x", "Config key 'env.name': there is no environment 'xxx"),
+            ("algorithm.name=" + 100_000 * "x" + ":X", "The module of the algorithm 'xxx"),
         ],
+        ids=lambda text: text[:40],
     )
     def test_are_one_sentence(self, word, sentence):
         assert sentence in refusal(None, word)
@@ -413,6 +433,39 @@ class TestMistakes:
         file = tmp_path / "c.yaml"
         file.write_text(content)
         assert sentence in refusal(str(file))
+
+    def test_aliases_that_stand_for_more_than_the_memory(self, tmp_path):
+        levels = [f"a{n}: &a{n} [{', '.join(10 * [f'*a{n - 1}'])}]" for n in range(1, 11)]
+        file = tmp_path / "bomb.yaml"
+        file.write_text("\n".join(["a0: &a0 [" + ", ".join(10 * "x") + "]", *levels]))
+        assert "aliases (*a0) are not read: write the value again" in refusal(file)
+
+    def test_merge_keys(self, tmp_path):
+        file = tmp_path / "merged.yaml"
+        file.write_text("env:\n  <<: {name: bandit}\n")
+        assert "merge keys (<<) are not read" in refusal(file)
+
+    def test_what_is_no_regular_file(self, tmp_path):
+        os.mkfifo(tmp_path / "pipe")
+        for path in (tmp_path / "pipe", "/dev/zero"):
+            assert refusal(path) == f"The config file {path} is no regular file."
+
+    def test_a_file_that_is_too_long(self, tmp_path):
+        file = tmp_path / "long.yaml"
+        file.write_text("seed: " + 400_000 * "x")
+        assert refusal(file) == f"The config file {file} is too long: 262144 characters at most."
+
+    def test_a_value_in_two_places_is_written_twice(self, tmp_path):
+        """Aliases are not read, so they must not be written."""
+        ranges = [1, 2]
+        data = {"env": {"name": "bandit", "kwargs": {"a": ranges, "b": ranges}}}
+        config = check_config(data)
+        file = tmp_path / "config.yaml"
+        file.write_text(to_yaml(config))
+        assert load_config(file) == config
+
+    def test_a_key_on_two_lines(self):
+        assert refusal(None, "a\nb=3") == r"Unknown config key 'a\nb'."
 
     def test_missing_file(self):
         assert "cannot be read: No such file" in refusal("nowhere.yaml")

@@ -1,6 +1,5 @@
 """The environments by name, and their registration with Gymnasium."""
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,6 +10,7 @@ from gymnasium.vector import VectorEnv
 from hpc_maml.envs.batched import TaskVectorEnv
 from hpc_maml.envs.foreign import title
 from hpc_maml.errors import nearest
+from hpc_maml.names import import_module
 
 # Import paths, not classes: only the environments that are made import MuJoCo.
 ENVIRONMENTS = {
@@ -80,10 +80,9 @@ def find(name: str) -> Callable[..., TaskVectorEnv | VectorEnv | gymnasium.Env]:
     module, colon, attribute = ENVIRONMENTS.get(name, name).partition(":")
     if colon:
         try:
-            imported = importlib.import_module(module)
-        except Exception as error:  # whatever a user's module raises
-            reason = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
-            raise ValueError(f"the module of {name!r} cannot be imported: {reason}") from None
+            imported = import_module(module)
+        except ImportError as error:
+            raise ValueError(f"the module of {name!r} cannot be imported: {error}") from None
         found = getattr(imported, attribute, None)
         if inspect.isclass(found) and issubclass(found, gymnasium.Env | VectorEnv):
             return found

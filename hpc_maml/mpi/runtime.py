@@ -6,6 +6,7 @@ import os
 import pickle
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -18,6 +19,8 @@ from hpc_maml.errors import InputError
 from hpc_maml.mpi.waiting import wait
 
 T = TypeVar("T")
+
+_end_process = os._exit
 
 START_LIMIT = 600.0  # seconds rank 0 may take to prepare the job
 
@@ -118,12 +121,33 @@ def abort(error: BaseException) -> NoReturn:
     else:
         body = "".join(traceback.format_exception(error))
         text, code = f"hpc_maml: {where} failed and ends the job.\n{body}", 1
-    sys.stdout.flush()
-    sys.stderr.write(text)  # in one piece: lines of several ranks must not mix
-    sys.stderr.flush()
+    with contextlib.suppress(Exception):  # whatever a user's code made of the streams
+        sys.stdout.flush()
+        sys.stderr.write(text)  # in one piece: lines of several ranks must not mix
+        sys.stderr.flush()
     time.sleep(0.5)  # mpirun may drop what a rank wrote just before it aborts
     MPI.COMM_WORLD.Abort(code)
-    os._exit(code)  # an MPI whose Abort returns
+    _end_process(code)  # an MPI whose Abort returns
+
+
+def guard_exit() -> None:
+    """Make ``os._exit`` in this process a failure, as every other end before the work is done.
+
+    Its exit code would be the program's, and without a launcher nobody else would notice.
+    """
+    process = os.getpid()
+
+    def fail(status: int) -> NoReturn:
+        if os.getpid() != process:  # a child, which may end as it likes
+            _end_process(status)
+        error = SystemExit(f"os._exit({status}) was called")
+        thread = threading.current_thread()
+        if thread is threading.main_thread():
+            raise error
+        error.role = f"thread {thread.name}"  # type: ignore[attr-defined]
+        abort(error)
+
+    os._exit = fail
 
 
 def keep_freed_memory() -> None:

@@ -29,6 +29,7 @@ from hpc_maml.sampling.trajectory import batch_dtype
 from hpc_maml.stopping import StopSignal
 from hpc_maml.storage.archive_plan import Shapes
 
+MOST_PARAMETERS = 2**29  # of a policy
 DONE, BAD_INPUT, STOPPED_EARLY = 0, 2, 75  # exit codes; anything else: failed
 
 
@@ -58,7 +59,7 @@ def make_env(config: Config, episodes: int, threads: int = 1, num_tasks: int = 1
             num_threads=threads,
             **config.env.kwargs,
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError, MemoryError) as error:
         raise InputError(f"The environment cannot be made: {error}.") from None
 
 
@@ -75,6 +76,11 @@ def make_algorithm(config: Config, env: TaskVectorEnv) -> Algorithm:
         int(space.n) if discrete else int(np.prod(space.shape)),
         discrete=discrete,
     )
+    if policy.size > MOST_PARAMETERS:
+        raise InputError(
+            f"The network has {policy.size} parameters: there may be {MOST_PARAMETERS} at most, "
+            "which take 2 GB."
+        )
     if found.recurrent and not policy.memory_size:
         raise InputError(
             f"algorithm.name={config.algorithm.name} needs a policy with a memory, such as "
@@ -99,7 +105,8 @@ def make_algorithm(config: Config, env: TaskVectorEnv) -> Algorithm:
 def prepare(config: Config, env: TaskVectorEnv) -> Job:
     """Return the job of a configuration and its environment; raises InputError."""
     algorithm = make_algorithm(config, env)
-    if config.archive.adapted_parameters and not algorithm.adapts_parameters:
+    adapts = algorithm.adapts_parameters and algorithm.num_phases(False) > 1
+    if config.archive.adapted_parameters and not adapts:
         raise InputError(
             f"archive.adapted_parameters is true, but algorithm.name={config.algorithm.name} "
             "adapts no parameters."

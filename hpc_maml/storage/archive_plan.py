@@ -29,6 +29,13 @@ class Shapes:
         return sum(dtype.itemsize * int(np.prod(shape)) for dtype, shape in self.arrays.values())
 
 
+def _number_archived(settings: ArchiveConfig, iterations: int) -> int:
+    """Return how many of the first ``iterations`` are archived."""
+    if settings.rollouts == "none":
+        return 0
+    return iterations if settings.rollouts == "every" else -(-iterations // settings.rollouts)
+
+
 def estimate(config: Config, shapes: Shapes) -> tuple[int, int]:
     """Return the bytes of an archived iteration and of the whole run, before compression.
 
@@ -36,7 +43,7 @@ def estimate(config: Config, shapes: Shapes) -> tuple[int, int]:
     """
     settings = config.archive
     each = config.meta_batch_size * shapes.task_bytes
-    number = sum(is_archived(settings, k + 1) for k in range(config.num_iterations))
+    number = _number_archived(settings, config.num_iterations)
     limit = settings.max_bytes
     if limit and number and each > limit:
         raise InputError(
