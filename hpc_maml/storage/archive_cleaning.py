@@ -38,7 +38,7 @@ def clean(folder: Path, iteration: int) -> list[str]:
     for path in folder.glob(f"iteration_*.h5{THINNED}"):
         match = NAME.fullmatch(path.name.removesuffix(THINNED))
         if match and _is_joined(path, int(match[1])):
-            _remove_segments(folder, int(match[1]))
+            notes += _remove_segments(folder, int(match[1]))
             path.unlink()
     for late, path in archived_iterations(folder).items():
         if late <= iteration:

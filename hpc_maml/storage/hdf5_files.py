@@ -6,6 +6,7 @@ either these words or the signature of HDF5. Files of older programs have none, 
 """
 
 import hashlib
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,7 +51,8 @@ def write_hdf5(path: Path, fill: Callable[[h5py.File], None], *, durable: bool =
         # The format of HDF5 1.10 (2016), which virtual datasets need: small files are a third.
         settings = {"driver": "core", "backing_store": False, "block_size": 2**20}
         settings |= {"libver": ("v110", "v110"), "userblock_size": USER_BLOCK}
-        with h5py.File(path, "w", **settings) as file:
+        # under a name that no file has, as HDF5 would read that first
+        with h5py.File(secrets.token_hex(16), "w", **settings) as file:
             fill(file)
             file.flush()
             image = file.id.get_file_image()  # all but the user block
