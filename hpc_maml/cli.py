@@ -255,16 +255,17 @@ def _inspect(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     parser.add_argument("--tree", action="store_true", help="also print the HDF5 layout")
     parser.add_argument(
-        "--verify", action="store_true", help="read all rollouts and compare their checksums"
+        "--verify", action="store_true", help="read everything and compare the checksums"
     )
     options = parser.parse_args(arguments)
 
     def inspect() -> int:
         from hpc_maml import open_run
-        from hpc_maml.storage.inspection import damages, describe, tree
+        from hpc_maml.storage.inspection import damages, describe, tree, without_checksum
 
         run = open_run(options.run)
-        print(*describe(run), *(tree(run) if options.tree else ()), sep="\n")
+        said = [*describe(run), *(without_checksum(run) if options.verify else ())]
+        print(*said, *(tree(run) if options.tree else ()), sep="\n")
         damaged = damages(run, verify=options.verify)
         print(*damaged, sep="\n", end="\n" if damaged else "", file=sys.stderr)
         return DAMAGED if damaged else 0

@@ -1,6 +1,7 @@
 """Runs for the tests: in this process on one rank, or as jobs under the mpirun beside Python."""
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -8,17 +9,19 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 # Before NumPy is loaded, as the program itself does: with more threads OpenBLAS gives other bits.
 os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
+import h5py
 import pytest
 from mpi4py import MPI
 
 from hpc_maml.cli import main
 from hpc_maml.stopping import SIGNALS
+from hpc_maml.storage.hdf5_files import USER_BLOCK, user_block
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
@@ -134,6 +137,15 @@ def train_each(ranks: int, runs: Mapping[Path, tuple[int, Sequence[str]]]) -> No
 def checkpoints(folder: Path) -> dict[str, bytes]:
     """Return the checkpoint files of a run by name."""
     return {path.name: path.read_bytes() for path in Path(folder).glob("checkpoints/*")}
+
+
+@contextlib.contextmanager
+def changed_hdf5(path: Path) -> Iterator[h5py.File]:
+    """Open a file of a run to change it; it gets the checksum of its new content."""
+    with h5py.File(path, "r+") as file:
+        yield file
+    content = path.read_bytes()[USER_BLOCK:]
+    path.write_bytes(user_block(hashlib.sha256(content)) + content)
 
 
 @pytest.fixture(scope="session")

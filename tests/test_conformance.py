@@ -16,7 +16,17 @@ import h5py
 import numpy as np
 import pytest
 from conformance_parts import Spoilable
-from conftest import BAD_INPUT, HERE, ROOT, SMALL, checkpoints, run, start, train_each
+from conftest import (
+    BAD_INPUT,
+    HERE,
+    ROOT,
+    SMALL,
+    changed_hdf5,
+    checkpoints,
+    run,
+    start,
+    train_each,
+)
 
 from hpc_maml import open_run
 
@@ -333,7 +343,7 @@ def test_a_state_of_another_shape_is_refused(group, dataset, serial):
     name = "own-mlp-plain"
     shutil.copytree(serial[name], "run")
     (Path("run") / ".lock").touch()
-    with h5py.File("run/checkpoints/iteration_000004.h5", "r+") as file:
+    with changed_hdf5(Path("run/checkpoints/iteration_000004.h5")) as file:
         values = file[group][dataset][...]
         del file[group][dataset]
         file[group][dataset] = np.concatenate([values, values])

@@ -11,10 +11,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
-import h5py
 import numpy as np
 import pytest
-from conftest import BAD_INPUT, HERE, ROOT, SMALL, environment, run
+from conftest import BAD_INPUT, HERE, ROOT, SMALL, changed_hdf5, environment, run
 
 from hpc_maml import open_run
 from hpc_maml.report import figures
@@ -309,7 +308,7 @@ class TestAlgorithms:
         assert np.array_equal(kl.get_ydata(), open_run(folders["one"]).metrics["kl_after"])
 
     def test_rejected_updates_are_marked(self, changed):
-        with h5py.File(changed / "metrics.h5", "r+") as file:
+        with changed_hdf5(changed / "metrics.h5") as file:
             file["iterations/accepted"][1:3] = 0
         (only,) = by_environment(read_runs([changed]))
         picture = figures.outer_step(only.experiments)
@@ -469,7 +468,7 @@ class TestOldRuns:
         assert "kl_after" not in row  # nothing says that it is printed
 
     def test_metrics_that_are_not_there(self, changed, folders, tmp_path):
-        with h5py.File(changed / "metrics.h5", "r+") as file:
+        with changed_hdf5(changed / "metrics.h5") as file:
             for name in ("kl_after", "principal_busy", "sampling_seconds", "diverged_episodes"):
                 del file["iterations"][name]
         write_report([changed, folders["two"]], tmp_path / "out")
@@ -490,7 +489,7 @@ class TestOldRuns:
 
     def test_a_meta_test_without_a_kind(self, changed):
         (path,) = (changed / "evaluations").iterdir()
-        with h5py.File(path, "r+") as file:  # as format 1 had them
+        with changed_hdf5(path) as file:  # as format 1 had them
             file.attrs["format_version"] = 1
             del file.attrs["phase"], file.attrs["how"]
             file.attrs["step_sizes"] = [0.1, 0.05, 0.05]
@@ -559,7 +558,7 @@ class TestReader:
         assert all("is damaged" in line for line in result.stderr.splitlines())
 
     def test_a_dataset_that_says_nothing_is_damage(self, changed):
-        with h5py.File(changed / "metrics.h5", "r+") as file:
+        with changed_hdf5(changed / "metrics.h5") as file:
             del file["iterations/kl_after"].attrs["unit"]
         with pytest.raises(ValueError, match=r"metrics.h5 is damaged"):
             _ = open_run(changed).declared
@@ -593,7 +592,7 @@ class TestMistakes:
         assert "run/metrics.h5 is damaged" in self.refused("run")
 
     def test_returns_of_tasks_that_are_not_there(self, folder):
-        with h5py.File(folder / "metrics.h5", "r+") as file:
+        with changed_hdf5(folder / "metrics.h5") as file:
             del file["tasks/pre_update_return"]
         assert "run/metrics.h5 is damaged: it has no pre_update_return." in self.refused("run")
 

@@ -11,8 +11,9 @@ import numpy as np
 from hpc_maml.algorithms.algorithm import Metric
 from hpc_maml.config import NEUTRAL_KEYS
 from hpc_maml.errors import InputError
+from hpc_maml.storage.hdf5_files import DamagedError
 from hpc_maml.storage.meta_tests import MetaTest
-from hpc_maml.storage.reader import DamagedError, Run
+from hpc_maml.storage.reader import Run
 from hpc_maml.storage.run_folder import METRICS
 
 if TYPE_CHECKING:

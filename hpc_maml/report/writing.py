@@ -54,4 +54,4 @@ def write_report(folders: Sequence[Path], to: Path) -> list[str]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    write_whole(path, lambda temporary: temporary.write_bytes(content), durable=False)
+    write_whole(path, lambda file: file.write(content), durable=False)

@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import platform
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,16 @@ from hpc_maml.sampling.random_streams import Purpose, stream
 from hpc_maml.storage.archive_plan import Shapes
 from hpc_maml.storage.archive_schema import Segment
 from hpc_maml.storage.archive_writer import RolloutArchive
-from hpc_maml.storage.checkpoint import Checkpoint, load, newest, prune, save
+from hpc_maml.storage.atomic_files import set_aside
+from hpc_maml.storage.checkpoint import (
+    Checkpoint,
+    checkpoints,
+    load_newest,
+    newest,
+    prune,
+    save,
+)
+from hpc_maml.storage.hdf5_files import DamagedError
 from hpc_maml.storage.metrics import Metrics
 from hpc_maml.storage.run_folder import (
     CHECKPOINTS,
@@ -26,6 +36,7 @@ from hpc_maml.storage.run_folder import (
     METRICS,
     ROLLOUTS,
     begin,
+    checkpoints_are_gone,
     open_folder,
 )
 
@@ -43,12 +54,33 @@ class RunRecord:
         self.metrics = Metrics(path / METRICS, versions(), algorithm.metrics, algorithm.phase)
         self.fingerprint = fingerprint(config)
         self._lock = open_folder(path, config)
-        self.checkpoint = latest_checkpoint(path, config, algorithm) or initial_checkpoint(
-            config, algorithm
-        )
-        self.metrics.read(self.checkpoint.iteration)
+        found, damages = latest_checkpoint(path, config, algorithm)
+        self.checkpoint = found or initial_checkpoint(config, algorithm)
+        done = self.checkpoint.iteration
+        self.notes: list[str] = []  # what is not as this program left it
+        try:
+            self.metrics.read(done)
+        except DamagedError as error:
+            if done:
+                raise
+            damages.append(error)  # its rows will be computed again
+        self._look_for_lost_checkpoints(found)
         begin(path, config)
-        self.archive = RolloutArchive(path / ROLLOUTS, config, shapes, self.checkpoint.iteration)
+        self.notes += [f"{each} It is kept as {_aside(each.path)}." for each in damages]
+        self.archive = RolloutArchive(path / ROLLOUTS, config, shapes, done)
+        self.notes += self.archive.notes
+
+    def _look_for_lost_checkpoints(self, found: Checkpoint | None) -> None:
+        """Compare with the last checkpoint that the metrics tell of; raises InputError."""
+        last = self.metrics.last_checkpoint
+        if last and found is None:
+            raise InputError(checkpoints_are_gone(self.path))
+        if last > max(checkpoints(self.checkpoints), default=0):
+            self.notes.append(
+                f"The checkpoint of iteration {last} is gone: what came after iteration "
+                f"{self.checkpoint.iteration} will be computed again."
+            )
+        self.metrics.last_checkpoint = self.checkpoint.iteration
 
     @property
     def state(self) -> State:
@@ -88,7 +120,11 @@ class RunRecord:
         self.metrics.write(durable=True)  # first, likewise
         text = to_yaml(self.config, neutral=False)
         save(self.checkpoints, self.checkpoint, self.fingerprint, text)
-        prune(self.checkpoints, self.config.checkpoint.keep)
+        first = not self.metrics.last_checkpoint
+        self.metrics.last_checkpoint = self.checkpoint.iteration
+        if first:  # from now on the run cannot begin anew without a word
+            self.metrics.write(durable=False)
+        prune(self.checkpoints, self.config.checkpoint.keep, self.fingerprint)
 
     def end_early(self, error: InputError) -> InputError:
         """Write a checkpoint, if that can be done; return the error with where the run stands."""
@@ -99,24 +135,40 @@ class RunRecord:
         return InputError(f"{str(error).rstrip('.')}; the run ends {where}.")
 
 
-def latest_checkpoint(path: Path, config: Config, algorithm: Algorithm) -> Checkpoint | None:
-    """Return the last checkpoint of the run in a folder, None without one; raises InputError."""
-    last = newest(path / CHECKPOINTS)
-    if last is None:
-        return None
+def latest_checkpoint(
+    path: Path, config: Config, algorithm: Algorithm
+) -> tuple[Checkpoint | None, list[DamagedError]]:
+    """Return the last sound checkpoint of the run in a folder, and what is wrong with later ones.
+
+    Without any checkpoint it is None. Raises InputError.
+    """
     like = initial_checkpoint(config, algorithm)
     shapes = (
         {name: values.shape for name, values in arrays.items()}
         for arrays in (like.parameters, like.state)
     )
-    return load(last, fingerprint(config), *shapes)
+    return load_newest(path / CHECKPOINTS, fingerprint(config), *shapes)
 
 
 def last_checkpoint(path: Path, config: Config, algorithm: Algorithm) -> Checkpoint:
-    """Return the last checkpoint of the run in a folder; raises InputError if there is none."""
-    if found := latest_checkpoint(path, config, algorithm):
-        return found
-    raise InputError(f"The run in {path} has no checkpoint yet.")
+    """Return the last sound checkpoint of the run in a folder, and say which later are damaged.
+
+    Raises InputError if there is none.
+    """
+    found, damages = latest_checkpoint(path, config, algorithm)
+    if found is None:
+        raise InputError(f"The run in {path} has no checkpoint yet.")
+    for damage in damages:
+        print(f"hpc_maml: {damage} That of iteration {found.iteration} is taken.", file=sys.stderr)
+    return found
+
+
+def _aside(path: Path) -> str:
+    """Set a damaged file aside, and return its new name; raises InputError."""
+    try:
+        return set_aside(path).name
+    except OSError as error:
+        raise InputError(f"{path} cannot be renamed: {error.strerror}.") from None
 
 
 def initial_checkpoint(config: Config, algorithm: Algorithm) -> Checkpoint:

@@ -97,6 +97,8 @@ class Training:
 
         run, config = self.run, job.config
         _say(f"run folder {run.path}" + (f", continued at {self.first}" if self.first else ""))
+        for sentence in run.notes:
+            _say(sentence)
         hellos = await greet(topology.world)
         console.print_topology(topology, hellos)
         if sums := sums_of_agents(hellos):

@@ -7,6 +7,8 @@ from pathlib import Path
 FORMAT_VERSION = 1
 INDEX = "index.h5"
 NAME = re.compile(r"iteration_(\d{6,})\.h5")
+SEGMENT = re.compile(r"rank_(\d{4,})\.h5")
+THINNED = ".thinned"  # ends the name of an iteration that is being removed
 
 
 @dataclass(frozen=True)
@@ -59,3 +61,29 @@ def archived_iterations(folder: Path) -> dict[int, Path]:
     """Return the files of the committed iterations, in order; other files are left alone."""
     matches = ((NAME.fullmatch(path.name), path) for path in folder.glob("iteration_*.h5"))
     return dict(sorted((int(match[1]), path) for match, path in matches if match))
+
+
+def segment_folders(folder: Path) -> dict[int, Path]:
+    """Return the folders of segments, in order; links to folders are left alone."""
+    found = {}
+    for path in folder.glob("iteration_*"):
+        match = NAME.fullmatch(f"{path.name}.h5")
+        if match and path.is_dir() and not path.is_symlink():
+            found[int(match[1])] = path
+    return dict(sorted(found.items()))
+
+
+def uncommitted(folder: Path, done: int) -> list[int]:
+    """Return iterations up to ``done`` whose segments are there, but not the file that joins them.
+
+    Their file was lost: a run removes the file and the segments of an iteration, or neither.
+    """
+    return [
+        iteration
+        for iteration, segments in segment_folders(folder).items()
+        if iteration <= done
+        # in this order, as the run may be removing the iteration at this moment
+        and not iteration_path(folder, iteration).exists()
+        and not iteration_path(folder, iteration).with_suffix(f".h5{THINNED}").exists()
+        and any(SEGMENT.fullmatch(path.name) for path in segments.glob("rank_*.h5"))
+    ]

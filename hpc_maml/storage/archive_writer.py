@@ -4,7 +4,6 @@ An iteration is committed when its file has been renamed into place. The princip
 its segments are on the disk, before it writes the checkpoint of the iteration.
 """
 
-import shutil
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 
 from hpc_maml.config import ArchiveConfig, Config
 from hpc_maml.errors import InputError
+from hpc_maml.storage.archive_cleaning import clean, remove
 from hpc_maml.storage.archive_plan import Shapes, is_archived
 from hpc_maml.storage.archive_schema import (
     ADAPTED,
@@ -27,7 +27,7 @@ from hpc_maml.storage.archive_schema import (
     iteration_path,
     segment_name,
 )
-from hpc_maml.storage.atomic_files import TEMPORARY, write_hdf5
+from hpc_maml.storage.hdf5_files import opened, write_hdf5
 
 # Filters that every HDF5 library has, but for lzf, which comes with h5py.
 FILTERS = {
@@ -74,6 +74,8 @@ class SegmentWriter:
             ) from None
         except OSError as error:
             raise InputError(f"{path.parent} cannot be made: {error.strerror}.") from None
+        if path.parent.is_symlink():
+            raise InputError(f"{path.parent} cannot be made: a symbolic link is in its place.")
 
         def fill(file: h5py.File) -> None:
             file.attrs["format_version"] = FORMAT_VERSION
@@ -108,7 +110,7 @@ class RolloutArchive:
     def __init__(self, folder: Path, config: Config, shapes: Shapes, iteration: int) -> None:
         """Go on after ``iteration``: what came later will be computed again, so it is removed.
 
-        Raises InputError.
+        ``notes`` are sentences on what is not as this program left it. Raises InputError.
         """
         self.folder = folder
         self.settings = config.archive
@@ -116,16 +118,15 @@ class RolloutArchive:
         try:
             if self.settings.rollouts != "none":
                 folder.mkdir(exist_ok=True)
-            for late in (k for k in archived_iterations(folder) if k > iteration):
-                iteration_path(folder, late).unlink()
-            for segments in folder.glob("iteration_*/"):
-                if not segments.with_name(segments.name + ".h5").exists():
-                    shutil.rmtree(segments)
-            for leftover in folder.glob(f"*{TEMPORARY}"):
-                leftover.unlink()
+            self.notes = clean(folder, iteration)
         except OSError as error:
             raise InputError(f"The archive {folder} cannot be used: {error.strerror}.") from None
-        self.sizes = {k: _segment_bytes(path) for k, path in archived_iterations(folder).items()}
+        self.sizes: dict[int, int] = {}  # bytes of the segments of committed iterations
+        for done, path in archived_iterations(folder).items():
+            try:
+                self.sizes[done] = _segment_bytes(path)
+            except InputError as error:
+                self.notes.append(f"{error} It is left alone.")
         self.indexed: set[int] = set()
 
     def commit(self, iteration: int, tasks: np.ndarray, segments: Sequence[Segment]) -> None:
@@ -180,9 +181,11 @@ class RolloutArchive:
         limit = self.settings.max_bytes
         while limit and sum(self.sizes.values()) > limit and len(self.sizes) > 1:
             oldest = min(self.sizes)
-            path = iteration_path(self.folder, oldest)
-            path.unlink(missing_ok=True)  # first, so that what is committed is there
-            shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+            try:
+                remove(self.folder, oldest)
+            except OSError as error:
+                path = iteration_path(self.folder, oldest)
+                raise InputError(f"{path} cannot be removed: {error.strerror}.") from None
             del self.sizes[oldest]
 
 
@@ -194,9 +197,6 @@ def _describe(dataset: h5py.Dataset, name: str) -> None:
 
 
 def _segment_bytes(path: Path) -> int:
-    """Return the size of the segments of a committed iteration, 0 if its file is damaged."""
-    try:
-        with h5py.File(path, "r") as file:
-            return int(file["segment_bytes"][...].sum())
-    except (OSError, KeyError):
-        return 0
+    """Return the size of the segments of a committed iteration; raises InputError."""
+    with opened(path, FORMAT_VERSION) as file:
+        return int(file["segment_bytes"][...].sum())

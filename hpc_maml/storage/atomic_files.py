@@ -2,56 +2,76 @@
 
 import contextlib
 import os
+import re
+import secrets
 from collections.abc import Callable
 from pathlib import Path
-
-import h5py
+from typing import BinaryIO
 
 from hpc_maml.errors import InputError
 
 TEMPORARY = ".partial"
+DAMAGED = ".damaged"  # ends the name of what is set aside
 
 
-def write_whole(path: Path, write: Callable[[Path], object], *, durable: bool = True) -> None:
-    """Have ``write`` make a file under a temporary name, then rename it to ``path``.
+def write_whole(path: Path, write: Callable[[BinaryIO], object], *, durable: bool = True) -> None:
+    """Have ``write`` fill a file under a temporary name, then rename it to ``path``.
 
     A reader sees the old file or the new one. ``durable`` also waits for the disk, so that the file
-    survives the loss of power; without it, it survives the death of the process. Raises InputError.
+    survives the loss of power; without it, it survives the death of the process. Nobody can put a
+    link to a file of ours under the temporary name, as it is new and by chance. Raises InputError.
     """
-    temporary = path.with_name(path.name + TEMPORARY)
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}{TEMPORARY}")
     try:
-        write(temporary)
+        with temporary.open("xb") as file:
+            write(file)
         if durable:
             _sync(temporary)
         temporary.replace(path)
         if durable:
             _sync(path.parent)
-    except OSError as error:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()  # on a full disk it takes the room that a checkpoint needs
+        if not isinstance(error, OSError):
+            raise
         reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
         raise InputError(f"{path} cannot be written: {reason}.") from None
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole."""
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_whole(path, lambda file: file.write(text.encode()))
 
 
-def write_hdf5(path: Path, fill: Callable[[h5py.File], None], *, durable: bool = True) -> None:
-    """Write an HDF5 file whole; ``fill`` puts the content into the open file."""
+def is_leftover(name: str, of: str | re.Pattern[str]) -> bool:
+    """Tell whether a name is a temporary one of a file whose name matches ``of`` in full."""
+    match = re.fullmatch(rf"(.+?)(\.[0-9a-f]{{16}})?{re.escape(TEMPORARY)}", name)
+    return match is not None and re.fullmatch(of, match[1]) is not None
 
-    def write(temporary: Path) -> None:
-        # Made in memory: the HDF5 library does not get over a disk that is full.
-        # The format of HDF5 1.10 (2016), which virtual datasets need: small files are a third.
-        settings = {"driver": "core", "backing_store": False, "block_size": 2**20}
-        with h5py.File(temporary, "w", libver=("v110", "v110"), **settings) as file:
-            fill(file)
-            file.flush()
-            image = file.id.get_file_image()
-        temporary.write_bytes(image)
 
-    write_whole(path, write, durable=durable)
+def remove_leftovers(folder: Path, of: str | re.Pattern[str]) -> None:
+    """Remove what a killed process left of files whose names match ``of``; raises OSError."""
+    for path in folder.glob(f"*{TEMPORARY}"):
+        if is_leftover(path.name, of) and is_plain(path):
+            path.unlink()
+
+
+def is_plain(path: Path) -> bool:
+    """Tell whether a path is a file itself, not a link to one."""
+    return path.is_file() and not path.is_symlink()
+
+
+def set_aside(path: Path) -> Path:
+    """Give a file that is not as this program wrote it a name that says so; return the new path.
+
+    Raises OSError.
+    """
+    aside, number = path.with_name(path.name + DAMAGED), 1
+    while aside.exists() or aside.is_symlink():
+        number += 1
+        aside = path.with_name(f"{path.name}{DAMAGED}-{number}")
+    return path.rename(aside)
 
 
 def size_text(size: float) -> str:

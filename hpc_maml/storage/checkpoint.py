@@ -1,5 +1,6 @@
 """The state of a run after an iteration, and counters; all else follows from them."""
 
+import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,7 +10,8 @@ import h5py
 import numpy as np
 
 from hpc_maml.errors import InputError
-from hpc_maml.storage.atomic_files import write_hdf5
+from hpc_maml.storage.atomic_files import is_plain
+from hpc_maml.storage.hdf5_files import DamagedError, opened, write_hdf5
 
 FORMAT_VERSION = 2  # 1: parameters only
 NAME = re.compile(r"iteration_(\d{6,})\.h5")
@@ -60,7 +62,7 @@ def load(
 ) -> Checkpoint:
     """Read a checkpoint of the configuration with this fingerprint, and arrays of these shapes.
 
-    Raises InputError if it is damaged, or belongs to another configuration.
+    Raises DamagedError, or InputError if it belongs to another configuration.
     """
     checkpoint, found = read(path)
     if found != fingerprint:
@@ -71,7 +73,10 @@ def load(
     for kind, expected in (("parameters", parameters), ("state", state)):
         arrays = getattr(checkpoint, kind)
         if {name: value.shape for name, value in arrays.items()} != dict(expected):
-            raise _damaged(path, f"the {kind} have other names or shapes than the algorithm's")
+            raise InputError(
+                f"The checkpoint {path} does not fit: the {kind} have other names or shapes than "
+                "the algorithm's."
+            )
     return replace(
         checkpoint,
         parameters={name: checkpoint.parameters[name] for name in parameters},
@@ -79,36 +84,37 @@ def load(
     )
 
 
+def load_newest(
+    folder: Path, fingerprint: str, parameters: Mapping[str, Shape], state: Mapping[str, Shape]
+) -> tuple[Checkpoint | None, list[DamagedError]]:
+    """Return the last checkpoint that is not damaged, None without any, and the later damages.
+
+    Raises InputError if all are damaged, or as ``load`` does.
+    """
+    damages: list[DamagedError] = []
+    for path in reversed(checkpoints(folder).values()):
+        try:
+            return load(path, fingerprint, parameters, state), damages
+        except DamagedError as error:
+            damages.append(error)
+    if damages:
+        raise InputError(f"{str(damages[0]).rstrip('.')}; there is no earlier one to go on from.")
+    return None, []
+
+
 def read(path: Path) -> tuple[Checkpoint, str]:
     """Return a checkpoint and the fingerprint of its configuration; raises InputError."""
-    try:
-        with h5py.File(path, "r") as file:
-            version = int(file.attrs["format_version"])
-            if version > FORMAT_VERSION:
-                raise InputError(
-                    f"The checkpoint {path} has format version {version}; "
-                    f"this program reads up to {FORMAT_VERSION}."
-                )
-            if checkpoint_path(path.parent, int(file.attrs["iteration"])) != path:
-                raise ValueError(f"it is of iteration {file.attrs['iteration']}")
-            checkpoint = Checkpoint(
-                iteration=int(file.attrs["iteration"]),
-                parameters={name: value[...] for name, value in file["parameters"].items()},
-                state={name: value[...] for name, value in file.get("state", {}).items()},
-                environment_steps=int(file.attrs["environment_steps"]),
-                rejected_updates=int(file.attrs["rejected_updates"]),
-            )
-            return checkpoint, file.attrs["config_fingerprint"]
-    except InputError:
-        raise
-    except (OSError, KeyError, ValueError) as error:
-        raise _damaged(path, " ".join(str(error).split())) from None
-
-
-def _damaged(path: Path, reason: str) -> InputError:
-    return InputError(
-        f"The checkpoint {path} is damaged ({reason}); remove it to go on from the one before."
-    )
+    with opened(path, FORMAT_VERSION) as file:
+        if checkpoint_path(path.parent, int(file.attrs["iteration"])) != path:
+            raise DamagedError(path, f"it is of iteration {file.attrs['iteration']}")
+        checkpoint = Checkpoint(
+            iteration=int(file.attrs["iteration"]),
+            parameters={name: value[...] for name, value in file["parameters"].items()},
+            state={name: value[...] for name, value in file.get("state", {}).items()},
+            environment_steps=int(file.attrs["environment_steps"]),
+            rejected_updates=int(file.attrs["rejected_updates"]),
+        )
+        return checkpoint, str(file.attrs["config_fingerprint"])
 
 
 def checkpoints(folder: Path) -> dict[int, Path]:
@@ -122,7 +128,9 @@ def newest(folder: Path) -> Path | None:
     return next(reversed(checkpoints(folder).values()), None)
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Remove all but the last ``keep`` checkpoints."""
+def prune(folder: Path, keep: int, fingerprint: str) -> None:
+    """Remove all but the last ``keep`` checkpoints; those of other runs are left alone."""
     for path in list(checkpoints(folder).values())[:-keep]:
-        path.unlink()
+        with contextlib.suppress(InputError):
+            if is_plain(path) and read(path)[1] == fingerprint:
+                path.unlink()

@@ -11,8 +11,10 @@ from hpc_maml.errors import InputError
 from hpc_maml.storage.archive_schema import iteration_path
 from hpc_maml.storage.atomic_files import size_text
 from hpc_maml.storage.checkpoint import checkpoint_path
+from hpc_maml.storage.hdf5_files import DamagedError, damage_of, has_checksum, verify
 from hpc_maml.storage.meta_tests import MetaTest, meta_test_files
-from hpc_maml.storage.reader import DamagedError, Run, read_evaluation
+from hpc_maml.storage.meta_tests import read as read_evaluation
+from hpc_maml.storage.reader import Run
 from hpc_maml.storage.run_folder import CHECKPOINTS, EVALUATIONS, METRICS, ROLLOUTS
 
 
@@ -89,6 +91,19 @@ def _shape(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape)) or "scalar"
 
 
+def without_checksum(run: Run) -> Iterator[str]:
+    """Yield a line if there are files without a checksum: not all damage of these is seen."""
+    files = [run.path / METRICS]
+    for name in (CHECKPOINTS, EVALUATIONS, ROLLOUTS):
+        files += run.path.glob(f"{name}/**/*.h5")
+    without = 0
+    for path in files:
+        with contextlib.suppress(OSError):
+            without += not has_checksum(path)
+    if without:
+        yield f"checksums   none in {without} of {len(files)} files: an older program wrote them"
+
+
 def damages(run: Run, *, verify: bool) -> list[InputError]:
     """Return what is wrong with the files of a run; ``verify`` also reads all rollouts."""
     found: list[InputError] = []
@@ -107,7 +122,7 @@ def damages(run: Run, *, verify: bool) -> list[InputError]:
             read_evaluation(path)
         except InputError as error:
             found.append(error)
-    return found + run.rollouts.damages(verify=verify)
+    return found + run.rollouts.damages(verify=verify, done=max(run.checkpoints, default=0))
 
 
 def _readable_evaluations(run: Run) -> Iterator[MetaTest]:
@@ -127,13 +142,14 @@ def tree(run: Run) -> Iterator[str]:
     for path in files:
         yield ""
         yield str(path.relative_to(run.path))
+        lines: list[str] = []
         try:
-            with h5py.File(path, "r") as file:
-                lines: list[str] = []
+            verify(path)
+            with damage_of(path), h5py.File(path, "r") as file:
                 file.visititems(lambda name, item, lines=lines: lines.append(_line(name, item)))
-                yield from lines
-        except OSError as error:
-            yield f"  {' '.join(str(error).split())}"
+        except DamagedError as error:
+            lines.append(f"  {error.args[1]}")
+        yield from lines
 
 
 def _line(name: str, item: h5py.Group | h5py.Dataset) -> str:

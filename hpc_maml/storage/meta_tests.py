@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 
 from hpc_maml.errors import InputError
-from hpc_maml.storage.atomic_files import write_hdf5
+from hpc_maml.storage.hdf5_files import opened, write_hdf5
 
 if TYPE_CHECKING:  # what reads a run imports no environment
     from hpc_maml.config import EvaluationConfig
@@ -83,19 +83,22 @@ def save(path: Path, test: MetaTest) -> None:
         path.parent.mkdir(exist_ok=True)
     except OSError as error:
         raise InputError(f"{path.parent} cannot be made: {error.strerror}.") from None
+    if path.parent.is_symlink():
+        raise InputError(f"{path.parent} is a symbolic link: a run keeps its files in its folder.")
     write_hdf5(path, fill)
 
 
-def load(file: h5py.File) -> MetaTest:
-    """Read a meta-test; raises KeyError or OSError if the file is damaged."""
-    return MetaTest(
-        iteration=int(file.attrs["iteration"]),
-        phase=str(file.attrs.get("phase", "updates")),
-        tasks=file["task"][...],
-        returns={name: values[...] for name, values in file["returns"].items()},
-        optima={name: values[...] for name, values in file["optima"].items()},
-        how=str(file.attrs.get("how", "")),
-    )
+def read(path: Path) -> MetaTest:
+    """Read a meta-test; raises InputError."""
+    with opened(path, FORMAT_VERSION) as file:
+        return MetaTest(
+            iteration=int(file.attrs["iteration"]),
+            phase=str(file.attrs.get("phase", "updates")),
+            tasks=file["task"][...],
+            returns={name: values[...] for name, values in file["returns"].items()},
+            optima={name: values[...] for name, values in file["optima"].items()},
+            how=str(file.attrs.get("how", "")),
+        )
 
 
 def half_width(values: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 
 from hpc_maml.algorithms.algorithm import Metric
 from hpc_maml.errors import InputError
-from hpc_maml.storage.atomic_files import write_hdf5
+from hpc_maml.storage.hdf5_files import opened, write_hdf5
 
 FORMAT_VERSION = 2  # 1: without what an algorithm declares
 
@@ -92,6 +92,7 @@ class Metrics:
         self.phase = phase  # what a phase of a task is called: "updates" or "episode"
         self.columns = METRICS | self.declared
         self.rows: list[dict[str, Any]] = []  # one per iteration, of columns and PER_TASK
+        self.last_checkpoint = 0  # iteration of the last checkpoint that is known to be written
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Add the values of an iteration; numbers that are not there become NaN, or 0."""
@@ -102,25 +103,30 @@ class Metrics:
         self.rows.append(missing | dict(row))
 
     def read(self, iterations: int) -> None:
-        """Take over the first ``iterations`` rows of the file.
+        """Take over the first ``iterations`` rows of the file, and its ``last_checkpoint``.
 
-        Raises InputError if the file is damaged or holds fewer.
+        Raises DamagedError, or InputError if the file is not there or holds fewer.
         """
-        try:
-            with h5py.File(self.path, "r") as file:
+        if not self.path.exists():
+            if iterations:
+                raise InputError(
+                    f"The metrics file {self.path} is gone: the run cannot go on from its "
+                    f"checkpoint of iteration {iterations} without it."
+                )
+            return
+        with opened(self.path, FORMAT_VERSION) as file:
+            last = int(file.attrs.get("last_checkpoint", 0))  # older files do not say
+            if iterations:
                 columns = {name: file["iterations"][name][:iterations] for name in self.columns}
                 columns |= {name: file["tasks"][name][:iterations] for name in PER_TASK}
-        except (OSError, KeyError, ValueError) as error:
-            if not iterations:
-                return
-            raise InputError(
-                f"The metrics file {self.path} is damaged ({' '.join(str(error).split())})."
-            ) from None
+            else:
+                columns = {}
         if any(len(column) != iterations for column in columns.values()):
             raise InputError(
                 f"The metrics file {self.path} holds fewer than the {iterations} iterations "
                 "of the checkpoint."
             )
+        self.last_checkpoint = last
         self.rows = [
             {name: column[row] for name, column in columns.items()} for row in range(iterations)
         ]
@@ -132,6 +138,7 @@ class Metrics:
             file.attrs["format_version"] = FORMAT_VERSION
             file.attrs.update(self.versions)
             file.attrs["phase"] = self.phase
+            file.attrs["last_checkpoint"] = self.last_checkpoint
             for group, metrics in (("iterations", self.columns), ("tasks", PER_TASK)):
                 folder = file.create_group(group, track_order=True)
                 for name, metric in metrics.items():

@@ -6,6 +6,7 @@ asked for again is read again.
 
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,14 +21,16 @@ from hpc_maml.errors import InputError
 from hpc_maml.storage.archive_schema import (
     FIELDS,
     FORMAT_VERSION,
+    INDEX,
     OPTIONAL_FIELDS,
     archived_iterations,
     iteration_path,
+    uncommitted,
 )
 from hpc_maml.storage.checkpoint import Checkpoint, checkpoints, read
-from hpc_maml.storage.meta_tests import FORMAT_VERSION as EVALUATION_VERSION
+from hpc_maml.storage.hdf5_files import DamagedError, damage_of, opened, verify
 from hpc_maml.storage.meta_tests import MetaTest, meta_test_files
-from hpc_maml.storage.meta_tests import load as load_evaluation
+from hpc_maml.storage.meta_tests import read as read_evaluation
 from hpc_maml.storage.metrics import FORMAT_VERSION as METRICS_VERSION
 from hpc_maml.storage.metrics import METRICS as OF_EVERY_RUN
 from hpc_maml.storage.run_folder import (
@@ -41,16 +44,6 @@ from hpc_maml.storage.run_folder import (
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-class DamagedError(InputError):
-    """A file of the run cannot be read."""
-
-    def __init__(self, path: Path, reason: object) -> None:
-        super().__init__(path, " ".join(str(reason).split()))  # in full: it travels between ranks
-
-    def __str__(self) -> str:
-        return f"{self.args[0]} is damaged: {self.args[1]}."
 
 
 class Run:
@@ -165,31 +158,25 @@ class Run:
             )
         return read(found[iteration])[0]
 
-    def _metrics_file(self) -> h5py.File:
-        return _open(self.path / METRICS, METRICS_VERSION)
+    def _metrics_file(self) -> AbstractContextManager[h5py.File]:
+        return opened(self.path / METRICS, METRICS_VERSION)
 
     def _described(self, *, declared: bool = False) -> dict[str, Metric]:
         """Return what is known of the columns, by name, or of those that are declared."""
         with self._metrics_file() as file:
-            try:
-                return {
-                    name: _metric(dataset)
-                    for group in ("iterations", *(() if declared else ("tasks",)))
-                    for name, dataset in file[group].items()
-                    # files of format 1 do not say what is declared
-                    if not declared or dataset.attrs.get("declared", name not in OF_EVERY_RUN)
-                }
-            except (OSError, KeyError) as error:
-                raise DamagedError(self.path / METRICS, error) from None
+            return {
+                name: _metric(dataset)
+                for group in ("iterations", *(() if declared else ("tasks",)))
+                for name, dataset in file[group].items()
+                # files of format 1 do not say what is declared
+                if not declared or dataset.attrs.get("declared", name not in OF_EVERY_RUN)
+            }
 
     def _columns(self, group: str) -> dict[str, np.ndarray]:
         if not (self.path / METRICS).exists():
             return {}
         with self._metrics_file() as file:
-            try:
-                return {name: dataset[...] for name, dataset in file[group].items()}
-            except (OSError, KeyError) as error:
-                raise DamagedError(self.path / METRICS, error) from None
+            return {name: dataset[...] for name, dataset in file[group].items()}
 
 
 @dataclass(frozen=True)
@@ -211,13 +198,11 @@ class Rollout:
     def __getattr__(self, name: str) -> np.ndarray:
         if name not in FIELDS and name not in OPTIONAL_FIELDS:
             raise AttributeError(f"a rollout has no field {name!r}; it has {', '.join(FIELDS)}")
-        try:
-            with h5py.File(self.segment, "r") as file:
-                if name not in file and name in OPTIONAL_FIELDS:
-                    raise AttributeError(f"{name} were not archived")
+        # Of the whole segment only what is asked for is read, with the checksum of its chunk.
+        with damage_of(self.segment), h5py.File(self.segment, "r") as file:
+            if name in file or name in FIELDS:
                 return file[name][self.row]
-        except (OSError, KeyError) as error:
-            raise DamagedError(self.segment, error) from None
+        raise AttributeError(f"{name} were not archived")
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *FIELDS, *OPTIONAL_FIELDS]
@@ -270,40 +255,54 @@ class Rollouts(Mapping[tuple[int, int], Rollout]):
             return False
         return True
 
-    def damages(self, *, verify: bool = False) -> list[InputError]:
-        """Return what is wrong with committed files; ``verify`` reads all of every one."""
-        return [
-            damage
-            for iteration in self.iterations
-            for damage in self._open(iteration, verify)[1].values()
+    def damages(self, *, verify: bool = False, done: int = 0) -> list[InputError]:
+        """Return what is wrong with committed files; ``verify`` reads all of every one.
+
+        Up to ``done`` iterations all are committed.
+        """
+        found: list[InputError] = []
+        for iteration in self.iterations:
+            found += self._open(iteration, verify)[1].values()
+        try:
+            listed = self._listed()
+        except InputError as error:
+            found.append(error)
+            listed = []
+        there = self.iterations
+        # A run that thins its archive removes the oldest, and writes the index later.
+        lost = {each for each in listed if each not in there and each > min(there, default=each)}
+        lost.update(uncommitted(self.folder, max([done, *there])))
+        return found + [
+            InputError(f"{iteration_path(self.folder, each)} is missing.") for each in sorted(lost)
         ]
 
+    def _listed(self) -> list[int]:
+        """Return the iterations that the index has; raises InputError."""
+        path = self.folder / INDEX
+        if not path.exists():
+            return []
+        with opened(path, FORMAT_VERSION) as file:
+            return [int(name.rpartition("_")[2]) for name in file]
+
     def _open(
-        self, iteration: int, verify: bool = False
+        self, iteration: int, whole: bool = False
     ) -> tuple["_Table | None", dict[Path, InputError]]:
         """Return where the tasks of an iteration are, and which of its files are damaged."""
         path = iteration_path(self.folder, iteration)
         table = None
         damages: dict[Path, InputError] = {}
         try:
+            if whole:
+                verify(path)
             table = _read_table(path)
             for segment in table.paths:
-                if damage := table.damage(segment, verify):
+                if damage := table.damage(segment, whole):
                     damages[segment] = damage
         except InputError as error:
             damages[path] = error
         if damages and not path.exists():  # the run has thinned its archive at this moment
             return None, {}
         return table, damages
-
-
-def read_evaluation(path: Path) -> MetaTest:
-    """Read the file of a meta-test; raises InputError."""
-    with _open(path, EVALUATION_VERSION) as file:
-        try:
-            return load_evaluation(file)
-        except (OSError, KeyError) as error:
-            raise DamagedError(path, error) from None
 
 
 def _metric(dataset: h5py.Dataset) -> Metric:
@@ -330,23 +329,28 @@ class _Table(NamedTuple):
     paths: list[Path]  # of the segments
     sizes: list[int]  # bytes
 
-    def damage(self, segment: Path, verify: bool = False) -> DamagedError | None:
-        """Return what is wrong with a segment; with ``verify``, also what is in its arrays."""
+    def damage(self, segment: Path, whole: bool = False) -> InputError | None:
+        """Return what is wrong with a segment; with ``whole``, also what is in its arrays."""
         size = self.sizes[self.paths.index(segment)]
         try:
-            if (found := segment.stat().st_size) != size:
-                return DamagedError(segment, f"it has {found} bytes, not {size}")
-            with h5py.File(segment, "r") as file:
-                if file.attrs["iteration"] != self.iteration:
-                    return DamagedError(segment, f"it is of iteration {file.attrs['iteration']}")
-                if missing := [name for name in FIELDS if name not in file]:
-                    return DamagedError(segment, f"it has no {', '.join(missing)}")
-                if verify:
-                    for dataset in file.values():
-                        for row in dataset:  # the library compares the checksums
-                            del row
-        except (OSError, KeyError) as error:
-            return DamagedError(segment, error)
+            with damage_of(segment):
+                if (found := segment.stat().st_size) != size:
+                    return DamagedError(segment, f"it has {found} bytes, not {size}")
+                unread = whole and not verify(segment)
+                with h5py.File(segment, "r") as file:
+                    return self._damage_inside(segment, file, unread)
+        except InputError as error:
+            return error
+
+    def _damage_inside(self, segment: Path, file: h5py.File, unread: bool) -> DamagedError | None:
+        """Return what is wrong in an open segment; ``unread``: its arrays have to be read."""
+        if file.attrs["iteration"] != self.iteration:
+            return DamagedError(segment, f"it is of iteration {file.attrs['iteration']}")
+        if missing := [name for name in FIELDS if name not in file]:
+            return DamagedError(segment, f"it has no {', '.join(missing)}")
+        for dataset in file.values() if unread else ():
+            for row in dataset:  # the library compares the checksums
+                del row
         return None
 
 
@@ -358,30 +362,15 @@ def _read_table(path: Path) -> _Table:
 
 @lru_cache(maxsize=1)  # a loop over the tasks of an iteration asks for one table many times
 def _read_table_once(path: Path, identity: object) -> _Table:
-    with _open(path, FORMAT_VERSION) as file:
-        try:
-            return _Table(
-                int(file.attrs["iteration"]),
-                file["task"][...],
-                file["segment"][...],
-                file["row"][...],
-                [path.parent / name for name in file["segments"].asstr()[...]],
-                file["segment_bytes"][...].tolist(),
-            )
-        except (OSError, KeyError) as error:
-            raise DamagedError(path, error) from None
-
-
-def _open(path: Path, newest: int) -> h5py.File:
-    """Open a file of the run; raises InputError if it is missing, damaged or too new."""
-    try:
-        file = h5py.File(path, "r")
-        version = int(file.attrs["format_version"])
-    except FileNotFoundError:
-        raise InputError(f"{path} is not there: the run has not got that far.") from None
-    except (OSError, KeyError) as error:
-        raise DamagedError(path, error) from None
-    if version > newest:
-        file.close()
-        raise InputError(f"{path} has format version {version}; this program reads up to {newest}.")
-    return file
+    with opened(path, FORMAT_VERSION) as file:
+        iteration = int(file.attrs["iteration"])
+        if iteration_path(path.parent, iteration) != path:
+            raise DamagedError(path, f"it is of iteration {iteration}")
+        return _Table(
+            iteration,
+            file["task"][...],
+            file["segment"][...],
+            file["row"][...],
+            [path.parent / name for name in file["segments"].asstr()[...]],
+            file["segment_bytes"][...].tolist(),
+        )

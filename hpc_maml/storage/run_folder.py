@@ -4,14 +4,18 @@ What only reads a run needs no configuration, which knows the environments: they
 they are used.
 """
 
+import errno
 import fcntl
+import os
 import re
 from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from hpc_maml.errors import InputError
-from hpc_maml.storage.atomic_files import TEMPORARY, write_text
+from hpc_maml.storage import checkpoint, meta_tests
+from hpc_maml.storage.archive_schema import archived_iterations
+from hpc_maml.storage.atomic_files import is_leftover, remove_leftovers, write_text
 from hpc_maml.storage.checkpoint import checkpoints
 
 if TYPE_CHECKING:
@@ -48,6 +52,12 @@ def open_folder(path: Path, config: "Config") -> IO[str]:
             _check_continues(path, config)
         elif path.exists() and not _is_unused(path):
             raise InputError(f"{path} exists and is not a run folder; give another --run-dir.")
+        for folder in (path / CHECKPOINTS, path / EVALUATIONS, path / ROLLOUTS):
+            if folder.is_symlink():
+                raise InputError(
+                    f"{folder} is a symbolic link: a run keeps its files in its own folder; "
+                    "move them there, or link the whole run folder."
+                )
         (path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         lock = _take_lock(path)
     except OSError as error:
@@ -59,10 +69,21 @@ def begin(path: Path, config: "Config") -> None:
     """Note the configuration and remove what a killed job left unfinished; the first changes."""
     from hpc_maml.config import to_yaml
 
-    for folder in (path, path / CHECKPOINTS, path / EVALUATIONS):
-        for leftover in folder.glob(f"*.*{TEMPORARY}"):
-            leftover.unlink()
+    try:
+        remove_leftovers(path, f"{CONFIG}|{METRICS}")
+        remove_leftovers(path / CHECKPOINTS, checkpoint.NAME)
+        remove_leftovers(path / EVALUATIONS, meta_tests.NAME)
+    except OSError as error:
+        raise InputError(f"The run folder {path} cannot be used: {error.strerror}.") from None
     write_text(path / CONFIG, to_yaml(config))
+
+
+def checkpoints_are_gone(path: Path) -> str:
+    """Return the sentence on a run that would begin anew because of what it lost."""
+    return (
+        f"The checkpoints of the run in {path} are gone: put them back into "
+        f"{path / CHECKPOINTS}, or begin anew with another --run-dir."
+    )
 
 
 def has_config(path: Path) -> bool:
@@ -86,7 +107,10 @@ def _is_unused(path: Path) -> bool:
     """Tell whether a folder is empty, or was begun by a job that was killed at once."""
     if not path.is_dir() or ((path / CHECKPOINTS).is_dir() and any((path / CHECKPOINTS).iterdir())):
         return False
-    return {each.name for each in path.iterdir()} <= {CHECKPOINTS, LOCK, CONFIG + TEMPORARY}
+    return all(
+        each.name in (CHECKPOINTS, LOCK) or is_leftover(each.name, CONFIG)
+        for each in path.iterdir()
+    )
 
 
 def _check_continues(path: Path, config: "Config") -> None:
@@ -97,6 +121,10 @@ def _check_continues(path: Path, config: "Config") -> None:
             f"The run in {path} was started with another configuration ({', '.join(keys)}); "
             "give another --run-dir, or the same settings."
         )
+    if not (path / CHECKPOINTS).exists() and (
+        (path / METRICS).exists() or archived_iterations(path / ROLLOUTS)
+    ):
+        raise InputError(checkpoints_are_gone(path))
     done = max(checkpoints(path / CHECKPOINTS), default=0)
     if config.num_iterations < done:
         raise InputError(
@@ -106,7 +134,14 @@ def _check_continues(path: Path, config: "Config") -> None:
 
 
 def _take_lock(path: Path) -> IO[str]:
-    lock = (path / LOCK).open("w")
+    # without following a link, and without emptying what is there
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        lock = os.fdopen(os.open(path / LOCK, flags, 0o666), "w")
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise InputError(f"{path / LOCK} is a symbolic link: remove it.") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
