@@ -37,6 +37,13 @@ WORDS += (f"num_iterations={ITERATIONS}", "checkpoint.keep=9", "archive.rollouts
 ALGORITHMS = {
     "maml_trpo": ("algorithm.name=maml_trpo",),
     "step_sizes": ("algorithm.name=maml_trpo", "algorithm.learn_step_sizes=parameter"),
+    "kronecker": (
+        "algorithm.name=maml_trpo",
+        "algorithm.cg_preconditioner=kronecker",
+        "algorithm.cg_iters=2",
+        "algorithm.ls_interpolate=true",
+        "algorithm.inner_loss=lvc",
+    ),
     "promp": ("algorithm.name=promp",),
     "kl_target": ("algorithm.name=promp", "algorithm.kl_target=0.1"),
     "pretrain": ("algorithm.name=pretrain",),
@@ -60,6 +67,7 @@ RUNS = {
 FEW = [
     "maml_trpo-torch-normalised",
     "step_sizes-mlp-normalised",
+    "kronecker-torch-plain",
     "promp-mlp-normalised",
     "kl_target-torch-plain",
     "pretrain-mlp-plain",
