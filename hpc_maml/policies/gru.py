@@ -65,8 +65,8 @@ class GRU(Network):
     A memory ``[..., memory_size]`` is all that a trial carries from step to step: the hidden state,
     then the last step: its observation, action (one-hot if discrete), reward, and whether an
     episode ended with it. It starts as zeros. With the last observation at hand, an input tells by
-    itself what some action gained where; without, the state must carry it over one step, and to
-    learn that takes several times as long.
+    itself what some action gained where; without, the state must carry it over one step, and
+    learning takes longer (docs/results/algorithms.md).
     """
 
     observation_size: int
