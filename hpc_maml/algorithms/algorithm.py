@@ -169,11 +169,9 @@ class Algorithm(ABC):
 
 
 GRADIENT_METRICS = {
-    "gradient_norm": Metric(
-        "1", "Euclidean norm of the meta-gradient, the first if there are several"
-    ),
+    "gradient_norm": Metric("1", "Euclidean norm of the iteration's first meta-gradient"),
     "gradient_snr": Metric(
-        "1", "norm of that gradient over its standard error, from the spread of the tasks; 1: noise"
+        "1", "that norm over its standard error, from the spread of the tasks; about 1: only noise"
     ),
 }
 

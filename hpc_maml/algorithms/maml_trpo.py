@@ -398,7 +398,8 @@ class MamlTrpo(GradientAdaptation):
         # a step size moves the adapted parameters along the inner gradient, and on these the
         # Fisher matrix has about the diagonal that the gradient meets
         by_theta = gradient[: policy.size]
-        size = (by_theta * by_theta).sum() / (by_theta * inverse(by_theta)).sum()
+        with np.errstate(invalid="ignore"):  # of a zero gradient, which needs no direction
+            size = (by_theta * by_theta).sum() / (by_theta * inverse(by_theta)).sum()
         return blockwise(
             [(policy.size, inverse), (sizes, diagonal_inverse(size * squares, damping))]
         )

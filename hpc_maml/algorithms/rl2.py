@@ -187,7 +187,7 @@ class RL2(Algorithm):
                 sums = total(terms, 7 + theta.size)
                 means = sums / sums[0]
                 gradient, length = means[7:], norm(means[7:])
-                if not found.keys() & GRADIENT_METRICS.keys():
+                if "gradient_norm" not in found:
                     of_tasks = sums[6:] / len(part)
                     found |= gradient_metrics(of_tasks[1:], float(of_tasks[0]), len(part))
                     found["gradient_norm"] = length
