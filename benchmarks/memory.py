@@ -22,8 +22,9 @@ from mpi4py import MPI
 from hpc_maml.config import Config, load_config
 from hpc_maml.errors import InputError
 from hpc_maml.mpi.runtime import from_rank_0
+from hpc_maml.parts import make_env
 from hpc_maml.roles.agent import Agent
-from hpc_maml.run.job import make_env, prepare
+from hpc_maml.run.job import prepare
 from hpc_maml.run.training import Training
 from hpc_maml.stopping import StopSignal
 

@@ -9,7 +9,8 @@ from benchmarks.iteration import phases
 from benchmarks.table import Row, compare
 from hpc_maml.config import load_config
 from hpc_maml.mpi.topology import assign_roles
-from hpc_maml.run.job import make_env, prepare
+from hpc_maml.parts import make_env
+from hpc_maml.run.job import prepare
 
 NAME, TASKS = "half_cheetah_vel", 40
 # ranks -> job; one rank would use all cores, and the pieces are those of one

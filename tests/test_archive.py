@@ -22,9 +22,10 @@ from hpc_maml import open_run
 from hpc_maml.algorithms.adaptation import adapt
 from hpc_maml.config import ArchiveConfig, load_config
 from hpc_maml.errors import InputError
+from hpc_maml.parts import make_env
 from hpc_maml.policies import make_policy
 from hpc_maml.policies.mlp import MLPSettings
-from hpc_maml.run.job import archive_shapes, make_env, prepare
+from hpc_maml.run.job import archive_shapes, prepare
 from hpc_maml.sampling.trajectory import Trajectories, batch_dtype, samples
 from hpc_maml.storage.archive_plan import Shapes, estimate, is_archived
 from hpc_maml.storage.archive_schema import FIELDS, OPTIONAL_FIELDS

@@ -21,9 +21,10 @@ from hpc_maml.algorithms.algorithm import THETA
 from hpc_maml.algorithms.maml_trpo import MamlTrpo, MamlTrpoSettings
 from hpc_maml.config import load_config
 from hpc_maml.errors import InputError
+from hpc_maml.parts import make_env
 from hpc_maml.policies import make_policy
 from hpc_maml.policies.mlp import MLPSettings
-from hpc_maml.run.job import make_env, prepare
+from hpc_maml.run.job import prepare
 from hpc_maml.sampling.trajectory import Trajectories, batch_dtype, samples, trajectories
 
 

@@ -10,7 +10,7 @@ from conftest import BAD_INPUT, HERE, SMALL, checkpoints, run, train_each
 from hpc_maml import open_run
 from hpc_maml.config import load_config
 from hpc_maml.envs import make
-from hpc_maml.run.job import make_algorithm, make_env
+from hpc_maml.parts import make_algorithm, make_env
 from hpc_maml.sampling.random_streams import Purpose, stream
 
 EVALUATION = ("evaluation.every=2", "evaluation.tasks=5", "evaluation.updates=2")

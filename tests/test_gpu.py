@@ -9,8 +9,9 @@ from mpi4py import MPI
 from hpc_maml.config import load_config
 from hpc_maml.mpi.exact_sum import from_integers, to_integers
 from hpc_maml.mpi.gpu import Gpu
+from hpc_maml.parts import make_env
 from hpc_maml.roles.agent import choose_gpu
-from hpc_maml.run.job import make_env, prepare
+from hpc_maml.run.job import prepare
 from hpc_maml.sampling.trajectory import batch_dtype, samples, trajectories
 
 TASKS, PHASES = 3, 2

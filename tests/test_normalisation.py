@@ -13,8 +13,9 @@ from hpc_maml.algorithms.normalised import Normalised
 from hpc_maml.algorithms.promp import ProMP
 from hpc_maml.config import load_config
 from hpc_maml.mpi.exact_sum import from_integers, to_integers
+from hpc_maml.parts import make_env
 from hpc_maml.roles.digests import Digests
-from hpc_maml.run.job import make_env, prepare
+from hpc_maml.run.job import prepare
 from hpc_maml.sampling.normalisation import (
     NAMES,
     UNIT,

@@ -28,7 +28,8 @@ from hpc_maml.algorithms.collection import collect
 from hpc_maml.algorithms.rl2 import RL2, RL2Settings, Trials
 from hpc_maml.config import load_config
 from hpc_maml.mpi.exact_sum import from_integers, to_integers
-from hpc_maml.run.job import make_env, prepare
+from hpc_maml.parts import make_env
+from hpc_maml.run.job import prepare
 from hpc_maml.sampling.trajectory import Trajectories, trajectories
 
 GAMMA, GAE_LAMBDA = 0.9, 0.7

@@ -7,9 +7,40 @@ import numpy as np
 
 from hpc_maml.algorithms.algorithm import Algorithm, State
 from hpc_maml.envs.batched import TaskVectorEnv
+from hpc_maml.policies.policy import Policy
 from hpc_maml.sampling.random_streams import Purpose, stream
 from hpc_maml.sampling.rollout import Play, roll_out
 from hpc_maml.sampling.trajectory import trajectories
+
+
+def collect_phase(
+    policy: Policy,
+    env: TaskVectorEnv,
+    play: Play,
+    phase: int,
+    *,
+    keys: Sequence[tuple[int, int, int]],
+    evaluation: bool,
+    dtype: np.dtype,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the batches ``[G]`` of a phase, and the memory that it leaves in a recurrent policy.
+
+    The advantages are not yet there. Keys are those of ``collect``.
+    """
+    purposes = (
+        (Purpose.EVALUATION_ACTIONS, Purpose.EVALUATION_ENVIRONMENT)
+        if evaluation
+        else (Purpose.ACTIONS, Purpose.ENVIRONMENT)
+    )
+    actions, environment = (
+        [stream(seed, purpose, iteration, index, phase) for seed, iteration, index in keys]
+        for purpose in purposes
+    )
+    batches = np.zeros(len(keys), dtype)
+    memory = roll_out(policy, env, play, actions, environment, batches)
+    for batch, (_, iteration, index) in zip(batches, keys, strict=True):
+        batch["iteration"], batch["task"], batch["phase"] = iteration, index, phase
+    return batches, memory
 
 
 def collect(
@@ -27,25 +58,16 @@ def collect(
     ``tasks`` are ``[G, task_dim]``; each has a key (seed, iteration, index of the task). A task
     gets the same bits beside any others.
     """
-    purposes = (
-        (Purpose.EVALUATION_ACTIONS, Purpose.EVALUATION_ENVIRONMENT)
-        if evaluation
-        else (Purpose.ACTIONS, Purpose.ENVIRONMENT)
-    )
     env.set_tasks(tasks)
     play = algorithm.begin(played, len(tasks))
     phases = algorithm.num_phases(evaluation)
     for phase in range(phases):
         started = time.perf_counter()
-        batches = np.zeros(len(tasks), dtype)
-        actions, environment = (
-            [stream(seed, purpose, iteration, index, phase) for seed, iteration, index in keys]
-            for purpose in purposes
-        )
         with np.errstate(over="ignore", invalid="ignore"):  # a divergence is seen by its NaN
-            memory = roll_out(algorithm.policy, env, play, actions, environment, batches)
-            for batch, (_, iteration, index) in zip(batches, keys, strict=True):
-                batch["iteration"], batch["task"], batch["phase"] = iteration, index, phase
+            batches, memory = collect_phase(
+                algorithm.policy, env, play, phase, keys=keys, evaluation=evaluation, dtype=dtype
+            )
+            for batch in batches:
                 batch["advantages"][:] = algorithm.advantages(trajectories(batch))
             behaviour, play = play, play._replace(memory=memory)
             if phase + 1 < phases:

@@ -135,3 +135,18 @@ class SingleEnvs(Foreign):
                 row
             ].step(actions[row])
             self._seen[row] = self._flat(observation)
+
+
+class GivenEnv(SingleEnvs):
+    """One environment that somebody made, with whatever task it has."""
+
+    task_dim = 0
+
+    def __init__(self, env: gymnasium.Env, horizon: int) -> None:
+        """Keep it; ValueError for spaces that cannot be used."""
+        sizes = {"num_tasks": 1, "episodes_per_task": 1, "horizon": horizon, "num_threads": 1}
+        super().__init__(type(env.unwrapped).__name__, [env], **sizes)
+
+    def sample_tasks(self, rng: np.random.Generator, n: int) -> np.ndarray:
+        """Return n times nothing, ``[n, 0]``."""
+        return np.zeros((n, 0))

@@ -9,10 +9,8 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from hpc_maml.algorithms import Algorithm, Sampling, algorithm_class
-from hpc_maml.algorithms.normalised import Normalised
+from hpc_maml.algorithms import Algorithm
 from hpc_maml.config import Config
-from hpc_maml.envs import make
 from hpc_maml.envs.batched import TaskVectorEnv
 from hpc_maml.errors import InputError
 from hpc_maml.mpi.exchange import BatchReceiver, BatchSender, Messenger, empty_batch
@@ -20,16 +18,14 @@ from hpc_maml.mpi.gpu_sums import sum_of_agents
 from hpc_maml.mpi.runtime import keep_freed_memory
 from hpc_maml.mpi.topology import Topology, build_topology, visible_gpus
 from hpc_maml.mpi.waiting import Until, run_roles
-from hpc_maml.policies import make_policy
+from hpc_maml.parts import make_algorithm, make_dtype, make_env
 from hpc_maml.roles.agent import Agent, Team, choose_gpu
 from hpc_maml.roles.messages import REQUESTS_AHEAD, Hello, Tag
 from hpc_maml.roles.observer import Observer
 from hpc_maml.roles.principal import Agents
-from hpc_maml.sampling.trajectory import batch_dtype
 from hpc_maml.stopping import StopSignal
 from hpc_maml.storage.archive_plan import Shapes
 
-MOST_PARAMETERS = 2**29  # of a policy
 DONE, BAD_INPUT, STOPPED_EARLY = 0, 2, 75  # exit codes; anything else: failed
 
 
@@ -48,60 +44,6 @@ class Job:
         return self.algorithms[0]
 
 
-def make_env(config: Config, episodes: int, threads: int = 1, num_tasks: int = 1) -> TaskVectorEnv:
-    """Make the environment of a configuration; raises InputError."""
-    try:
-        return make(
-            config.env.name,
-            num_tasks=num_tasks,
-            episodes_per_task=episodes,
-            horizon=config.horizon,
-            num_threads=threads,
-            **config.env.kwargs,
-        )
-    except (ValueError, TypeError, OverflowError, MemoryError) as error:
-        raise InputError(f"The environment cannot be made: {error}.") from None
-
-
-def make_algorithm(config: Config, env: TaskVectorEnv) -> Algorithm:
-    """Make the algorithm of a configuration for an environment; raises InputError."""
-    found = algorithm_class(config.algorithm.name)
-    space: Any = env.single_action_space  # whose shape Gymnasium does not promise
-    observed: Any = env.single_observation_space
-    discrete = hasattr(space, "n")
-    observation_size = int(np.prod(observed.shape))
-    policy = make_policy(
-        config.policy,
-        observation_size,
-        int(space.n) if discrete else int(np.prod(space.shape)),
-        discrete=discrete,
-    )
-    if policy.size > MOST_PARAMETERS:
-        raise InputError(
-            f"The network has {policy.size} parameters: there may be {MOST_PARAMETERS} at most, "
-            "which take 2 GB."
-        )
-    if found.recurrent and not policy.memory_size:
-        raise InputError(
-            f"algorithm.name={config.algorithm.name} needs a policy with a memory, such as "
-            f"policy.name=gru; {config.policy.name} has none."
-        )
-    if policy.memory_size and not found.recurrent:
-        raise InputError(
-            f"algorithm.name={config.algorithm.name} cannot use a recurrent policy such as "
-            f"policy.name={config.policy.name}; algorithm.name=rl2 can."
-        )
-    sampling = Sampling(
-        episodes=config.fast_batch_size,
-        gamma=config.gamma,
-        gae_lambda=config.gae_lambda,
-        test_updates=config.evaluation.updates,
-        test_step_sizes=config.evaluation.step_sizes,
-    )
-    algorithm = found(config.algorithm, policy, sampling)
-    return Normalised(algorithm, observation_size) if config.normalise_observations else algorithm
-
-
 def prepare(config: Config, env: TaskVectorEnv) -> Job:
     """Return the job of a configuration and its environment; raises InputError."""
     algorithm = make_algorithm(config, env)
@@ -111,18 +53,7 @@ def prepare(config: Config, env: TaskVectorEnv) -> Job:
             f"archive.adapted_parameters is true, but algorithm.name={config.algorithm.name} "
             "adapts no parameters."
         )
-    actions: Any = env.single_action_space  # whose shape Gymnasium does not promise
-    observed: Any = env.single_observation_space
-    kind = np.int64 if hasattr(actions, "n") else np.float32
-    try:
-        dtype = batch_dtype(
-            config.horizon, config.fast_batch_size, observed.shape, actions.shape, kind
-        )
-    except ValueError:
-        raise InputError(
-            "horizon * fast_batch_size is too large: a batch must be below 2 GB."
-        ) from None
-    return Job(config, (algorithm,), dtype)
+    return Job(config, (algorithm,), make_dtype(config, env))
 
 
 def archive_shapes(job: Job) -> Shapes:

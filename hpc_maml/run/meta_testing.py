@@ -11,8 +11,9 @@ from hpc_maml.config import Config, TopologyConfig, differing_keys
 from hpc_maml.errors import InputError
 from hpc_maml.mpi.runtime import from_rank_0
 from hpc_maml.mpi.topology import Topology
+from hpc_maml.parts import make_algorithm, make_env
 from hpc_maml.roles.principal import Agents, greet, meta_test, unseen_tasks
-from hpc_maml.run.job import DONE, Job, make_algorithm, make_env, prepare, run_job
+from hpc_maml.run.job import DONE, Job, prepare, run_job
 from hpc_maml.sampling.random_streams import Purpose, stream
 from hpc_maml.stopping import StopSignal
 
@@ -57,16 +58,16 @@ class MetaTesting:
 
     def _prepare(self) -> Job:
         """Read the run and the baselines, and return the job."""
-        from hpc_maml.run.record import initial_checkpoint, last_checkpoint, state_of
         from hpc_maml.storage.meta_tests import RANDOM, RUN
         from hpc_maml.storage.run_folder import read_config
+        from hpc_maml.storage.states import chosen_checkpoint, initial_checkpoint, state_of
 
         run_config = read_config(self.run_dir)
         config = self._tested(run_config, run_config)
         self.env = make_env(config, episodes=1)
         job = prepare(config, self.env)
         # Checkpoints know the configuration that they were written with.
-        checkpoint = last_checkpoint(self.run_dir, run_config, job.algorithm)
+        checkpoint = chosen_checkpoint(self.run_dir, run_config, job.algorithm)
         self.iteration = checkpoint.iteration
         self.contestants[RUN] = (job.algorithm, state_of(checkpoint))
         random = initial_checkpoint(config, job.algorithm)
@@ -93,7 +94,7 @@ class MetaTesting:
                     "tested after updates, the other in the episodes of a trial; test each by "
                     "itself, and draw both in one report."
                 )
-            found = last_checkpoint(path, other, algorithm)
+            found = chosen_checkpoint(path, other, algorithm)
             self.contestants[name] = (algorithm, state_of(found))
         algorithms = tuple(algorithm for algorithm, _ in self.contestants.values())
         return Job(job.config, algorithms, job.dtype)

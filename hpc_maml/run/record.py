@@ -4,30 +4,20 @@ import contextlib
 import importlib.metadata
 import platform
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from mpi4py import MPI
 
-from hpc_maml.algorithms.algorithm import THETA, Algorithm, State
+from hpc_maml.algorithms.algorithm import Algorithm, State
 from hpc_maml.config import Config, fingerprint, to_yaml
 from hpc_maml.errors import InputError
-from hpc_maml.sampling.random_streams import Purpose, stream
 from hpc_maml.storage.archive_plan import Shapes
 from hpc_maml.storage.archive_schema import Segment
 from hpc_maml.storage.archive_writer import RolloutArchive
 from hpc_maml.storage.atomic_files import set_aside
-from hpc_maml.storage.checkpoint import (
-    Checkpoint,
-    checkpoints,
-    load_newest,
-    newest,
-    prune,
-    save,
-)
+from hpc_maml.storage.checkpoint import Checkpoint, checkpoints, newest, prune, save
 from hpc_maml.storage.hdf5_files import DamagedError
 from hpc_maml.storage.metrics import Metrics
 from hpc_maml.storage.run_folder import (
@@ -38,6 +28,12 @@ from hpc_maml.storage.run_folder import (
     begin,
     checkpoints_are_gone,
     open_folder,
+)
+from hpc_maml.storage.states import (
+    checkpoint_of,
+    initial_checkpoint,
+    latest_checkpoint,
+    state_of,
 )
 
 
@@ -135,61 +131,12 @@ class RunRecord:
         return InputError(f"{str(error).rstrip('.')}; the run ends {where}.")
 
 
-def latest_checkpoint(
-    path: Path, config: Config, algorithm: Algorithm
-) -> tuple[Checkpoint | None, list[DamagedError]]:
-    """Return the last sound checkpoint of the run in a folder, and what is wrong with later ones.
-
-    Without any checkpoint it is None. Raises InputError.
-    """
-    like = initial_checkpoint(config, algorithm)
-    shapes = (
-        {name: values.shape for name, values in arrays.items()}
-        for arrays in (like.parameters, like.state)
-    )
-    return load_newest(path / CHECKPOINTS, fingerprint(config), *shapes)
-
-
-def last_checkpoint(path: Path, config: Config, algorithm: Algorithm) -> Checkpoint:
-    """Return the last sound checkpoint of the run in a folder, and say which later are damaged.
-
-    Raises InputError if there is none.
-    """
-    found, damages = latest_checkpoint(path, config, algorithm)
-    if found is None:
-        raise InputError(f"The run in {path} has no checkpoint yet.")
-    for damage in damages:
-        print(f"hpc_maml: {damage} That of iteration {found.iteration} is taken.", file=sys.stderr)
-    return found
-
-
 def _aside(path: Path) -> str:
     """Set a damaged file aside, and return its new name; raises InputError."""
     try:
         return set_aside(path).name
     except OSError as error:
         raise InputError(f"{path} cannot be renamed: {error.strerror}.") from None
-
-
-def initial_checkpoint(config: Config, algorithm: Algorithm) -> Checkpoint:
-    """Return what a run begins with."""
-    state = algorithm.initial_state(stream(config.seed, Purpose.PARAMETERS))
-    return checkpoint_of(0, state, algorithm, environment_steps=0, rejected_updates=0)
-
-
-def checkpoint_of(
-    done: int, state: State, algorithm: Algorithm, *, environment_steps: int, rejected_updates: int
-) -> Checkpoint:
-    """Return the checkpoint of a state: theta by the names of its parameters, the rest as it is."""
-    rest = {name: values for name, values in state.items() if name != THETA}
-    parameters = algorithm.policy.unflatten(state[THETA])
-    return Checkpoint(done, parameters, rest, environment_steps, rejected_updates)
-
-
-def state_of(checkpoint: Checkpoint) -> State:
-    """Return the state of a checkpoint."""
-    theta = np.concatenate([values.ravel() for values in checkpoint.parameters.values()])
-    return {THETA: theta, **checkpoint.state}
 
 
 def versions() -> dict[str, str]:

@@ -13,6 +13,7 @@ from hpc_maml.errors import InputError
 from hpc_maml.mpi.exchange import Messenger
 from hpc_maml.mpi.runtime import from_rank_0
 from hpc_maml.mpi.topology import Topology, assign_roles
+from hpc_maml.parts import make_env
 from hpc_maml.report.advice import NEEDED, advise
 from hpc_maml.report.unlearning import USED, unlearning
 from hpc_maml.roles.principal import (
@@ -24,7 +25,7 @@ from hpc_maml.roles.principal import (
     sums_of_agents,
 )
 from hpc_maml.run.doctor import warn
-from hpc_maml.run.job import DONE, STOPPED_EARLY, Job, archive_shapes, make_env, prepare, run_job
+from hpc_maml.run.job import DONE, STOPPED_EARLY, Job, archive_shapes, prepare, run_job
 from hpc_maml.stopping import StopSignal
 from hpc_maml.storage.archive_plan import estimate
 from hpc_maml.storage.archive_schema import Segment

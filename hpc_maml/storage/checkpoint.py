@@ -123,6 +123,14 @@ def checkpoints(folder: Path) -> dict[int, Path]:
     return dict(sorted((int(match[1]), path) for match, path in matches if match))
 
 
+def no_checkpoint(folder: Path, iteration: int) -> str:
+    """Return the sentence on a checkpoint that is not there."""
+    there = ", ".join(map(str, checkpoints(folder))) or "none"
+    return (
+        f"The run in {folder.parent} has no checkpoint of iteration {iteration}; there is {there}."
+    )
+
+
 def newest(folder: Path) -> Path | None:
     """Return the file of the last checkpoint in a folder, None without one."""
     return next(reversed(checkpoints(folder).values()), None)

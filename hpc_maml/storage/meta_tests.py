@@ -1,7 +1,7 @@
 """Meta-tests: the returns on unseen tasks after 0, 1, ... updates, and the files that hold them."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,6 +45,13 @@ class MetaTest:
     def first(self) -> int:
         """The number of the first phase: 0 updates, or episode 1."""
         return 0 if self.phase == "updates" else 1
+
+    @property
+    def score(self) -> float:
+        """The mean return of the run's policy after the last update, or of a whole trial."""
+        returns = self.returns[RUN]
+        last = returns[:, -1] if self.phase == "updates" else returns.sum(1)
+        return float(last.mean())
 
 
 def meta_test_path(
@@ -99,6 +106,17 @@ def read(path: Path) -> MetaTest:
             optima={name: values[...] for name, values in file["optima"].items()},
             how=str(file.attrs.get("how", "")),
         )
+
+
+def best_of(folder: Path, settings: "EvaluationConfig", iterations: Iterable[int]) -> int | None:
+    """Return the iteration whose meta-test with these settings has the highest score.
+
+    None if none of the ``iterations`` was tested so. Raises InputError for a damaged file.
+    """
+    paths = {done: meta_test_path(folder, done, settings) for done in iterations}
+    scores = {done: read(path).score for done, path in paths.items() if path.exists()}
+    finite = {done: score for done, score in scores.items() if not np.isnan(score)}
+    return max(finite, key=finite.__getitem__, default=None)
 
 
 def half_width(values: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 import yaml
 
-from hpc_maml.algorithms.algorithm import Metric
+from hpc_maml.algorithms.algorithm import THETA, Metric
 from hpc_maml.errors import InputError
 from hpc_maml.storage.archive_schema import (
     FIELDS,
@@ -27,7 +27,7 @@ from hpc_maml.storage.archive_schema import (
     iteration_path,
     uncommitted,
 )
-from hpc_maml.storage.checkpoint import Checkpoint, checkpoints, read
+from hpc_maml.storage.checkpoint import Checkpoint, checkpoints, no_checkpoint, read
 from hpc_maml.storage.hdf5_files import DamagedError, damage_of, opened, verify
 from hpc_maml.storage.meta_tests import MetaTest, meta_test_files
 from hpc_maml.storage.meta_tests import read as read_evaluation
@@ -44,6 +44,9 @@ from hpc_maml.storage.run_folder import (
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from hpc_maml.storage.states import Which
+    from hpc_maml.trained_policy import TrainedPolicy
 
 
 class Run:
@@ -152,11 +155,36 @@ class Run:
         """
         found = checkpoints(self.path / CHECKPOINTS)
         if iteration not in found:
-            raise InputError(
-                f"The run in {self.path} has no checkpoint of iteration {iteration}; "
-                f"there is {', '.join(map(str, found)) or 'none'}."
-            )
+            raise InputError(no_checkpoint(self.path / CHECKPOINTS, iteration))
         return read(found[iteration])[0]
+
+    def policy(self, iteration: "Which | None" = None) -> "TrainedPolicy":
+        """Return the policy of a checkpoint, to act and to adapt with.
+
+        The last, that after an ``iteration``, or "best": that of the best meta-test with the
+        settings of the run. Raises InputError.
+        """
+        from hpc_maml.parts import make_algorithm, make_env
+        from hpc_maml.storage.run_folder import read_config
+        from hpc_maml.storage.states import chosen_checkpoint, state_of
+        from hpc_maml.trained_policy import TrainedPolicy
+
+        config = read_config(self.path)
+        env = make_env(config, episodes=1)
+        algorithm = make_algorithm(config, env)
+        found = chosen_checkpoint(
+            self.path, config, algorithm, "last" if iteration is None else iteration
+        )
+        state = state_of(found)
+        return TrainedPolicy(
+            config,
+            algorithm,
+            env.single_observation_space,
+            env.single_action_space,
+            state,
+            found.iteration,
+            state[THETA],
+        )
 
     def _metrics_file(self) -> AbstractContextManager[h5py.File]:
         return opened(self.path / METRICS, METRICS_VERSION)
