@@ -17,13 +17,15 @@ from hpc_maml.stopping import StopSignal
 
 if TYPE_CHECKING:
     from hpc_maml.config import Config
+    from hpc_maml.storage.meta_tests import MetaTest
 
 DAMAGED, FAILED, BAD_INPUT = 1, 1, 2
 
 SUMMARY = """\
 usage: python -m hpc_maml [train] [--config FILE] [--run-dir DIR] [key=value ...]
        python -m hpc_maml evaluate RUN [--tasks N] [--updates K] [--episodes N]
-                          [--step-sizes HOW] [--baseline RUN2 ...] [--json FILE]
+                          [--step-sizes SIZE ...] [--checkpoint WHICH]
+                          [--baseline RUN2 ...] [--json FILE]
        python -m hpc_maml report RUN [RUN ...] -o DIR
        python -m hpc_maml demo RUN [-o FILE]
        python -m hpc_maml inspect RUN [--tree] [--verify]
@@ -166,7 +168,7 @@ def _config(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
 
 def _evaluate(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     parser = argparse.ArgumentParser(
-        "hpc_maml evaluate", description="Meta-test the last checkpoint of a run on unseen tasks."
+        "hpc_maml evaluate", description="Meta-test a checkpoint of a run on unseen tasks."
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     parser.add_argument(
@@ -180,27 +182,46 @@ def _evaluate(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     )
     parser.add_argument(
         "--step-sizes",
-        choices=("halved", "constant"),
-        help="after the first inner step (evaluation.step_sizes)",
+        nargs="+",
+        type=_step_size,
+        metavar="SIZE",
+        help="halved or constant after the first inner step, or one for each "
+        "(evaluation.step_sizes)",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=_checkpoint,
+        default="last",
+        metavar="WHICH",
+        help="last, best (of the meta-tests), or after so many iterations (last)",
     )
     parser.add_argument(
         "--baseline",
         type=Path,
-        action="append",
+        nargs="+",
+        action="extend",
         default=[],
         metavar="RUN2",
-        help="another run to test on the same tasks; may be given again",
+        help="other runs to test on the same tasks",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table to FILE")
     options = parser.parse_args(arguments)
-    keys = ("tasks", "updates", "step_sizes")
-    settings = {key: value for key in keys if (value := getattr(options, key)) is not None}
+
+    def show(found: "MetaTest") -> int:
+        from hpc_maml.run.console import print_meta_test
+
+        print_meta_test(found, options.json)
+        return 0
 
     def run(comm: MPI.Intracomm) -> int:
-        from hpc_maml.run.meta_testing import MetaTesting
+        from hpc_maml.run.meta_testing import MetaTesting, test_settings
 
-        testing = MetaTesting(options.run, settings, options.episodes, options.baseline)
-        return testing.evaluate(comm, options.json)
+        settings = test_settings(options.tasks, options.updates, options.step_sizes)
+        testing = MetaTesting(
+            options.run, settings, options.episodes, options.baseline, options.checkpoint
+        )
+        testing.evaluate(comm)
+        return from_rank_0(comm, lambda: show(testing.found))
 
     return run
 
@@ -324,6 +345,21 @@ def _bench(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
         return 0
 
     return run
+
+
+def _step_size(text: str) -> str | float:
+    try:
+        return text if text in ("halved", "constant") else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError("must be halved, constant, or numbers") from None
+
+
+def _checkpoint(text: str) -> str | int:
+    if text in ("last", "best"):
+        return text
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError("must be last, best, or a number of iterations")
+    return int(text)
 
 
 def _at_least(smallest: int) -> Callable[[str], int]:

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import yaml
-from pydantic import Field, ValidationError, create_model
+from pydantic import Field, ValidationError, create_model, model_validator
 from pydantic.fields import FieldInfo
 
 from hpc_maml.algorithms import algorithm_class
@@ -50,7 +50,13 @@ class TopologyConfig(Section):
 
 class CheckpointConfig(Section):
     every: Count = Field(1, description="iterations between checkpoints")
-    keep: Count = Field(3, description="checkpoints kept")
+    keep: Count = Field(3, description="last checkpoints kept")
+    keep_every: Count | None = Field(
+        None, description="every n-th is written and kept as well; null: none"
+    )
+    keep_best: bool = Field(
+        True, description="true: that of the best meta-test (evaluation.every) is kept as well"
+    )
 
 
 class MetricsConfig(Section):
@@ -85,9 +91,17 @@ class EvaluationConfig(Section):
     )
     tasks: Annotated[int, Field(ge=2, le=2**20)] = Field(40, description="unseen tasks")
     updates: Count = Field(3, description="inner steps, each on fresh trajectories")
-    step_sizes: Literal["halved", "constant"] = Field(
-        "halved", description="after the first inner step: halved (as published) or constant"
+    step_sizes: Literal["halved", "constant"] | list[Positive] = Field(
+        "halved",
+        description="after the first inner step: halved (as published) or constant; or a list of "
+        "the size of each",
     )
+
+    @model_validator(mode="after")
+    def _one_size_for_each_update(self) -> Self:
+        if not isinstance(self.step_sizes, str) and len(self.step_sizes) != self.updates:
+            raise ValueError(f"it has {len(self.step_sizes)} step_sizes for {self.updates} updates")
+        return self
 
 
 class MpiConfig(Section):
@@ -165,7 +179,7 @@ class Resolved(NamedTuple):
     sources: Mapping[str, str]  # by dotted key
 
 
-def load_config(files: Files, words: Sequence[str] = ()) -> Config:
+def load_config(files: Files = None, words: Sequence[str] = ()) -> Config:
     """Return the checked configuration of YAML files, in order, and ``key=value`` words.
 
     Raises InputError for a missing or malformed file, an unknown key, a wrong type or range.

@@ -25,7 +25,7 @@ LAYERS = [
     ["report"],
     ["roles"],
     ["run"],
-    ["cli", "__main__"],
+    ["cli", "scripting", "__main__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

@@ -16,7 +16,7 @@ from conftest import FAULT, HERE, SMALL, run, start
 from hpc_maml.config import MetricsConfig, load_config
 from hpc_maml.errors import InputError
 from hpc_maml.run import sinks
-from hpc_maml.run.sinks import DISTRIBUTIONS, Entry, Sink, Sinks, check_installed
+from hpc_maml.run.sinks import DISTRIBUTIONS, Entry, Sink, Sinks, check_sinks
 from hpc_maml.storage.metrics import Metrics
 
 BOTH = ("metrics.tensorboard=on", "metrics.wandb=offline")
@@ -203,10 +203,10 @@ def test_every_row_is_written_before_the_end():
 
 def test_what_is_asked_for_must_be_installed(monkeypatch):
     monkeypatch.setattr(sinks, "_is_installed", lambda name: False)
-    check_installed(MetricsConfig())
+    check_sinks(MetricsConfig())
     for key, setting in (("tensorboard", "on"), ("wandb", "offline")):
         with pytest.raises(InputError, match=rf"pip install 'hpc_maml\[{key}\]'"):
-            check_installed(MetricsConfig(**{key: setting}))
+            check_sinks(MetricsConfig(**{key: setting}))
 
 
 def test_a_folder_is_no_installation(tmp_path, monkeypatch):

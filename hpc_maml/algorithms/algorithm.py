@@ -68,7 +68,8 @@ class Sampling:
     gamma: float
     gae_lambda: float
     test_updates: int  # inner steps of a meta-test
-    test_step_sizes: Literal["halved", "constant"]  # of the inner steps after the first
+    # Of the inner steps after the first, or the size of each.
+    test_step_sizes: Literal["halved", "constant"] | Sequence[float]
 
 
 @dataclass(frozen=True)

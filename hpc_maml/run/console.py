@@ -5,7 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,56 @@ from hpc_maml.mpi.runtime import has_launcher
 from hpc_maml.mpi.topology import Topology, rank_ranges
 from hpc_maml.roles.messages import Hello
 from hpc_maml.storage.meta_tests import RUN, MetaTest, half_width
+from hpc_maml.storage.run_log import RunLog, stamp
 
 MOST_PHASES = 4  # in a line
+# The phases of a policy, where those of the run are of the other kind.
+NUMBERED = {"updates": " (0, 1, ... updates)", "episode": " (episodes 1, 2, ...)"}
+
+
+class Voice:
+    """Prints what a run says, and keeps it for the log of the run, once there is one."""
+
+    def __init__(self) -> None:
+        self.kept: list[str] = []  # said before there was a log
+        self.log: RunLog | None = None
+
+    def begin_log(self, log: RunLog, versions: Mapping[str, str]) -> None:
+        """Log what was said so far, and all that will be."""
+        self.log = log
+        log.begin(versions)
+        for line in self.kept:
+            log.write(line)
+
+    def say(self, text: str) -> None:
+        """Print a line with the time."""
+        self.print(f"{stamp()}  {text}")
+
+    def print(self, text: str) -> None:
+        """Print lines as they are."""
+        print(text, flush=True)
+        self.note(text)
+
+    def note(self, text: str) -> None:
+        """Log lines that are not printed."""
+        if self.log:
+            self.log.write(text)
+        else:
+            self.kept.append(text)
 
 
 class Reporter:
     """Prints the progress of a run: live on a terminal, plain timestamped lines in a log."""
 
     def __init__(
-        self, first_iteration: int, num_iterations: int, declared: Mapping[str, Metric]
+        self,
+        voice: Voice,
+        first_iteration: int,
+        num_iterations: int,
+        declared: Mapping[str, Metric],
     ) -> None:
         """Begin; ``declared`` are the metrics of the algorithm."""
+        self.voice = voice
         self.num_iterations = num_iterations
         self.shown = {name: metric for name, metric in declared.items() if metric.console}
         self.first_iteration = first_iteration
@@ -59,22 +98,25 @@ class Reporter:
         if reason:
             parts.append(f"UPDATE REJECTED: {reason}")
         text = "   ".join(parts)
-        if self.live:
-            self.live.update(self.bar, completed=done, description=text)
-            if reason:
-                self.note(f"iteration {done}: update rejected: {reason}")
-            return
         pace = (time.monotonic() - self.started) / (done - self.first_iteration)
         left = timedelta(seconds=round(pace * (self.num_iterations - done)))
         width = len(str(self.num_iterations))
-        say(f"iteration {done:{width}}/{self.num_iterations}   {text}   eta {left}")
+        line = f"iteration {done:{width}}/{self.num_iterations}   {text}   eta {left}"
+        if not self.live:
+            self.voice.say(line)
+            return
+        self.live.update(self.bar, completed=done, description=text)
+        self.voice.note(f"{stamp()}  {line}")
+        if reason:
+            self.live.console.print(f"iteration {done}: update rejected: {reason}", markup=False)
 
     def note(self, text: str) -> None:
         """Print a sentence."""
         if self.live:
             self.live.console.print(text, markup=False)
+            self.voice.note(f"{stamp()}  {text}")
         else:
-            say(text)
+            self.voice.say(text)
 
     def close(self) -> None:
         """End the live display."""
@@ -82,13 +124,8 @@ class Reporter:
             self.live.stop()
 
 
-def say(text: str) -> None:
-    """Print a line with the time."""
-    print(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}", flush=True)
-
-
-def print_topology(topology: Topology, hellos: Sequence[Hello]) -> None:
-    """Print which ranks hold which roles, where, with how many threads; equal ranks in one row."""
+def topology_table(topology: Topology, hellos: Sequence[Hello]) -> str:
+    """Return which ranks hold which roles, where, with how many threads; equal ranks in one row."""
     groups: dict[tuple[str, ...], list[int]] = {}
     for rank, (place, hello) in enumerate(zip(topology.places, hellos, strict=True)):
         row = (topology.hosts[rank], " + ".join(place.roles), hello.device, str(hello.threads))
@@ -98,7 +135,7 @@ def print_topology(topology: Topology, hellos: Sequence[Hello]) -> None:
         table.add_column(name)
     for (host, roles, device, threads), ranks in groups.items():
         table.add_row(rank_ranges(ranks), roles, host, device, threads)
-    _print(table)
+    return _text(table)
 
 
 def test_text(found: MetaTest) -> str:
@@ -118,7 +155,9 @@ def print_meta_test(found: MetaTest, json_file: Path | None) -> None:
     table = Table(box=None, pad_edge=False, header_style="")
     table.add_column(found.phase, justify="right")
     for name in found.returns:
-        table.add_column(name, justify="right")
+        same = found.phase_of(name) == found.phase
+        table.add_column(name if same else f"{name}{NUMBERED[found.phase_of(name)]}")
+        table.columns[-1].justify = "right"
     rows: list[dict[str, Any]] = []
 
     def cell(values: np.ndarray, name: str) -> str:
@@ -127,31 +166,39 @@ def print_meta_test(found: MetaTest, json_file: Path | None) -> None:
         rows.append({"name": name, "value": mean, "unit": "reward", "confidence_95": half})
         return f"{mean:.2f} ± {half:.2f}"
 
-    def add_row(label: str, name: str, of: Callable[[np.ndarray], np.ndarray | None]) -> None:
+    def add_row(
+        label: str,
+        names: Mapping[str, str],
+        of: Callable[[np.ndarray, str], np.ndarray | None],
+    ) -> None:
         cells = []
         for policy, returns in found.returns.items():
-            values = of(returns)
+            kind = found.phase_of(policy)
+            values = of(returns, kind)
             own = "" if policy == RUN else f"{policy}_"
-            cells.append("" if values is None else cell(values, own + name))
+            cells.append("" if values is None else cell(values, own + names[kind]))
         table.add_row(label, *cells)
 
     for phase in range(max(returns.shape[1] for returns in found.returns.values())):
-        number = found.first + phase
-        after = f"after_{number}_updates" if found.phase == "updates" else f"episode_{number}"
+        names = {"updates": f"after_{phase}_updates", "episode": f"episode_{phase + 1}"}
         add_row(
-            str(number),
-            f"return_{after}",
-            lambda returns, phase=phase: (  # type: ignore[misc] # of its default
+            str(found.first + phase),
+            {kind: f"return_{name}" for kind, name in names.items()},
+            lambda returns, kind, phase=phase: (  # type: ignore[misc] # of its default
                 returns[:, phase] if phase < returns.shape[1] else None
             ),
         )
     if found.phase == "episode" and found.returns[RUN].shape[1] > 1:
-        add_row("trial", "return_of_trial", lambda returns: returns.sum(1))
+        add_row(
+            "trial",
+            {"episode": "return_of_trial"},
+            lambda returns, kind: returns.sum(1) if kind == "episode" else None,
+        )
     print(
         f"mean return on {len(found.tasks)} unseen tasks after {found.iteration} iterations, "
         f"± 95 % confidence{f'; {found.how}' if found.how else ''}"
     )
-    _print(table)
+    print(_text(table), flush=True)
     for name, values in found.optima.items():
         print(f"{name}: {cell(values, name)}", flush=True)
     if json_file:
@@ -173,7 +220,7 @@ def _returns(values: np.ndarray, width: int = 9) -> str:
     return " -> ".join(shown)
 
 
-def _print(table: Table) -> None:
+def _text(table: Table) -> str:
     with StringIO() as text:
         Console(file=text, width=120).print(table)
-        print(*(line.rstrip() for line in text.getvalue().splitlines()), sep="\n", flush=True)
+        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())

@@ -2,24 +2,53 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mpi4py import MPI
 
 from hpc_maml.algorithms.algorithm import Algorithm, State
-from hpc_maml.config import Config, TopologyConfig, differing_keys
+from hpc_maml.config import (
+    Config,
+    EvaluationConfig,
+    TopologyConfig,
+    check_config,
+    differing_keys,
+)
 from hpc_maml.errors import InputError
 from hpc_maml.mpi.runtime import from_rank_0
 from hpc_maml.mpi.topology import Topology
 from hpc_maml.parts import make_algorithm, make_env
 from hpc_maml.roles.principal import Agents, greet, meta_test, unseen_tasks
-from hpc_maml.run.job import DONE, Job, prepare, run_job
+from hpc_maml.run.job import Job, prepare, run_job
 from hpc_maml.sampling.random_streams import Purpose, stream
 from hpc_maml.stopping import StopSignal
 
+if TYPE_CHECKING:
+    from hpc_maml.storage.states import Which
+
+
+def test_settings(
+    tasks: int | None, updates: int | None, step_sizes: str | Sequence[Any] | None
+) -> dict[str, Any]:
+    """Return what is asked for as keys of EvaluationConfig; sizes of steps tell their number.
+
+    Raises InputError for numbers among words, or another number of updates than sizes.
+    """
+    asked: dict[str, Any] = {"tasks": tasks, "updates": updates}
+    if step_sizes is not None:
+        sizes = [step_sizes] if isinstance(step_sizes, str) else list(step_sizes)
+        words = [each for each in sizes if isinstance(each, str)]
+        if words and len(sizes) > 1:
+            raise InputError("Step sizes are halved, constant, or numbers.")
+        if not words and updates not in (None, len(sizes)):
+            raise InputError(f"There are {updates} updates, but {len(sizes)} step sizes.")
+        asked["step_sizes"] = words[0] if words else [float(each) for each in sizes]
+        asked["updates"] = updates if words else len(sizes)
+    return {key: value for key, value in asked.items() if value is not None}
+
 
 class MetaTesting:
-    """A meta-test of the last checkpoint of a run; rank 0 reads, prints and keeps."""
+    """A meta-test of a checkpoint of a run; rank 0 reads and keeps."""
 
     def __init__(
         self,
@@ -27,34 +56,36 @@ class MetaTesting:
         settings: Mapping[str, Any],
         episodes: int | None,
         baselines: Sequence[Path],
+        which: "Which" = "last",
     ) -> None:
         """Keep what is asked for.
 
         ``settings`` are keys of EvaluationConfig that differ from the run's, ``episodes`` replace
-        its ``fast_batch_size``. Runs in ``baselines`` are tested on the same tasks, as is the
-        policy that the run began with.
+        its ``fast_batch_size``. Runs in ``baselines`` are tested on the same tasks with their last
+        checkpoint, as is the policy that the run began with.
         """
         self.run_dir = run_dir
         self.settings = settings
         self.episodes = episodes
         self.baselines = baselines
+        self.which = which
         # on rank 0 only
         self.env: Any = None
         self.iteration = 0
         self.contestants: dict[str, tuple[Algorithm, State]] = {}
+        self.found: Any = None  # meta_tests.MetaTest
 
-    def evaluate(self, world: MPI.Intracomm, json: Path | None) -> int:
-        """Make the meta-test on every rank; return the exit code.
+    def evaluate(self, world: MPI.Intracomm) -> None:
+        """Make the meta-test on every rank; rank 0 keeps it as ``found``, and in the run folder.
 
         Raises InputError on every rank.
         """
         job = from_rank_0(world, self._prepare)
 
         async def principal(agents: Agents, topology: Topology) -> None:
-            await self._lead(job, agents, topology, json)
+            await self._lead(job, agents, topology)
 
         run_job(world, job, principal, StopSignal())
-        return DONE
 
     def _prepare(self) -> Job:
         """Read the run and the baselines, and return the job."""
@@ -67,7 +98,7 @@ class MetaTesting:
         self.env = make_env(config, episodes=1)
         job = prepare(config, self.env)
         # Checkpoints know the configuration that they were written with.
-        checkpoint = chosen_checkpoint(self.run_dir, run_config, job.algorithm)
+        checkpoint = chosen_checkpoint(self.run_dir, run_config, job.algorithm, self.which)
         self.iteration = checkpoint.iteration
         self.contestants[RUN] = (job.algorithm, state_of(checkpoint))
         random = initial_checkpoint(config, job.algorithm)
@@ -88,12 +119,6 @@ class MetaTesting:
             if name in self.contestants:
                 raise InputError(f"Two baselines are called {path.name}: rename a folder.")
             algorithm = make_algorithm(self._tested(other, config), self.env)
-            if algorithm.phase != job.algorithm.phase:
-                raise InputError(
-                    f"The run in {path} cannot be tested beside that in {self.run_dir}: one is "
-                    "tested after updates, the other in the episodes of a trial; test each by "
-                    "itself, and draw both in one report."
-                )
             found = chosen_checkpoint(path, other, algorithm)
             self.contestants[name] = (algorithm, state_of(found))
         algorithms = tuple(algorithm for algorithm, _ in self.contestants.values())
@@ -107,14 +132,18 @@ class MetaTesting:
                 "topology": TopologyConfig(),
                 "device": "cpu",
                 "archive": config.archive.model_copy(update={"adapted_parameters": False}),
-                "evaluation": run.evaluation.model_copy(update=dict(self.settings)),
+                "evaluation": self._evaluation(run),
                 "fast_batch_size": self.episodes or run.fast_batch_size,
             }
         )
 
-    async def _lead(self, job: Job, agents: Agents, topology: Topology, json: Path | None) -> None:
-        """Test every contestant on the same tasks; print the result and keep it."""
-        from hpc_maml.run import console
+    def _evaluation(self, run: Config) -> EvaluationConfig:
+        """Return the settings of the meta-test, those of the run but for what is asked for."""
+        own = run.evaluation.model_dump() | dict(self.settings)
+        return check_config(run.model_dump() | {"evaluation": own}).evaluation
+
+    async def _lead(self, job: Job, agents: Agents, topology: Topology) -> None:
+        """Test every contestant on the same tasks, and keep the result."""
         from hpc_maml.storage.meta_tests import MetaTest, meta_test_path, save
         from hpc_maml.storage.run_folder import EVALUATIONS
 
@@ -127,15 +156,15 @@ class MetaTesting:
         }
         await agents.dismiss()
         luck = stream(config.seed, Purpose.STRATEGIES)
-        found = MetaTest(
+        self.found = MetaTest(
             self.iteration,
             job.algorithm.phase,
             tasks,
             returns,
             self.env.best_play(tasks, luck),
             job.algorithm.test_words(),
+            {name: algorithm.phase for name, (algorithm, _) in self.contestants.items()},
         )
-        console.print_meta_test(found, json)
         folder = self.run_dir / EVALUATIONS
         path = meta_test_path(folder, self.iteration, config.evaluation, self.episodes)
-        save(path, found)
+        save(path, self.found)

@@ -19,16 +19,21 @@ from hpc_maml.storage.archive_writer import RolloutArchive
 from hpc_maml.storage.atomic_files import set_aside
 from hpc_maml.storage.checkpoint import Checkpoint, checkpoints, newest, prune, save
 from hpc_maml.storage.hdf5_files import DamagedError
+from hpc_maml.storage.meta_tests import best_of
 from hpc_maml.storage.metrics import Metrics
 from hpc_maml.storage.run_folder import (
     CHECKPOINTS,
+    CONFIG,
     EVALUATIONS,
+    LOCK,
     METRICS,
     ROLLOUTS,
     begin,
     checkpoints_are_gone,
+    has_config,
     open_folder,
 )
+from hpc_maml.storage.run_log import LOG
 from hpc_maml.storage.states import (
     checkpoint_of,
     initial_checkpoint,
@@ -49,6 +54,7 @@ class RunRecord:
         self.evaluations = path / EVALUATIONS
         self.metrics = Metrics(path / METRICS, versions(), algorithm.metrics, algorithm.phase)
         self.fingerprint = fingerprint(config)
+        self.is_new = not has_config(path)
         self._lock = open_folder(path, config)
         found, damages = latest_checkpoint(path, config, algorithm)
         self.checkpoint = found or initial_checkpoint(config, algorithm)
@@ -78,6 +84,18 @@ class RunRecord:
             )
         self.metrics.last_checkpoint = self.checkpoint.iteration
 
+    def close(self) -> None:
+        """Let other jobs use the folder, as the end of the process does."""
+        self._lock.close()
+
+    def remove(self) -> None:
+        """Remove what was written before the first iteration, and the folder if it is empty."""
+        with contextlib.suppress(OSError):  # what is left shows that something else is there
+            for name in (CONFIG, LOG, LOCK):
+                (self.path / name).unlink(missing_ok=True)
+            self.checkpoints.rmdir()
+            self.path.rmdir()
+
     @property
     def state(self) -> State:
         """The state that the rest of the run goes on from."""
@@ -106,13 +124,13 @@ class RunRecord:
                 "rejected_updates": self.checkpoint.rejected_updates,
             }
         )
-        if done % self.config.checkpoint.every == 0 or done == self.config.num_iterations:
+        if self._is_due(done):
             self.write_checkpoint()
         else:
             self.metrics.write(durable=False)
 
     def write_checkpoint(self) -> None:
-        """Write the present state, and remove what is older than the last ``checkpoint.keep``."""
+        """Write the present state, and remove the checkpoints that are not to be kept."""
         self.metrics.write(durable=True)  # first, likewise
         text = to_yaml(self.config, neutral=False)
         save(self.checkpoints, self.checkpoint, self.fingerprint, text)
@@ -120,7 +138,29 @@ class RunRecord:
         self.metrics.last_checkpoint = self.checkpoint.iteration
         if first:  # from now on the run cannot begin anew without a word
             self.metrics.write(durable=False)
-        prune(self.checkpoints, self.config.checkpoint.keep, self.fingerprint)
+        prune(self.checkpoints, self._kept(), self.fingerprint)
+
+    def _is_due(self, done: int) -> bool:
+        """Tell whether there is to be a checkpoint after ``done`` iterations."""
+        settings, tested = self.config.checkpoint, self.config.evaluation.every
+        every = [settings.every, settings.keep_every, tested if settings.keep_best else None]
+        return done == self.config.num_iterations or any(
+            each and done % each == 0 for each in every
+        )
+
+    def _kept(self) -> set[int]:
+        """Return the iterations whose checkpoints stay."""
+        settings, there = self.config.checkpoint, list(checkpoints(self.checkpoints))
+        kept = set(there[-settings.keep :])
+        if settings.keep_every:
+            kept |= {done for done in there if done % settings.keep_every == 0}
+        if settings.keep_best:
+            # A damaged meta-test tells of no checkpoint: then none is removed.
+            try:
+                kept.add(best_of(self.evaluations, self.config.evaluation, there) or 0)
+            except InputError:
+                return set(there)
+        return kept
 
     def end_early(self, error: InputError) -> InputError:
         """Write a checkpoint, if that can be done; return the error with where the run stands."""

@@ -124,13 +124,22 @@ class Sinks:
         self._sinks = [sink for sink in self._sinks if not sink.failure]
 
 
-def check_installed(config: MetricsConfig) -> None:
-    """Raise InputError if the configuration asks for a library that is not installed."""
+def check_sinks(config: MetricsConfig) -> None:
+    """Raise InputError for a library that is not installed, and for a missing login."""
     for name, setting in (("tensorboard", config.tensorboard), ("wandb", config.wandb)):
         if setting not in ("auto", "off") and not _is_installed(name):
             raise InputError(
                 f"metrics.{name} is {setting}, but {name} is not installed: "
                 f"pip install 'hpc_maml[{name}]'."
+            )
+    if config.wandb == "online":
+        import wandb
+
+        # Whether the server accepts it is seen later: a run starts without the network, too.
+        if not wandb.login(prompt=False, verify=False):
+            raise InputError(
+                "metrics.wandb is online, but Weights & Biases knows no account here: call wandb "
+                "login, set WANDB_API_KEY, or choose metrics.wandb=offline."
             )
 
 

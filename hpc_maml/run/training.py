@@ -30,6 +30,9 @@ from hpc_maml.stopping import StopSignal
 from hpc_maml.storage.archive_plan import estimate
 from hpc_maml.storage.archive_schema import Segment
 
+# Told of the iterations done and the metrics of the last; it returns true to stop the run.
+Callback = Callable[[int, Mapping[str, Any]], object]
+
 
 class Training:
     """A training run; the principal's rank, 0, also prints and keeps the files."""
@@ -40,56 +43,87 @@ class Training:
         load_settings: Callable[[], Config],
         run_dir: Path | None,
         stop: StopSignal,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
-        """Keep what the run needs; ``load_settings`` is called on rank 0 only."""
+        """Keep what the run needs; what can be called is called on rank 0 only."""
         self.world = world
         self.load_settings = load_settings
         self.run_dir = run_dir
         self.stop = stop
+        self.callbacks = callbacks
         # on rank 0 only
         self.run: Any = None  # record.RunRecord
         self.env: Any = None
         self.sinks: Any = None
         self.reporter: Any = None
+        self.voice: Any = None  # console.Voice
         self.first = 0  # iterations done before
         self.job_size: dict[str, int] = {}  # metrics that are the same for all iterations
 
     def train(self) -> int:
         """Meta-train on every rank; return the exit code. Raises InputError on every rank."""
         job = from_rank_0(self.world, self._prepare)
-        warn(self.world, job.config, _say)
+        warn(self.world, job.config, self._say)
+        job = from_rank_0(self.world, lambda: self._open(job))
 
         async def principal(agents: Agents, topology: Topology) -> None:
             await self._lead(job, agents, topology)
 
-        run_job(self.world, job, principal, self.stop)
+        try:
+            run_job(self.world, job, principal, self.stop)
+        except BaseException as error:
+            self._note_failure(error)
+            raise
         return from_rank_0(self.world, lambda: self._conclude(job))
 
     def _prepare(self) -> Job:
-        """Open the run folder, and return the job."""
+        """Return the job; whatever is refused here leaves no run folder behind."""
         # Only the principal prints and keeps files, so only rank 0 imports what that takes.
-        from hpc_maml.run.record import RunRecord
-        from hpc_maml.run.sinks import check_installed
-        from hpc_maml.storage.atomic_files import size_text
-        from hpc_maml.storage.run_folder import default_path
+        from hpc_maml.run.console import Voice
+        from hpc_maml.run.sinks import check_sinks
 
+        self.voice = Voice()
         config = self.load_settings()
         assign_roles([0] * self.world.size, config.topology.agents, config.topology.layout)
-        check_installed(config.metrics)
+        check_sinks(config.metrics)
         self.env = make_env(config, episodes=1)
         job = prepare(config, self.env)
-        shapes = archive_shapes(job)
-        each, total = estimate(config, shapes)
-        self.run = RunRecord(self.run_dir or default_path(config), config, job.algorithm, shapes)
+        estimate(config, archive_shapes(job))
+        return job
+
+    def _open(self, job: Job) -> Job:
+        """Open the run folder; return the job with the folder of its rollouts."""
+        from hpc_maml.run.record import RunRecord
+        from hpc_maml.storage.atomic_files import size_text
+        from hpc_maml.storage.run_folder import default_path
+        from hpc_maml.storage.run_log import LOG, RunLog
+
+        config, shapes = job.config, archive_shapes(job)
+        path = self.run_dir or default_path(config)
+        self.run = RunRecord(path, config, job.algorithm, shapes)
         self.first = self.run.checkpoint.iteration
+        self.voice.begin_log(RunLog(path / LOG), self.run.metrics.versions)
+        each, total = estimate(config, shapes)
         if not total:
             return job
-        _say(
+        self._say(
             f"rollouts: {size_text(each)} an archived iteration, "
             f"{size_text(total)} for {config.num_iterations} iterations"
             + ("" if config.archive.compression == "none" else ", before compression")
         )
         return replace(job, rollouts=self.run.archive.folder.absolute())
+
+    def _note_failure(self, error: BaseException) -> None:
+        """Log why the run ends; one that was refused before it did anything leaves no folder."""
+        if not self.run:  # another rank than the principal's
+            return
+        self.voice.note(f"{type(error).__name__}: {error}")
+        if isinstance(error, InputError) and self.run.is_new and not self.run.metrics.rows:
+            self.run.remove()
+
+    def _say(self, text: str) -> None:
+        """Print a line, on rank 0, which alone says anything."""
+        self.voice.say(text)
 
     async def _lead(self, job: Job, agents: Agents, topology: Topology) -> None:
         """Lead the run, with everything that people see of it."""
@@ -97,13 +131,13 @@ class Training:
         from hpc_maml.run.sinks import Sinks
 
         run, config = self.run, job.config
-        _say(f"run folder {run.path}" + (f", continued at {self.first}" if self.first else ""))
+        self._say(f"run folder {run.path}" + (f", continued at {self.first}" if self.first else ""))
         for sentence in run.notes:
-            _say(sentence)
+            self._say(sentence)
         hellos = await greet(topology.world)
-        console.print_topology(topology, hellos)
+        self.voice.print(console.topology_table(topology, hellos))
         if sums := sums_of_agents(hellos):
-            _say(f"sums between agents: {sums}")
+            self._say(f"sums between agents: {sums}")
             run.metrics.versions["sums_of_agents"] = sums
         run.metrics.versions["hosts"] = ", ".join(dict.fromkeys(topology.hosts))
         self.job_size = {
@@ -113,7 +147,9 @@ class Training:
             "cores": topology.cores,
             "gpus": sum(hello.device != "cpu" for hello in hellos),
         }
-        self.reporter = console.Reporter(self.first, config.num_iterations, job.algorithm.metrics)
+        self.reporter = console.Reporter(
+            self.voice, self.first, config.num_iterations, job.algorithm.metrics
+        )
         if self.first < config.num_iterations:
             self.sinks = Sinks(config, run.path, run.metrics, self.reporter.note)
         segments = Segments(Messenger(topology.world))
@@ -137,14 +173,14 @@ class Training:
         done = run.checkpoint.iteration
         if done > self.first:
             for sentence in advise(_columns(run.metrics.rows[self.first :], NEEDED)):
-                _say(sentence)
+                self._say(sentence)
         if done < job.config.num_iterations:
-            _say(
+            self._say(
                 f"stopped early after {done} iterations, with a checkpoint; "
                 f"go on with --run-dir {run.path}"
             )
             return STOPPED_EARLY
-        _say(f"done: {done} iterations in {run.path}")
+        self._say(f"done: {done} iterations in {run.path}")
         return DONE
 
 
@@ -163,6 +199,9 @@ class _Record:
         if sentence := unlearning(_columns(training.run.metrics.rows, USED), now=True):
             training.reporter.note(f"iteration {result.done}: {sentence}")
         training.sinks.put(training.run.metrics.rows[-1])
+        for callback in training.callbacks:
+            if callback(result.done, training.run.metrics.rows[-1]):
+                training.stop.requested = True
 
     def has_test(self, done: int) -> bool:
         """Tell whether the meta-test after ``done`` iterations is kept."""
@@ -188,9 +227,3 @@ class _Record:
 def _columns(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, np.ndarray]:
     """Return the metrics of these names that there are, ``[iterations]``."""
     return {name: np.array([row[name] for row in rows]) for name in names if name in rows[0]}
-
-
-def _say(text: str) -> None:
-    from hpc_maml.run import console  # only rank 0 says anything
-
-    console.say(text)

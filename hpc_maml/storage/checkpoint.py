@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -136,9 +136,10 @@ def newest(folder: Path) -> Path | None:
     return next(reversed(checkpoints(folder).values()), None)
 
 
-def prune(folder: Path, keep: int, fingerprint: str) -> None:
-    """Remove all but the last ``keep`` checkpoints; those of other runs are left alone."""
-    for path in list(checkpoints(folder).values())[:-keep]:
+def prune(folder: Path, kept: Collection[int], fingerprint: str) -> None:
+    """Remove all checkpoints but those ``kept``, by iteration; those of other runs stay."""
+    removed = (path for done, path in checkpoints(folder).items() if done not in kept)
+    for path in removed:
         with contextlib.suppress(InputError):
             if is_plain(path) and read(path)[1] == fingerprint:
                 path.unlink()

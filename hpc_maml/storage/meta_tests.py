@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,10 @@ if TYPE_CHECKING:  # what reads a run imports no environment
 
 FORMAT_VERSION = 2  # 1: without what a phase is
 RUN, RANDOM = "run", "random"  # the policy of the run itself, and what it began with
-NAME = re.compile(r"iteration_(\d{6,})_tasks_(\d+)_updates_(\d+)(_episodes_\d+)?(_constant)?\.h5")
+NAME = re.compile(
+    r"iteration_(\d{6,})_tasks_(\d+)_updates_(\d+)(_episodes_\d+)?"
+    r"(_constant|_steps(_[0-9.e-]+)+)?\.h5"
+)
 
 # Student's t at 97.5 %, for 1 to 30 degrees of freedom
 T_QUANTILES = (
@@ -40,11 +43,16 @@ class MetaTest:
     returns: Mapping[str, np.ndarray]  # by policy: of each phase, [n, K]
     optima: Mapping[str, np.ndarray]  # by strategy: optimal returns, [n]
     how: str = ""  # how the run's policy adapts, in words
+    phases: Mapping[str, str] = field(default_factory=dict)  # what a phase is of other policies
 
     @property
     def first(self) -> int:
         """The number of the first phase: 0 updates, or episode 1."""
         return 0 if self.phase == "updates" else 1
+
+    def phase_of(self, policy: str) -> str:
+        """Return what a phase of a policy is."""
+        return self.phases.get(policy, self.phase)
 
     @property
     def score(self) -> float:
@@ -60,7 +68,11 @@ def meta_test_path(
     """Return the file of the meta-test after an iteration; ``episodes`` if not as in training."""
     name = f"iteration_{iteration:06d}_tasks_{settings.tasks}_updates_{settings.updates}"
     name += f"_episodes_{episodes}" if episodes else ""
-    return folder / f"{name}{'' if settings.step_sizes == 'halved' else '_constant'}.h5"
+    if not isinstance(settings.step_sizes, str):
+        name += "_steps_" + "_".join(map(str, settings.step_sizes))
+    elif settings.step_sizes == "constant":
+        name += "_constant"
+    return folder / f"{name}.h5"
 
 
 def meta_test_files(folder: Path) -> list[Path]:
@@ -85,6 +97,8 @@ def save(path: Path, test: MetaTest) -> None:
             for name, values in getattr(test, group).items():
                 dataset = folder.create_dataset(name, data=values)
                 dataset.attrs["unit"], dataset.attrs["shape"] = "reward", shape
+                if group == "returns":
+                    dataset.attrs["phase"] = test.phase_of(name)
 
     try:
         path.parent.mkdir(exist_ok=True)
@@ -105,6 +119,11 @@ def read(path: Path) -> MetaTest:
             returns={name: values[...] for name, values in file["returns"].items()},
             optima={name: values[...] for name, values in file["optima"].items()},
             how=str(file.attrs.get("how", "")),
+            phases={
+                name: str(values.attrs["phase"])
+                for name, values in file["returns"].items()
+                if "phase" in values.attrs
+            },
         )
 
 

@@ -333,6 +333,11 @@ class Rollouts(Mapping[tuple[int, int], Rollout]):
         return table, damages
 
 
+def open_run(path: str | Path) -> Run:
+    """Open a run folder for analysis, also while it is being written; raises InputError."""
+    return Run(path)
+
+
 def _metric(dataset: h5py.Dataset) -> Metric:
     """Return what the attributes of a dataset say; raises KeyError."""
     about = dataset.attrs
