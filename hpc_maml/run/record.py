@@ -93,8 +93,9 @@ class RunRecord:
         with contextlib.suppress(OSError):  # what is left shows that something else is there
             for name in (CONFIG, LOG, LOCK):
                 (self.path / name).unlink(missing_ok=True)
-            self.checkpoints.rmdir()
-            self.path.rmdir()
+            for folder in (self.checkpoints, self.archive.folder, self.path):
+                if folder.exists():
+                    folder.rmdir()
 
     @property
     def state(self) -> State:
