@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from mpi4py import MPI
 
 from hpc_maml import __version__
-from hpc_maml.errors import InputError
+from hpc_maml.errors import InputError, nearest
 from hpc_maml.mpi.runtime import check_world, from_rank_0, launcher_rank
 from hpc_maml.stopping import StopSignal
 
@@ -83,6 +83,13 @@ def parse(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
         raise SystemExit(0)
     if arguments and arguments[0] in COMMANDS:
         return COMMANDS[arguments[0]](arguments[1:])
+    if arguments and not arguments[0].startswith("-") and "=" not in "".join(arguments[:2]):
+        error = InputError(
+            f"{arguments[0]!r} is no command{nearest(arguments[0], COMMANDS)}: there are "
+            f"{', '.join(COMMANDS)}; settings are written key=value."
+        )
+        error.on_every_rank = True
+        raise error
     return _train(arguments)
 
 
@@ -135,7 +142,22 @@ def _parse_job(name: str, description: str, arguments: Sequence[str]) -> argpars
     parser.add_argument(
         "settings", nargs="*", metavar="key=value", help="for example algorithm.max_kl=0.02"
     )
-    return parser.parse_intermixed_args(arguments)
+    options, unknown = parser.parse_known_intermixed_args(arguments)
+    if unknown:
+        parser.error(_hint(unknown[0]))
+    return options
+
+
+def _hint(option: str) -> str:
+    """Return what is meant by an option that there is not."""
+    name = option.partition("=")[0].lstrip("-").replace("-", "_")
+    if name in ("resume", "restart", "restore"):
+        return f"there is no {option}: give the same --run-dir again, and the run goes on"
+    from hpc_maml.config import keys_named
+
+    if keys := keys_named(name):
+        return f"there is no {option}: settings are written {' or '.join(keys)}=value"
+    return f"unrecognized arguments: {option}"
 
 
 def _load(options: argparse.Namespace) -> "Config":

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
@@ -16,11 +17,11 @@ import yaml
 from pydantic import Field, ValidationError, create_model, model_validator
 from pydantic.fields import FieldInfo
 
-from hpc_maml.algorithms import algorithm_class
+from hpc_maml.algorithms import ALGORITHMS, algorithm_class
 from hpc_maml.algorithms.algorithm import AlgorithmSettings
 from hpc_maml.envs import DEFAULT_LINEAGE, declared_defaults
 from hpc_maml.errors import InputError, nearest, shown
-from hpc_maml.policies import network_class
+from hpc_maml.policies import NETWORKS, network_class
 from hpc_maml.policies.network import NetworkSettings
 from hpc_maml.settings import Count, Positive, Section, UnitInterval
 
@@ -196,9 +197,23 @@ def resolve(files: Files, words: Sequence[str] = ()) -> Resolved:
     given: dict[str, Setting] = {}
     for file in files:
         given |= _settings(_read_yaml(Path(file)), f"file {file}")
+    _check_spaces(words)
     for word in words:
         given |= _read_word(word, given)
     return _resolve(given)
+
+
+def keys_named(name: str) -> list[str]:
+    """Return the dotted keys of this name, or those whose last part it is."""
+    sections: dict[str, list[type[Section]]] = {
+        "algorithm": [algorithm_class(each).Settings for each in ALGORITHMS],
+        "policy": [network_class(each).Settings for each in NETWORKS],
+    }
+    known = dict.fromkeys(KEYS)
+    for section, classes in sections.items():
+        for fields in (each.model_fields for each in classes):
+            known |= dict.fromkeys(f"{section}.{key}" for key in fields)
+    return [key for key in known if name in (key, key.rpartition(".")[2])]
 
 
 def check_config(data: Mapping[str, Any]) -> Config:
@@ -297,6 +312,14 @@ def _read_word(word: str, given: Mapping[str, Setting]) -> dict[str, Setting]:
         raise InputError(f"{dotted_key}: '{section}' is not a section of keys.")
     old = given[key].value if key in given else {}
     return {key: Setting(_replaced(old, inner[1:], value, dotted_key), "word")}
+
+
+def _check_spaces(words: Sequence[str]) -> None:
+    """Raise InputError for a setting that spaces around its = have made several words."""
+    for before, word in pairwise(words):
+        if word.startswith("=") or (before.endswith("=") and "=" not in word):
+            meant = re.sub(" *= *", "=", " ".join(words))
+            raise InputError(f"Settings are written without spaces around the =: {meant}.")
 
 
 def _replaced(data: Any, path: Sequence[str], value: Any, dotted_key: str) -> Any:

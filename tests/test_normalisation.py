@@ -6,7 +6,7 @@ import reference
 import torch
 from reference import add, same_state
 
-from hpc_maml.algorithms.algorithm import THETA
+from hpc_maml.algorithms.algorithm import NOT_FINITE, THETA
 from hpc_maml.algorithms.collection import collect
 from hpc_maml.algorithms.maml_trpo import MamlTrpo
 from hpc_maml.algorithms.normalised import Normalised
@@ -252,7 +252,7 @@ def test_a_rejected_update_leaves_the_statistics():
     kept = {name: value.copy() for name, value in state.items()}
     phases[1].advantages[2, 0, 0] = np.nan
     found = algorithm.update(state, digests(algorithm, state, phases), TASKS, add, rng)
-    assert found.reason == "non-finite gradient"
+    assert found.reason == NOT_FINITE
     assert found.state is state
     assert same_state(state, kept)
 

@@ -169,6 +169,12 @@ class Algorithm(ABC):
         )
 
 
+# Why an update was rejected that had no finite gradient.
+NOT_FINITE = (
+    "non-finite gradient: an adaptation has diverged (a smaller step size may help), or a reward "
+    "is not finite"
+)
+
 GRADIENT_METRICS = {
     "gradient_norm": Metric("1", "Euclidean norm of the iteration's first meta-gradient"),
     "gradient_snr": Metric(

@@ -29,6 +29,7 @@ from hpc_maml.algorithms.adaptation import (
 )
 from hpc_maml.algorithms.algorithm import (
     GRADIENT_METRICS,
+    NOT_FINITE,
     THETA,
     Metric,
     Reduce,
@@ -47,7 +48,12 @@ from hpc_maml.algorithms.inner_steps import (
     like,
 )
 from hpc_maml.algorithms.step_sizes import StepSizeGroups
-from hpc_maml.algorithms.trust_region import ConjugateGradient, conjugate_gradient, line_search
+from hpc_maml.algorithms.trust_region import (
+    ConjugateGradient,
+    LineSearch,
+    conjugate_gradient,
+    line_search,
+)
 from hpc_maml.errors import InputError
 from hpc_maml.policies.distributions import Parameters
 from hpc_maml.policies.network import Array
@@ -264,6 +270,18 @@ class AllTasks:
         )
 
 
+def _why(search: LineSearch, surrogate_before: float, max_kl: float) -> str:
+    """Say why a line search failed, by its last and shortest candidate."""
+    if not np.isfinite([search.surrogate, search.kl]).all():
+        found = "the adaptation diverges at the last candidate"
+    elif search.kl > max_kl:
+        found = f"the KL divergence is {search.kl:.2g} at the last candidate, above {max_kl:g}"
+    else:
+        change = search.surrogate - surrogate_before
+        found = f"the surrogate loss does not fall (by {change:+.1e} at the last candidate)"
+    return f"line search failed: {found}"
+
+
 class MamlTrpo(GradientAdaptation):
     """MAML: the outer step is one of TRPO on the losses after adaptation."""
 
@@ -339,7 +357,9 @@ class MamlTrpo(GradientAdaptation):
         found["step_size"] = self.mean_step_size(state)
         found |= gradient_metrics(gradient, square, num_tasks)
         if not np.isfinite(gradient).all():
-            return Update(state, "non-finite gradient", found)
+            return Update(state, NOT_FINITE, found)
+        if not gradient.any():
+            return Update(state, "zero gradient: the returns within each task are all alike", found)
 
         # step direction x = F^-1 g
         direction = self.step_direction(tasks, gradient)
@@ -349,7 +369,8 @@ class MamlTrpo(GradientAdaptation):
         # Lagrange multiplier; x . F x needs no further product, as F x = g - residual
         curvature = (direction.solution * (gradient - direction.residual)).sum()
         if not 0 < curvature < np.inf:
-            return Update(state, "no finite step", found)
+            reason = "no finite step: the curvature along it is not positive and finite"
+            return Update(state, reason, found)
         full_step = -direction.solution / np.sqrt(curvature / (2 * settings.max_kl))
 
         # line search
@@ -365,7 +386,7 @@ class MamlTrpo(GradientAdaptation):
         found |= {"surrogate_after": search.surrogate, "kl_after": search.kl}
         found["line_search_steps"] = search.steps
         if search.theta is None:
-            return Update(state, "line search failed", found)
+            return Update(state, _why(search, found["surrogate_before"], settings.max_kl), found)
         return Update(self.with_outer_parameters(state, search.theta), "", found)
 
     def step_direction(self, tasks: AllTasks, gradient: np.ndarray) -> ConjugateGradient:

@@ -23,6 +23,7 @@ from hpc_maml.algorithms.adaptation import (
 from hpc_maml.algorithms.algorithm import (
     GRADIENT_METRICS,
     NAME,
+    NOT_FINITE,
     THETA,
     Metric,
     Reduce,
@@ -252,7 +253,7 @@ class ProMP(GradientAdaptation):
                 found |= {"clipped_loss_before": loss.item(), "kl_before": kl.item()}
                 found |= gradient_metrics(gradient, square.item(), num_tasks)
             if not np.isfinite(gradient).all():
-                return Update(state, "non-finite gradient", found)
+                return Update(state, NOT_FINITE, found)
             candidate, moments = adam_step(candidate, gradient, new, settings.outer_lr)
             new = new | moments
         loss, kl, clip_fraction, inner_kls, *_ = mean(at(candidate))

@@ -19,6 +19,7 @@ from hpc_maml.algorithms.algorithm import Metric
 from hpc_maml.errors import InputError
 from hpc_maml.mpi.runtime import has_launcher
 from hpc_maml.mpi.topology import Topology, rank_ranges
+from hpc_maml.report.phases import ends_by_index
 from hpc_maml.roles.messages import Hello
 from hpc_maml.storage.meta_tests import RUN, MetaTest, half_width
 from hpc_maml.storage.run_log import RunLog, stamp
@@ -68,9 +69,12 @@ class Reporter:
         first_iteration: int,
         num_iterations: int,
         declared: Mapping[str, Metric],
+        phase: str,
     ) -> None:
-        """Begin; ``declared`` are the metrics of the algorithm."""
+        """Begin; ``declared`` are the metrics of the algorithm, a task has phases of a kind."""
         self.voice = voice
+        self.phase = phase
+        self.header = ""  # of the lines, once it is shown
         self.num_iterations = num_iterations
         self.shown = {name: metric for name, metric in declared.items() if metric.console}
         self.first_iteration = first_iteration
@@ -97,6 +101,9 @@ class Reporter:
             parts.append(f"{row['diverged_episodes']} EPISODES DIVERGED")
         if reason:
             parts.append(f"UPDATE REJECTED: {reason}")
+        if not self.header:
+            self.header = self._header(parts, row["return_after_updates"].shape[1])
+            (self.voice.note if self.live else self.voice.print)(self.header)
         text = "   ".join(parts)
         pace = (time.monotonic() - self.started) / (done - self.first_iteration)
         left = timedelta(seconds=round(pace * (self.num_iterations - done)))
@@ -109,6 +116,16 @@ class Reporter:
         self.voice.note(f"{stamp()}  {line}")
         if reason:
             self.live.console.print(f"iteration {done}: update rejected: {reason}", markup=False)
+
+    def _header(self, parts: Sequence[str], phases: int) -> str:
+        """Return the names of the columns above the parts of a line."""
+        first, *last = ends_by_index(self.phase, phases).values()
+        width = len(str(self.num_iterations))
+        names = [f"{first} -> {last[0].removesuffix(' adaptation')}" if last else "mean return"]
+        names += [f"[{each.unit}]" if each.unit != "1" else "" for each in self.shown.values()]
+        cells = [name.ljust(len(part)) for name, part in zip(names, parts, strict=False)]
+        done = "done".ljust(len("iteration /") + 2 * width)
+        return "   ".join([f"{'time':19}  {done}", *cells, "took", "  left"])
 
     def note(self, text: str) -> None:
         """Print a sentence."""

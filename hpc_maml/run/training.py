@@ -148,7 +148,11 @@ class Training:
             "gpus": sum(hello.device != "cpu" for hello in hellos),
         }
         self.reporter = console.Reporter(
-            self.voice, self.first, config.num_iterations, job.algorithm.metrics
+            self.voice,
+            self.first,
+            config.num_iterations,
+            job.algorithm.metrics,
+            job.algorithm.phase,
         )
         if self.first < config.num_iterations:
             self.sinks = Sinks(config, run.path, run.metrics, self.reporter.note)
