@@ -26,7 +26,7 @@ usage: python -m hpc_maml [train] [--config FILE] [--run-dir DIR] [key=value ...
        python -m hpc_maml evaluate RUN [--tasks N] [--updates K] [--episodes N]
                           [--step-sizes SIZE ...] [--checkpoint WHICH]
                           [--baseline RUN2 ...] [--json FILE]
-       python -m hpc_maml report RUN [RUN ...] -o DIR
+       python -m hpc_maml report RUN [RUN ...] [-o DIR]
        python -m hpc_maml demo RUN [-o FILE]
        python -m hpc_maml inspect RUN [--tree] [--verify]
        python -m hpc_maml config [--config FILE] [key=value ...]
@@ -254,9 +254,16 @@ def _report(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
         description="Draw runs, side by side, seeds of one configuration as one: a page, PNG, SVG "
         "and CSV files.",
     )
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder")
     parser.add_argument(
-        "-o", dest="folder", type=Path, required=True, metavar="DIR", help="folder to write to"
+        "runs", type=Path, nargs="+", metavar="RUN", help="run folder, or folder of runs"
+    )
+    parser.add_argument(
+        "-o",
+        dest="folder",
+        type=Path,
+        default=Path("report"),
+        metavar="DIR",
+        help="folder to write to (report)",
     )
     options = parser.parse_args(arguments)
 

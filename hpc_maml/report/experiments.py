@@ -14,7 +14,7 @@ from hpc_maml.errors import InputError
 from hpc_maml.storage.hdf5_files import DamagedError
 from hpc_maml.storage.meta_tests import MetaTest
 from hpc_maml.storage.reader import Run
-from hpc_maml.storage.run_folder import METRICS
+from hpc_maml.storage.run_folder import METRICS, has_config
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,6 +110,22 @@ def declared(runs: Iterable[RunData]) -> dict[str, Metric]:
     return found
 
 
+def find_runs(folders: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """Return the run folders that are meant, also those in a folder of runs, and what is left out.
+
+    Left out are runs without an iteration; raises InputError if nothing is left.
+    """
+    found = [run for folder in folders for run in _runs_in(folder)]
+    begun = [folder for folder in found if Run(folder).committed_iterations]
+    sentences = [f"The run in {each} has not done an iteration yet" for each in found]
+    left_out = [
+        sentence for folder, sentence in zip(found, sentences, strict=True) if folder not in begun
+    ]
+    if not begun:
+        raise InputError(f"{'; '.join(left_out)}.")
+    return begun, [f"{each}: it is left out." for each in left_out]
+
+
 def read_runs(folders: Sequence[Path]) -> list[RunData]:
     """Read every run once; raises InputError for a folder without a run, or a damaged one."""
     unique = list({folder.resolve(): folder for folder in folders}.values())
@@ -118,6 +134,13 @@ def read_runs(folders: Sequence[Path]) -> list[RunData]:
         _read(folder, name if names.count(name) == 1 else str(folder))
         for folder, name in zip(unique, names, strict=True)
     ]
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    """Return a run folder itself, or the runs in a folder of runs."""
+    if has_config(folder) or not folder.is_dir():
+        return [folder]
+    return sorted(path for path in folder.iterdir() if has_config(path)) or [folder]
 
 
 def by_environment(runs: Sequence[RunData]) -> list[Environment]:
@@ -152,8 +175,6 @@ def settings_of(run: RunData) -> dict[str, Any]:
 def _read(folder: Path, name: str) -> RunData:
     run = Run(folder)
     metrics, per_task = run.metrics, run.per_task
-    if metrics.empty:
-        raise InputError(f"The run in {folder} has not done an iteration yet.")
     if missing := [each for each in NEEDED if each not in per_task]:
         raise DamagedError(folder / METRICS, f"it has no {', '.join(missing)}")
     rows = min(len(metrics), *(len(values) for values in per_task.values()))

@@ -47,6 +47,8 @@ STYLE = {
     "svg.hashsalt": "hpc_maml",  # the same picture gives the same file
 }
 STYLES = ("-", "--", ":", "-.")
+GREYS = ("0.35", "0.55", "0.7")
+FEW_SEEDS = 5  # fewer are drawn one by one: an interval of so few says little
 SHOWN_TASKS, SHOWN_EPISODES = 6, 2
 COLUMNS = 3  # of small pictures in a figure
 
@@ -69,10 +71,11 @@ def pictures(environment: Environment) -> list[Picture]:
 
 
 def render(picture: Picture, kind: str) -> bytes:
-    """Return the content of a picture's file, ``svg`` or ``png``."""
+    """Return the content of a picture's file, ``svg``, ``png`` or ``pdf``."""
     content = BytesIO()
     with mpl.rc_context(STYLE):
-        metadata = {"Date": None} if kind == "svg" else None
+        dates = {"svg": "Date", "pdf": "CreationDate"}  # the same picture gives the same file
+        metadata = {dates[kind]: None} if kind in dates else None
         picture.figure.savefig(content, format=kind, dpi=160, metadata=metadata)
     return content.getvalue()
 
@@ -80,18 +83,10 @@ def render(picture: Picture, kind: str) -> bytes:
 def learning_curves(experiments: Sequence[Experiment]) -> Picture:
     """Draw the returns of the first and the last phase, and what lies between them."""
     figure, (left, right) = _panels(2, widths=(1.6, 1))
-    one = len(experiments) == 1
     before, after = ends(kinds(experiments))
     for experiment, colour in _coloured(experiments):
         iterations = np.arange(1, experiment.iterations + 1)
-        for phase, style, only in (("pre_update", "--", BEFORE), ("post_update", "-", AFTER)):
-            band = returns(experiment, phase)
-            shade = only if one else colour
-            left.plot(iterations, band.middle, color=shade, linestyle=style)
-            if one or phase == "post_update":
-                left.fill_between(
-                    iterations, band.low, band.high, color=shade, alpha=0.18, linewidth=0
-                )
+        _curves(left, experiment, iterations, colour, one=len(experiments) == 1)
         gain = metric(experiment, "post_update_return_mean") - metric(
             experiment, "pre_update_return_mean"
         )
@@ -100,21 +95,13 @@ def learning_curves(experiments: Sequence[Experiment]) -> Picture:
             for values in gain:
                 right.plot(iterations, values, color=colour, alpha=0.35, linewidth=0.7)
     right.axhline(0, color="0.5", linewidth=0.8)
-    # The first iterations of few seeds have bands so wide that nothing else would be seen.
-    left.set_ylim(*_reach(experiments))
+    _returns_axis(left, experiments)
     _iterations(left)
     _iterations(right)
-    left.set_ylabel("return of an episode [reward]")
     right.set_ylabel("difference of returns [reward]")
     left.set_title("Return of an episode")
     found = kinds(experiments)
     right.set_title(GAIN[found[0]] if len(found) == 1 else "Gain within a task")
-    colours = (BEFORE, AFTER) if one else ("0.3", "0.3")
-    lines = [
-        Line2D([], [], color=colours[0], linestyle="--", label=before),
-        Line2D([], [], color=colours[1], label=after),
-    ]
-    left.legend(handles=lines, loc="best", fontsize=8)
     _legend(figure, experiments)
     return Picture(
         "learning_curves",
@@ -123,6 +110,56 @@ def learning_curves(experiments: Sequence[Experiment]) -> Picture:
         + _bands(experiments, after),
         figure,
     )
+
+
+def sample_efficiency(experiments: Sequence[Experiment]) -> Picture:
+    """Draw the returns of the first and the last phase by environment steps."""
+    figure, (axis,) = _panels(1, widths=(1,), width=6.5)
+    _, after = ends(kinds(experiments))
+    for experiment, colour in _coloured(experiments):
+        steps = metric(experiment, "environment_steps").cumsum(1).mean(0)
+        _curves(axis, experiment, steps, colour, one=len(experiments) == 1)
+    _returns_axis(axis, experiments)
+    axis.set_xlabel("environment steps")
+    axis.ticklabel_format(axis="x", scilimits=(-3, 5))
+    axis.margins(x=0.01)
+    _legend(figure, experiments)
+    return Picture(
+        "sample_efficiency",
+        "Return by environment steps",
+        "The same returns by the environment steps of all tasks and phases so far. "
+        + _bands(experiments, after),
+        figure,
+    )
+
+
+def _curves(axis: Axes, experiment: Experiment, x: np.ndarray, colour: Any, *, one: bool) -> None:
+    """Draw the returns of the first and the last phase; of few seeds each, of many a band."""
+    for phase, style, only in (("pre_update", "--", BEFORE), ("post_update", "-", AFTER)):
+        band = returns(experiment, phase)
+        shade = only if one else colour
+        axis.plot(x, band.middle, color=shade, linestyle=style)
+        if not (one or phase == "post_update"):
+            continue
+        if 1 < len(experiment.runs) < FEW_SEEDS:
+            for values in metric(experiment, f"{phase}_return_mean"):
+                axis.plot(x, values, style, color=shade, alpha=0.4, linewidth=0.7)
+        else:
+            axis.fill_between(x, band.low, band.high, color=shade, alpha=0.18, linewidth=0)
+
+
+def _returns_axis(axis: Axes, experiments: Sequence[Experiment]) -> None:
+    """Name the axis of returns, and say which lines are of which phase."""
+    before, after = ends(kinds(experiments))
+    colours = (BEFORE, AFTER) if len(experiments) == 1 else ("0.3", "0.3")
+    lines = [
+        Line2D([], [], color=colours[0], linestyle="--", label=before),
+        Line2D([], [], color=colours[1], label=after),
+    ]
+    axis.legend(handles=lines, loc="best", fontsize=8)
+    # The first iterations of few seeds have bands so wide that nothing else would be seen.
+    axis.set_ylim(*_reach(experiments))
+    axis.set_ylabel("return of an episode [reward]")
 
 
 def adaptation_curve(experiments: Sequence[Experiment]) -> Picture:
@@ -182,9 +219,13 @@ Coloured = Sequence[tuple[Experiment, Any]]
 
 def _after_training(axis: Axes, kind: str, shown: Coloured, *, alone: bool) -> None:
     for (experiment, colour), aside in zip(shown, _asides(len(shown)), strict=True):
+        # The run has the colour that it has everywhere; beside it stand the policies it is tested
+        # with, where no other run is.
         for number, policy in enumerate(policies(experiment) if alone else [RUN]):
-            look = {"color": PALETTE[number % len(PALETTE)], "linestyle": STYLES[min(number, 3)]}
-            look = look | {"label": policy} if alone else {"color": colour}
+            look = {"color": colour}
+            if alone:
+                grey = {} if policy == RUN else {"color": GREYS[(number - 1) % len(GREYS)]}
+                look |= grey | {"linestyle": STYLES[min(number, 3)], "label": policy}
             _whiskers(axis, kind, test_returns(experiment, policy), aside, **look)
     optimal = [
         axis.axhline(height, color="0.4", linestyle=style, linewidth=1, label=name)
@@ -484,6 +525,7 @@ def episodes_of_tasks(
 
 DRAWINGS: tuple[Callable[[Sequence[Experiment]], Picture | None], ...] = (
     learning_curves,
+    sample_efficiency,
     adaptation_curve,
     meta_test,
     task_returns,
@@ -598,11 +640,15 @@ def _medians(experiments: Sequence[Experiment], name: str) -> np.ndarray:
 
 
 def _bands(experiments: Sequence[Experiment], after: str) -> str:
-    several = [len(experiment.runs) > 1 for experiment in experiments]
-    seeds = "mean over seeds with its 95 % confidence interval"
-    tasks = "mean over the tasks of the iteration with the middle half of the tasks as the band"
-    words = seeds if all(several) else tasks
-    if any(several) and not all(several):
-        words = f"{seeds}; of a single run, {tasks}"
-    only = f" ({after})" if len(several) > 1 else ""
+    numbers = [len(experiment.runs) for experiment in experiments]
+    kinds_of_bands = {
+        "of a single run, mean over the tasks of the iteration with the middle half of the tasks "
+        "as the band": 1 in numbers,
+        f"of fewer than {FEW_SEEDS} seeds, their mean with a thin line for each": any(
+            1 < number < FEW_SEEDS for number in numbers
+        ),
+        "of more seeds, their mean with its 95 % confidence interval": max(numbers) >= FEW_SEEDS,
+    }
+    words = "; ".join(each for each, holds in kinds_of_bands.items() if holds)
+    only = f" ({after})" if len(numbers) > 1 else ""
     return f"Lines and bands{only}: {words}."

@@ -7,13 +7,14 @@ from typing import Any
 
 from hpc_maml.errors import InputError
 from hpc_maml.report import tables
-from hpc_maml.report.experiments import by_environment, read_runs
+from hpc_maml.report.experiments import by_environment, find_runs, read_runs
 from hpc_maml.storage.atomic_files import write_whole
 
 PAGE = "report.html"
 TABLES = {
     "runs.csv": tables.run_rows,
     "experiments.csv": tables.experiment_rows,
+    "aggregates.csv": tables.aggregate_rows,
     "learning_curves.csv": tables.curve_rows,
     "meta_tests.csv": tables.test_rows,
     "metrics.csv": tables.metric_rows,
@@ -30,7 +31,8 @@ def write_report(folders: Sequence[Path], to: Path) -> list[str]:
         from hpc_maml.report.page import page
     except ImportError:
         raise InputError("The report needs matplotlib: pip install 'hpc_maml[report]'.") from None
-    environments = by_environment(read_runs(folders))
+    begun, left_out = find_runs(folders)
+    environments = by_environment(read_runs(begun))
     try:
         to.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -44,9 +46,10 @@ def write_report(folders: Sequence[Path], to: Path) -> list[str]:
             for picture in pictures(environment):
                 svg = render(picture, "svg")
                 _write(to / f"{prefix}{picture.name}.svg", svg)
-                _write(to / f"{prefix}{picture.name}.png", render(picture, "png"))
+                for kind in ("png", "pdf"):
+                    _write(to / f"{prefix}{picture.name}.{kind}", render(picture, kind))
                 drawn[environment.name].append((picture, svg))
-    notes = list(dict.fromkeys(str(each.message) for each in caught))
+    notes = [*left_out, *dict.fromkeys(str(each.message) for each in caught)]
     for name, rows in TABLES.items():
         _write(to / name, tables.to_csv(rows(environments)).encode())
     _write(to / PAGE, page(environments, drawn, notes).encode())
