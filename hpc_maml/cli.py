@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 DAMAGED, FAILED, BAD_INPUT = 1, 1, 2
 
 SUMMARY = """\
-usage: python -m hpc_maml [train] [--config FILE] [--run-dir DIR] [key=value ...]
+usage: python -m hpc_maml [train] [--config FILE] [--run-dir DIR] [--time-limit TIME]
+                          [key=value ...]
        python -m hpc_maml evaluate RUN [--tasks N] [--updates K] [--episodes N]
                           [--step-sizes SIZE ...] [--checkpoint WHICH]
                           [--baseline RUN2 ...] [--json FILE]
@@ -31,6 +33,7 @@ usage: python -m hpc_maml [train] [--config FILE] [--run-dir DIR] [key=value ...
        python -m hpc_maml inspect RUN [--tree] [--verify]
        python -m hpc_maml config [--config FILE] [key=value ...]
        python -m hpc_maml doctor [--config FILE] [--run-dir DIR] [key=value ...]
+       python -m hpc_maml jobs DIR
        python -m hpc_maml bench [NAME ...] [--rounds N] [--json FILE]
        python -m hpc_maml COMMAND --help
 
@@ -95,7 +98,7 @@ def parse(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
 
 def only_prints(arguments: Sequence[str]) -> bool:
     """Tell whether the work of a command is what it prints: the others keep theirs in files."""
-    with_files = ("train", "evaluate", "report", "demo")
+    with_files = ("train", "evaluate", "report", "demo", "jobs")
     first = arguments[0] if arguments else "train"
     return first.startswith("-") or (first in COMMANDS and first not in with_files)
 
@@ -105,6 +108,8 @@ def _train(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
 
     def run(comm: MPI.Intracomm) -> int:
         stop = StopSignal()
+        if options.time_limit:
+            stop.limit_time(options.time_limit)
         stop.listen()
         from hpc_maml.run.training import Training
 
@@ -139,6 +144,13 @@ def _parse_job(name: str, description: str, arguments: Sequence[str]) -> argpars
         metavar="DIR",
         help="run folder; if it exists, the run goes on, by default with its own configuration",
     )
+    if name == "train":
+        parser.add_argument(
+            "--time-limit",
+            type=_seconds,
+            metavar="TIME",
+            help="stop with a checkpoint before so much time has passed, such as 7.5h, 30m, 90s",
+        )
     parser.add_argument(
         "settings", nargs="*", metavar="key=value", help="for example algorithm.max_kl=0.02"
     )
@@ -297,6 +309,24 @@ def _demo(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     return lambda comm: from_rank_0(comm, show)
 
 
+def _jobs(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
+    parser = argparse.ArgumentParser(
+        "hpc_maml jobs",
+        description="Copy the job scripts of Slurm, PBS and LSF, and the configuration files, to "
+        "DIR/jobs and DIR/configs; submit them from DIR.",
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    options = parser.parse_args(arguments)
+
+    def copy() -> int:
+        from hpc_maml.run.job_scripts import copy_scripts
+
+        print(*copy_scripts(options.folder), sep="\n")
+        return 0
+
+    return lambda comm: from_rank_0(comm, copy)
+
+
 def _inspect(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     parser = argparse.ArgumentParser(
         "hpc_maml inspect",
@@ -376,6 +406,14 @@ def _bench(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     return run
 
 
+def _seconds(text: str) -> float:
+    units = {"s": 1, "m": 60, "h": 3600}
+    number, unit = text[:-1], text[-1:]
+    if not re.fullmatch(r"\d+(\.\d+)?", number) or unit not in units or float(number) == 0:
+        raise argparse.ArgumentTypeError("must be a time such as 7.5h, 30m or 90s")
+    return float(number) * units[unit]
+
+
 def _step_size(text: str) -> str | float:
     try:
         return text if text in ("halved", "constant") else float(text)
@@ -407,6 +445,7 @@ COMMANDS = {
     "demo": _demo,
     "inspect": _inspect,
     "config": _config,
+    "jobs": _jobs,
     "doctor": _doctor,
     "bench": _bench,
 }

@@ -1,6 +1,8 @@
 """Stopping early: a signal on any rank becomes a decision at the next iteration boundary."""
 
+import math
 import signal
+import time
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -9,7 +11,26 @@ class StopSignal:
     """Remembers that this process was asked to stop; a second SIGINT ends it at once."""
 
     def __init__(self) -> None:
-        self.requested = False
+        self._signalled = False
+        self._deadline = math.inf  # on the monotonic clock
+        self._needed = 0.0  # seconds for the next iteration and a checkpoint
+
+    @property
+    def requested(self) -> bool:
+        """Tell whether the run is to stop: by a signal, or as its time would not last."""
+        return self._signalled or time.monotonic() + self._needed > self._deadline
+
+    def request(self) -> None:
+        """Ask for a stop."""
+        self._signalled = True
+
+    def limit_time(self, seconds: float) -> None:
+        """Ask for a stop so early that the next iteration would end after so many seconds."""
+        self._deadline = time.monotonic() + seconds
+
+    def expect(self, seconds: float) -> None:
+        """Note how long an iteration took: the next may take as long, and half of that again."""
+        self._needed = max(self._needed, 1.5 * seconds)
 
     def listen(self) -> None:
         """Take over the signals of this process, and the warnings __main__ held back."""
@@ -18,6 +39,6 @@ class StopSignal:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
 
     def _receive(self, number: int, frame: object) -> None:
-        self.requested = True
+        self._signalled = True
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -11,9 +11,12 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
+##SBATCH --account=account
+##SBATCH --partition=partition
+##SBATCH --mem-per-cpu=1G
 
 config=configs/half_cheetah_vel.yaml
 run_dir=runs/half_cheetah-$SLURM_JOB_ID
 
-. jobs/launch.sh || exit 2 # found from the checkout only
+. jobs/launch.sh || exit 2 # found from the folder that holds jobs/ only
 launch train --config "$config" --run-dir "$run_dir" "$@"

@@ -198,6 +198,7 @@ class _Record:
     def iteration(self, result: IterationResult, segments: Sequence[Segment]) -> None:
         """Keep what an iteration gave."""
         training = self.training
+        training.stop.expect(result.row["iteration_seconds"])
         training.run.record(result.done, result.state, result.row | training.job_size, segments)
         training.reporter.iteration(result.done, result.row, result.reason)
         if sentence := unlearning(_columns(training.run.metrics.rows, USED), now=True):
@@ -205,7 +206,7 @@ class _Record:
         training.sinks.put(training.run.metrics.rows[-1])
         for callback in training.callbacks:
             if callback(result.done, training.run.metrics.rows[-1]):
-                training.stop.requested = True
+                training.stop.request()
 
     def has_test(self, done: int) -> bool:
         """Tell whether the meta-test after ``done`` iterations is kept."""
