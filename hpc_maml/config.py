@@ -235,7 +235,7 @@ def fingerprint(config: Config) -> str:
 def differing_keys(config: Config, other: Config) -> list[str]:
     """Return the dotted keys, of those that affect results, in which two configurations differ."""
     mine, theirs = (
-        dict(_leaves(each.model_dump(exclude=set(NEUTRAL_KEYS)))) for each in (config, other)
+        dict(leaves(each.model_dump(exclude=set(NEUTRAL_KEYS)))) for each in (config, other)
     )
     return [key for key in mine | theirs if mine.get(key) != theirs.get(key)]
 
@@ -345,10 +345,11 @@ def _nested(settings: Mapping[str, Setting]) -> dict[str, Any]:
     return data
 
 
-def _leaves(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of nested dictionaries with their dotted keys."""
     for key, value in data.items():
         if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
@@ -407,7 +408,7 @@ def _sentence(error: ValidationError, config: type[Config], names: Mapping[str, 
     if complaint["type"] == "extra_forbidden":
         key = ".".join(path)
         if isinstance(given, dict) and given:  # a section that is not known
-            key = next(_leaves(given, f"{key}."))[0]
+            key = next(leaves(given, f"{key}."))[0]
         return f"Unknown config key '{key}'{_hint(key, known, names)}."
     # "agents: int or 'auto'" reports one complaint per alternative, named after the alternative
     while len(path) > 1 and ".".join(path) not in known:

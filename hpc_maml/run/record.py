@@ -19,7 +19,8 @@ from hpc_maml.storage.archive_writer import RolloutArchive
 from hpc_maml.storage.atomic_files import set_aside
 from hpc_maml.storage.checkpoint import Checkpoint, checkpoints, newest, prune, save
 from hpc_maml.storage.hdf5_files import DamagedError
-from hpc_maml.storage.meta_tests import best_of
+from hpc_maml.storage.meta_tests import MetaTest, best_of, meta_test_path
+from hpc_maml.storage.meta_tests import read as read_meta_test
 from hpc_maml.storage.metrics import Metrics
 from hpc_maml.storage.run_folder import (
     CHECKPOINTS,
@@ -162,6 +163,17 @@ class RunRecord:
             except InputError:
                 return set(there)
         return kept
+
+    def scheduled_test(self, done: int) -> MetaTest | None:
+        """Return the scheduled meta-test after ``done`` iterations, if there is one, and kept."""
+        settings = self.config.evaluation
+        path = meta_test_path(self.evaluations, done, settings)
+        if not settings.every or done % settings.every or not path.exists():
+            return None
+        try:
+            return read_meta_test(path)
+        except InputError:  # a damaged one, which inspect tells of
+            return None
 
     def end_early(self, error: InputError) -> InputError:
         """Write a checkpoint, if that can be done; return the error with where the run stands."""

@@ -20,8 +20,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hpc_maml.algorithms.algorithm import Metric
-from hpc_maml.config import Config, MetricsConfig
+from hpc_maml.config import NEUTRAL_KEYS, Config, MetricsConfig, leaves
 from hpc_maml.errors import InputError
+from hpc_maml.storage.meta_tests import RUN, MetaTest
+from hpc_maml.storage.metrics import METRICS as OF_EVERY_RUN
 from hpc_maml.storage.metrics import PER_TASK, Metrics
 
 TENSORBOARD = "tensorboard"  # folder of the event files in a run folder
@@ -36,11 +38,11 @@ Row = Mapping[str, Any]  # values of the columns of Metrics and of PER_TASK by n
 
 
 class Entry(NamedTuple):
-    """The metrics of one iteration on their way to a sink."""
+    """What is known after an iteration, on its way to a sink: its metrics, or a meta-test."""
 
-    iteration: int  # counted from 1
+    iteration: int  # counted from 1; a meta-test may be of 0
     time: float  # seconds since the epoch
-    row: Row
+    found: "Row | MetaTest"
 
 
 class Sink:
@@ -86,16 +88,23 @@ class Sinks:
     """The sinks of a run; one that fails is reported once, and dropped."""
 
     def __init__(
-        self, config: Config, folder: Path, metrics: Metrics, report: Callable[[str], None]
+        self,
+        config: Config,
+        folder: Path,
+        metrics: Metrics,
+        tests: Sequence[MetaTest],
+        report: Callable[[str], None],
     ) -> None:
-        """Start the sinks of a configuration; ``metrics`` are those of the run so far."""
+        """Start the sinks of a configuration; metrics and scheduled tests are those so far."""
         self._report = report
         self._iteration = len(metrics.rows)
-        earlier = _entries(metrics.rows)
+        earlier = _entries(metrics.rows, tests)
         columns = metrics.columns
         writers: dict[str, Callable[[Iterator[Entry]], None]] = {}
         if config.metrics.tensorboard != "off" and _is_installed("tensorboard"):
-            writers["TensorBoard"] = partial(write_tensorboard, folder / TENSORBOARD, columns)
+            writers["TensorBoard"] = partial(
+                write_tensorboard, folder / TENSORBOARD, config, columns
+            )
         if config.metrics.wandb != "off":
             writers["Weights & Biases"] = partial(write_wandb, folder, config, columns)
         self._sinks = [Sink(name, write, earlier) for name, write in writers.items()]
@@ -103,8 +112,15 @@ class Sinks:
     def put(self, row: Row) -> None:
         """Hand the row of the next iteration to every sink."""
         self._iteration += 1
+        self._put(Entry(self._iteration, time.time(), row))
+
+    def put_test(self, test: MetaTest) -> None:
+        """Hand a meta-test to every sink."""
+        self._put(Entry(test.iteration, time.time(), test))
+
+    def _put(self, entry: Entry) -> None:
         for sink in self._sinks:
-            sink.put(Entry(self._iteration, time.time(), row))
+            sink.put(entry)
         self._drop_failed()
 
     def close(self) -> None:
@@ -143,20 +159,46 @@ def check_sinks(config: MetricsConfig) -> None:
             )
 
 
+def tags(columns: Mapping[str, Metric]) -> dict[str, str]:
+    """Return what metrics are called, by name: in groups, as people look at them."""
+    return {name: f"{_group(name, metric)}/{name}" for name, metric in columns.items()}
+
+
+def _group(name: str, metric: Metric) -> str:
+    if metric.unit == "s" or name.endswith("_busy"):
+        return "time"
+    if "return" in name:
+        return "return"
+    return "run" if name in OF_EVERY_RUN else "outer_step"
+
+
+def scalars_of_test(test: MetaTest) -> dict[str, float]:
+    """Return the mean return of a meta-test in each phase, and of a trial, by tag."""
+    returns = test.returns[RUN]
+    words = "return_after_{}_updates" if test.phase == "updates" else "return_episode_{}"
+    found = {
+        f"meta_test/{words.format(test.first + phase)}": float(values.mean())
+        for phase, values in enumerate(returns.T)
+    }
+    return found if test.phase == "updates" else found | {"meta_test/return_of_trial": test.score}
+
+
 def write_tensorboard(
-    folder: Path, columns: Mapping[str, Metric], entries: Iterator[Entry]
+    folder: Path, config: Config, columns: Mapping[str, Metric], entries: Iterator[Entry]
 ) -> None:
-    """Write rows to a new event file, which replaces what earlier files of the folder show."""
+    """Write entries to a new event file, which replaces what earlier files of the folder show."""
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog
     from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
+    from tensorboard.plugins.hparams.summary_v2 import hparams_pb
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     # The older kinds of value, as PyTorch writes them: all readers know these, and purge them.
     def summary(row: Row, *, described: bool) -> Summary:
         values = Summary()
-        for group, metrics in (("iterations", columns), ("tasks", DISTRIBUTIONS)):
-            for name, metric in metrics.items():
-                value = values.value.add(tag=f"{group}/{name}")
+        for metrics in (columns, DISTRIBUTIONS):
+            for name, tag in tags(metrics).items():
+                metric = metrics[name]
+                value = values.value.add(tag=tag)
                 if described:
                     value.metadata.summary_description = f"{metric.description} [{metric.unit}]"
                     kind = "histograms" if name in DISTRIBUTIONS else "scalars"
@@ -196,8 +238,16 @@ def write_tensorboard(
         write(wall_time=time.time(), file_version="brain.Event:2")
         purge = SessionLog(status=SessionLog.START)  # forget this step and all later ones
         write(wall_time=time.time(), step=0, session_log=purge)
-        for number, (iteration, seconds, row) in enumerate(entries):
-            write(wall_time=seconds, step=iteration, summary=summary(row, described=not number))
+        write(wall_time=time.time(), summary=hparams_pb(hyperparameters(config)))
+        described = False
+        for iteration, seconds, found in entries:
+            if isinstance(found, MetaTest):
+                means = Summary()
+                for tag, mean in scalars_of_test(found).items():
+                    means.value.add(tag=tag, simple_value=mean)
+            else:
+                means, described = summary(found, described=not described), True
+            write(wall_time=seconds, step=iteration, summary=means)
 
 
 def write_wandb(
@@ -219,24 +269,41 @@ def write_wandb(
             console="off", silent=True, init_timeout=SERVER_LIMIT, finish_timeout=SERVER_LIMIT
         ),
     )
-    for iteration, _, row in entries:
+    for iteration, _, found in entries:
         if iteration < run.starting_step:  # an earlier job has sent it
             continue
-        values: dict[str, Any] = {f"iterations/{name}": float(row[name]) for name in columns}
-        for name in DISTRIBUTIONS:
-            finite = row[name][np.isfinite(row[name])]
-            values[f"tasks/{name}"] = wandb.Histogram(finite, num_bins=HISTOGRAM_BINS)
+        if isinstance(found, MetaTest):
+            run.log(scalars_of_test(found), step=iteration)
+            continue
+        values: dict[str, Any] = {tag: float(found[name]) for name, tag in tags(columns).items()}
+        for name, tag in tags(DISTRIBUTIONS).items():
+            finite = found[name][np.isfinite(found[name])]
+            values[tag] = wandb.Histogram(finite, num_bins=HISTOGRAM_BINS)
         run.log(values, step=iteration)
     run.finish()
 
 
-def _entries(rows: Sequence[Row]) -> list[Entry]:
-    """Return entries for earlier rows, dated as if the run had gone on without a break."""
-    ended = time.time() - np.cumsum([row["iteration_seconds"] for row in reversed(rows)])[::-1]
-    return [
-        Entry(iteration, float(ended[iteration - 1] + row["iteration_seconds"]), row)
-        for iteration, row in enumerate(rows, 1)
+def hyperparameters(config: Config) -> dict[str, Any]:
+    """Return the keys that affect the result, dotted, as numbers, truth values and texts."""
+    return {
+        key: value if isinstance(value, bool | int | float | str) else str(value)
+        for key, value in leaves(config.model_dump(exclude=set(NEUTRAL_KEYS)))
+    }
+
+
+def _entries(rows: Sequence[Row], tests: Sequence[MetaTest]) -> list[Entry]:
+    """Return entries for what is known, dated as if the run had gone on without a break."""
+    seconds = [row["iteration_seconds"] for row in rows]
+    ended = time.time() - sum(seconds) + np.cumsum([0.0, *seconds])
+    found: list[Entry] = [
+        Entry(iteration, float(ended[iteration]), row) for iteration, row in enumerate(rows, 1)
     ]
+    found += [
+        Entry(test.iteration, float(ended[test.iteration]), test)
+        for test in tests
+        if test.iteration <= len(rows)
+    ]
+    return sorted(found, key=lambda entry: (entry.iteration, isinstance(entry.found, MetaTest)))
 
 
 def _is_installed(name: str) -> bool:

@@ -155,7 +155,8 @@ class Training:
             job.algorithm.phase,
         )
         if self.first < config.num_iterations:
-            self.sinks = Sinks(config, run.path, run.metrics, self.reporter.note)
+            tests = [test for each in range(self.first + 1) if (test := run.scheduled_test(each))]
+            self.sinks = Sinks(config, run.path, run.metrics, tests, self.reporter.note)
         segments = Segments(Messenger(topology.world))
         record = _Record(self, job)
         principal = Principal(config, self.env, agents, segments, record, self.stop)
@@ -204,6 +205,8 @@ class _Record:
         if sentence := unlearning(_columns(training.run.metrics.rows, USED), now=True):
             training.reporter.note(f"iteration {result.done}: {sentence}")
         training.sinks.put(training.run.metrics.rows[-1])
+        if (kept := training.run.scheduled_test(result.done)) is not None:  # of an earlier job
+            training.sinks.put_test(kept)
         for callback in training.callbacks:
             if callback(result.done, training.run.metrics.rows[-1]):
                 training.stop.request()
@@ -222,6 +225,8 @@ class _Record:
         found = MetaTest(done, algorithm.phase, tasks, {RUN: returns}, {}, words)
         save(self._path(done), found)
         self.training.reporter.note(console.test_text(found))
+        if self.training.sinks:  # none where only a meta-test is made up for
+            self.training.sinks.put_test(found)
 
     def _path(self, done: int) -> Path:
         from hpc_maml.storage.meta_tests import meta_test_path
