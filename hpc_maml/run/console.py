@@ -239,5 +239,5 @@ def _returns(values: np.ndarray, width: int = 9) -> str:
 
 def _text(table: Table) -> str:
     with StringIO() as text:
-        Console(file=text, width=120).print(table)
+        Console(file=text, width=120, force_jupyter=False).print(table)
         return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
