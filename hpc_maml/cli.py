@@ -292,7 +292,7 @@ def _demo(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     parser = argparse.ArgumentParser(
         "hpc_maml demo",
         description="Show the last policy of a run on unseen tasks, before and after adaptation: "
-        "navigation as a picture, robots as an animated GIF.",
+        "navigation as a picture, others as an animated GIF, or as an MP4 film (-o FILE.mp4).",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     parser.add_argument(

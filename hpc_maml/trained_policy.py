@@ -199,7 +199,7 @@ class TrainedPolicy:
 class Trial:
     """Episodes of a task, one after the other, in which a policy acts.
 
-    A recurrent policy remembers all of a trial: what it saw, what it did, and what came of it. So
+    A recurrent policy remembers all of a trial: observations, actions and their results. So
     ``observe`` must follow each ``act``. Others forget, and need not observe.
     """
 
@@ -229,7 +229,7 @@ class Trial:
             )
         if self.memory is not None and self._actions is not None:
             raise InputError(
-                "Say first what came of the last action: trial.observe(reward, ended)."
+                "The result of the last action is missing: call trial.observe(reward, ended)."
             )
         policy, distribution = (
             self.policy.algorithm.policy,
@@ -249,7 +249,7 @@ class Trial:
         return found[()]
 
     def observe(self, rewards: Any, ended: Any, actions: Any = None) -> None:
-        """Remember what came of the last actions: rewards, and whether the episode ended.
+        """Remember the result of the last actions: rewards, and whether the episode ended.
 
         Both are ``[*tasks, *batch]``; ``actions`` are given if others were taken than the policy
         chose. Raises InputError before the first ``act``, and for another shape.

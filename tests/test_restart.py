@@ -163,7 +163,7 @@ def test_a_signal_to_any_single_rank_stops_the_run(rank, tmp_path):
     assert job.returncode == STOPPED_EARLY
 
 
-def test_a_finished_run_is_left_alone_and_can_be_prolonged(undisturbed):
+def test_a_finished_run_is_left_alone_and_can_be_extended(undisturbed):
     short = (*SETTINGS, "num_iterations=5", "--run-dir", "run")
     run(HERE, *short)
     before = {path: path.stat().st_mtime_ns for path in Path("run").glob("checkpoints/*")}

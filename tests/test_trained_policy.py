@@ -350,7 +350,7 @@ def test_a_recurrent_policy_acts_in_trials(policy):
         policy([0, 0])
     trial = policy.trial()
     trial.act([0, 0])
-    with pytest.raises(InputError, match="what came of the last action"):
+    with pytest.raises(InputError, match="The result of the last action is missing"):
         trial.act([0, 0])
     with pytest.raises(InputError, match="1 numbers of rewards, not 2"):
         trial.observe([1, 2], False)

@@ -13,6 +13,7 @@ from gymnasium.envs.registration import load_env_creator
 from hpc_maml.envs.batched import TaskVectorEnv, check_choices
 
 LONGEST_EPISODE = 1000  # where nothing else is said
+IMAGES_PER_SECOND = 30
 Maker = Callable[..., Any]  # an environment class, or gymnasium.make with an ID
 
 
@@ -121,6 +122,15 @@ class SingleEnvs(Foreign):
         """Make the batch of environments of one kind."""
         self._envs = list(envs)
         super().__init__(name, envs[0].observation_space, envs[0].action_space, **sizes)
+
+    def image(self, row: int) -> np.ndarray:
+        """Return an image of an episode, uint8 ``[height, width, 3]``; needs ``rgb_array``."""
+        return np.asarray(self._envs[row].render())
+
+    @property
+    def seconds_per_step(self) -> float:
+        """The time that a step takes in a film, where the environment says so."""
+        return 1 / float(self._envs[0].metadata.get("render_fps", IMAGES_PER_SECOND))
 
     def _start(self, chosen: np.ndarray, starts: np.ndarray) -> None:
         for row, seed in zip(np.flatnonzero(chosen), starts[:, 0], strict=True):

@@ -138,7 +138,7 @@ class RunRecord:
         save(self.checkpoints, self.checkpoint, self.fingerprint, text)
         first = not self.metrics.last_checkpoint
         self.metrics.last_checkpoint = self.checkpoint.iteration
-        if first:  # from now on the run cannot begin anew without a word
+        if first:  # from now on the run cannot silently begin anew
             self.metrics.write(durable=False)
         prune(self.checkpoints, self._kept(), self.fingerprint)
 
