@@ -64,6 +64,8 @@ def words_of_type(annotation: Any) -> st.SearchStrategy[Any]:
         return st.sampled_from([str(value) for value in parts])
     if get_origin(annotation) in (Union, types.UnionType):
         return st.one_of(*(words_of_type(part) for part in parts))
+    if get_origin(annotation) is list:
+        return st.lists(words_of_type(parts[0]), max_size=3)
     if hasattr(annotation, "__metadata__"):  # Annotated
         return words_of_type(parts[0])
     choices = {

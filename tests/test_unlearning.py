@@ -14,6 +14,7 @@ from hpc_maml.report.experiments import by_environment, read_runs
 from hpc_maml.report.page import page
 from hpc_maml.report.unlearning import WINDOW, Fall, falls, unlearning
 from hpc_maml.run.training import _Record
+from hpc_maml.stopping import StopSignal
 
 NUMBERS = np.arange(200)
 RISING = 10 * (1 - np.exp(-NUMBERS / 30))  # in units of the noise
@@ -108,9 +109,16 @@ def test_it_is_said_once_wherever_a_run_is_continued():
     reporter = SimpleNamespace(iteration=lambda *_: None, note=notes.append)
     sinks = SimpleNamespace(put=lambda _: None)
     metrics = SimpleNamespace(rows=kept)
-    run = SimpleNamespace(metrics=metrics, record=lambda done, state, row, _: kept.append(row))
-    training = SimpleNamespace(run=run, reporter=reporter, sinks=sinks, job_size={})
+    run = SimpleNamespace(
+        metrics=metrics,
+        record=lambda done, state, row, _: kept.append(row),
+        scheduled_test=lambda done: None,
+    )
+    training = SimpleNamespace(
+        run=run, reporter=reporter, sinks=sinks, job_size={}, stop=StopSignal(), callbacks=()
+    )
     for done, row in enumerate(rows, 1):  # a continued run has the rows of before
+        row = row | {"iteration_seconds": 1.0}
         result = SimpleNamespace(done=done, state={}, row=row, reason="")
         _Record(training, None).iteration(result, [])
     found = falls(columns["post_update_return_mean"])
