@@ -58,6 +58,10 @@ def train(
             training = Training(world, load_settings, folder, stop, callbacks)
             try:
                 training.train()
+            except BaseException:
+                if training.sinks:
+                    training.sinks.close()
+                raise
             finally:
                 if training.run:
                     training.run.close()
@@ -114,7 +118,7 @@ def _one_process() -> Iterator["MPI.Intracomm"]:
         )
     comm = world.Dup()
     yield comm
-    comm.Free()
+    comm.Free()  # not after a failure, which may leave messages on their way
 
 
 @contextmanager

@@ -91,7 +91,7 @@ class TrainedPolicy:
         episodes: int | None = None,
         seed: int | None = None,
     ) -> "TrainedPolicy":
-        """Return the policy that ``updates`` phases of play on a task make of this one.
+        """Return this policy after ``updates`` phases of play on a task, each with an adaptation.
 
         ``env`` is a name, as in ``env.name``, with a ``task`` ``[task_dim]`` or ``[G, task_dim]``
         of G tasks; a TaskVectorEnv; or a Gymnasium environment, which is played as it is, or given
