@@ -288,15 +288,19 @@ class _PlayedEnv:
         episodes: int,
     ) -> None:
         """Find or make it, and set the tasks; raises InputError."""
-        tasks = None if task is None else np.atleast_2d(np.asarray(task, np.float64))
-        self.one = np.ndim(task) < 2
+        own = isinstance(env, gymnasium.Env)  # whose tasks may be of any kind
+        tasks = None if own or task is None else np.atleast_2d(np.asarray(task, np.float64))
+        self.one = own or np.ndim(task) < 2
         self.repeats = 1  # of an environment that plays one episode at a time
         self.episodes = episodes
         if isinstance(env, gymnasium.Env):
             if task is not None:
                 _set_task(env, task)
-            self.one, tasks, self.repeats = True, None, episodes
-            self.env: TaskVectorEnv = GivenEnv(env, policy.config.horizon)
+            self.repeats = episodes
+            try:
+                self.env: TaskVectorEnv = GivenEnv(env, policy.config.horizon)
+            except ValueError as error:
+                raise InputError(f"The environment cannot be used: {error}.") from None
         elif isinstance(env, TaskVectorEnv):
             self.env = env
             self.one = self.one and env.num_tasks == 1

@@ -172,6 +172,12 @@ class Own(gymnasium.Env):
         return self.place, reward, len(self.episodes[-1]) == 7, False, {}
 
 
+class Unsuitable(Own):
+    """Its actions are neither numbers nor a choice."""
+
+    action_space = gymnasium.spaces.MultiBinary(2)
+
+
 def test_an_environment_of_ones_own_is_played_one_episode_after_another(policy):
     env = Own()
     adapted = policy.adapt(env, [0.3, 0.2], episodes=3)
@@ -327,6 +333,8 @@ def test_a_torch_module_can_be_trained_on(policy):
         (lambda policy: policy.adapt("bandit", [0.5] * 5), "those that the policy learned with"),
         (lambda policy: policy.adapt("navigation", [0, 1], episodes=1), "two episodes"),
         (lambda policy: policy.adapt(gymnasium.make("Pendulum-v1"), 1), "has no set_task"),
+        (lambda policy: policy.adapt(gymnasium.make("Pendulum-v1")), "of this environment are Box"),
+        (lambda policy: policy.adapt(Unsuitable()), "The environment cannot be used: actions of"),
         (
             lambda policy: policy.adapt("navigation", [[0, 1]] * 2).to_torch(),
             "exported task by task",
