@@ -1,5 +1,6 @@
 """TensorBoard and Weights & Biases: the numbers of metrics.h5, and never at the cost of the run."""
 
+import contextlib
 import json
 import struct
 import threading
@@ -41,8 +42,9 @@ def killed_and_resumed(tmp_path_factory) -> Path:
         str(folder),
     )
     killed = ("0", "hpc_maml.run.record", "RunRecord.record", "6", "kill")
-    job = start(2, *killed, *words, python=(FAULT,))
-    job.communicate(timeout=60)
+    with contextlib.chdir(folder.parent):  # where the job notes when it was killed
+        job = start(2, *killed, *words, python=(FAULT,))
+        job.communicate(timeout=60)
     assert job.returncode
     assert len(list((folder / "tensorboard").iterdir())) == 1
     run(3, *words, timeout=60)
