@@ -96,7 +96,7 @@ def _train(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
 
     def run(comm: MPI.Intracomm) -> int:
         stop = StopSignal()
-        stop.listen()
+        stop.listen(speaks=comm.rank == 0)
         from hpc_maml.run.training import Training
 
         return Training(comm, lambda: _load(options), options.run_dir, stop).train()

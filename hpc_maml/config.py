@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
-from pydantic import Field, ValidationError, create_model
+from pydantic import Field, ValidationError, create_model, field_validator
 from pydantic.fields import FieldInfo
 
 from hpc_maml.algorithms import algorithm_class
@@ -27,6 +27,7 @@ from hpc_maml.settings import Count, Positive, Section, UnitInterval
 BOOLEAN, INTEGER, MERGE = (f"tag:yaml.org,2002:{name}" for name in ("bool", "int", "merge"))
 LARGEST_FILE = 2**18  # characters of a configuration file
 DEEPEST = 50  # levels of lists and dictionaries in each other
+OLD_LAYOUT = "colocated"  # before there were teams
 OLD_ALGORITHMS = ("maml", "pretrain")  # in files of 0.1, where ``algorithm`` was no section
 
 Files = str | Path | Sequence[str | Path] | None
@@ -41,11 +42,21 @@ class EnvConfig(Section):
 
 class TopologyConfig(Section):
     agents: Count | Literal["auto"] = Field(
-        "auto", description="a number, or auto: a quarter of the ranks, at most one per core"
+        "auto",
+        description="number of teams, or auto: one a node; with GPUs one for each",
     )
-    layout: Literal["split", "colocated"] = Field(
-        "split", description="split: ranks of their own; colocated: every rank agent and observer"
+    layout: Literal["auto", "team", "split"] = Field(
+        "auto",
+        description="team: every rank observes and computes; split: agents have ranks of their "
+        "own; auto: split where there are GPUs, else team on as many ranks as there are cores",
     )
+
+    @field_validator("layout", mode="before")
+    @classmethod
+    def _explain_colocated(cls, value: Any) -> Any:
+        if value == OLD_LAYOUT:
+            raise ValueError("use team, in which every rank observes and computes")
+        return value
 
 
 class CheckpointConfig(Section):
@@ -502,6 +513,9 @@ def _read_yaml(file: Path) -> dict[str, Any]:
             f"The config file {file} was written by an older hpc_maml (0.1 layout): its run can "
             "be read, reported and inspected, but not continued or tested."
         )
+    topology = data.get("topology")
+    if isinstance(topology, dict) and topology.get("layout") == OLD_LAYOUT:
+        topology["layout"] = "team"  # of an older run, whose result no layout changes
     return data
 
 

@@ -77,7 +77,11 @@ FEW = [
 EACH = [
     name if name in FEW else pytest.param(name, marks=pytest.mark.slow, id=name) for name in RUNS
 ]
-LAYOUTS = {"split": ("topology.agents=auto",), "colocated": ("topology.layout=colocated",)}
+LAYOUTS = {
+    "split": ("topology.layout=split",),
+    "team": ("topology.layout=team",),
+    "teams": ("topology.layout=team", "topology.agents=3"),
+}
 ADAM = {"adam_first_moment", "adam_second_moment", "adam_steps"}
 STATISTICS = {"observation_count", "observation_mean", "observation_variance"}
 
@@ -106,7 +110,7 @@ def on_three_ranks(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def on_many_ranks(tmp_path_factory) -> Path:
-    """Return the folder with all runs on 3 and on 16 ranks, in both layouts."""
+    """Return the folder with all runs on 3 and on 16 ranks, in all layouts."""
     top = tmp_path_factory.mktemp("many")
     for ranks in (3, 16):
         runs = {

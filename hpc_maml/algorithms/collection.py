@@ -1,7 +1,7 @@
 """The collection of all phases of some tasks, as an observer does it."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -21,11 +21,12 @@ def collect(
     keys: Sequence[tuple[int, int, int]],
     evaluation: bool,
     dtype: np.dtype,
+    give_way: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[np.ndarray, Play]]:
     """Yield batches ``[G]`` for each phase of G tasks, and what they were played with.
 
     ``tasks`` are ``[G, task_dim]``; each has a key (seed, iteration, index of the task). A task
-    gets the same bits beside any others.
+    gets the same bits beside any others. ``give_way`` is called again and again meanwhile.
     """
     purposes = (
         (Purpose.EVALUATION_ACTIONS, Purpose.EVALUATION_ENVIRONMENT)
@@ -43,10 +44,11 @@ def collect(
             for purpose in purposes
         )
         with np.errstate(over="ignore", invalid="ignore"):  # a divergence is seen by its NaN
-            memory = roll_out(algorithm.policy, env, play, actions, environment, batches)
+            memory = roll_out(algorithm.policy, env, play, actions, environment, batches, give_way)
             for batch, (_, iteration, index) in zip(batches, keys, strict=True):
                 batch["iteration"], batch["task"], batch["phase"] = iteration, index, phase
                 batch["advantages"][:] = algorithm.advantages(trajectories(batch))
+                give_way()
             behaviour, play = play, play._replace(memory=memory)
             if phase + 1 < phases:
                 play = algorithm.adapt(

@@ -35,7 +35,7 @@ NO_SETTINGS = tuple(f"OMPI_MCA_{name}" for name in ("ess", "orte", "prte", "pmix
 
 
 def sum_of_agents(
-    setting: str, gpu: "Gpu | None", topology: Topology, limit: float
+    setting: str, gpu: "Gpu | None", topology: Topology, limit: float, spin: float = 0.0
 ) -> tuple[ExactSum, str]:
     """Return the sum over agents, and through which memory it goes, in words, for one with a GPU.
 
@@ -50,12 +50,12 @@ def sum_of_agents(
         raise InputError(
             "mpi.cuda_aware is on, but the MPI library says that it cannot take memory of a GPU."
         )
-    through_host = ExactSum(agents, limit, gpu)
+    through_host = ExactSum(agents, limit, gpu, spin=spin)
     if agents.size == 1:
         return through_host, "none, as there is one agent" if gpu else ""
     trial_limit = min(TRIAL_LIMIT, limit / 2)  # the others wait for it
     objection = _objection(setting, gpu, answer, topology.local_agent == 0, trial_limit)
-    direct = ExactSum(agents, limit, gpu, direct=True)
+    direct = ExactSum(agents, limit, gpu, direct=True, spin=spin)
     if smallest(agents, not objection, limit):
         # what one process proved by itself must hold between them
         terms = np.arange(1000.0)

@@ -70,7 +70,10 @@ def page(
             f'<p class="note">{escape(run.name)}: {escape(sentence)}.</p>'
             for each in environment.experiments
             for run in each.runs
-            for sentence in ("; ".join(advise(run.metrics)), unlearning(run.metrics, now=False))
+            for sentence in (
+                "; ".join(advise(run.metrics, run.config["meta_batch_size"])),
+                unlearning(run.metrics, now=False),
+            )
             if sentence
         ]
         parts += [_details(run) for each in environment.experiments for run in each.runs]

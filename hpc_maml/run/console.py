@@ -88,10 +88,15 @@ def say(text: str) -> None:
 
 
 def print_topology(topology: Topology, hellos: Sequence[Hello]) -> None:
-    """Print which ranks hold which roles, where, with how many threads; equal ranks in one row."""
+    """Print which ranks hold which roles, where, with how many threads, and why.
+
+    Equal ranks are in one row.
+    """
     groups: dict[tuple[str, ...], list[int]] = {}
     for rank, (place, hello) in enumerate(zip(topology.places, hellos, strict=True)):
         row = (topology.hosts[rank], " + ".join(place.roles), hello.device, str(hello.threads))
+        if not place.roles:
+            row = (topology.hosts[rank], "rest", "", "")
         groups.setdefault(row, []).append(rank)
     table = Table(box=None, pad_edge=False, header_style="")
     for name in ("ranks", "roles", "host", "device", "threads per rank"):
@@ -99,6 +104,8 @@ def print_topology(topology: Topology, hellos: Sequence[Hello]) -> None:
     for (host, roles, device, threads), ranks in groups.items():
         table.add_row(rank_ranges(ranks), roles, host, device, threads)
     _print(table)
+    plan = topology.plan
+    print(f"layout {plan.layout}: {plan.reason}", flush=True)
 
 
 def test_text(found: MetaTest) -> str:

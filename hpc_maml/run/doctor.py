@@ -22,7 +22,8 @@ from hpc_maml.config import Config
 from hpc_maml.errors import InputError
 from hpc_maml.mpi.gpu_sums import ask_library
 from hpc_maml.mpi.runtime import check_world, from_rank_0, has_launcher, launcher_rank, to_rank_0
-from hpc_maml.mpi.topology import Place, assign_roles, rank_ranges, visible_gpus
+from hpc_maml.mpi.topology import Place, Plan, Seat, plan_roles, rank_ranges, visible_gpus
+from hpc_maml.report.advice import uneven
 
 GIGABYTE = 1e9
 LEAST_SPACE, SLOW_SYNC = 1.0, 0.5  # GB, s
@@ -92,23 +93,19 @@ def examine(ranks: Sequence[Facts], config: Config) -> list[Check]:
     where = [f"{host}: {rank_ranges(numbers)}" for host, numbers in hosts.items()]
     checks.append(Check("ok", "ranks", "; ".join(where)))
     numbers = {host: number for number, host in enumerate(hosts)}
-    cores = sum(
-        len(frozenset().union(*(ranks[rank].cores for rank in here))) for here in hosts.values()
-    )
+    seats = [
+        Seat(numbers[facts.host], facts.cores, len(facts.cores), len(facts.gpus)) for facts in ranks
+    ]
     try:
-        places = assign_roles(
-            [numbers[facts.host] for facts in ranks],
-            config.topology.agents,
-            config.topology.layout,
-            cores,
-            [len(facts.gpus) if config.device != "cpu" else 0 for facts in ranks],
-        )
+        asked = config.topology
+        plan = plan_roles(seats, asked.agents, asked.layout, config.device)
     except InputError as error:
         return [*checks, Check("error", "roles", str(error))]
     return [
         *checks,
-        *(_cores(host, here, ranks, places) for host, here in hosts.items()),
-        *_gpus(hosts, ranks, places, config.device),
+        *(_cores(host, here, ranks, plan.places) for host, here in hosts.items()),
+        *_tasks(plan, config.meta_batch_size),
+        *_gpus(hosts, ranks, plan.places, config.device),
     ]
 
 
@@ -147,18 +144,30 @@ def _cores(host: str, here: list[int], ranks: Sequence[Facts], places: Sequence[
     """Compare the cores that the ranks of a host are bound to with those they can keep busy."""
     cores = len(frozenset().union(*(ranks[rank].cores for rank in here)))
     there = ranks[here[0]].host_cores
-    # Agents and observers mostly take turns.
+    # In the split layout agents and observers mostly take turns.
     busy = max(
         sum(places[rank].agent for rank in here), sum(places[rank].observer for rank in here)
     )
+    resting = sum(not places[rank].roles for rank in here)
     text = f"{host}: {len(here)} ranks on {cores} of {there} cores"
-    if busy <= cores:
-        return Check("ok", "cores", text)
-    if cores < there:
+    if cores < there and (resting or busy > cores):
+        text += f", {resting} of them rest" if resting else ""
         text += ": unbind them (mpirun --bind-to none, srun --cpu-bind=none) or ask for more cores"
-    else:
+        return Check("warning", "cores", text)
+    if busy > cores:
         text += f", {busy} of them busy at once: more ranks than cores make nothing faster"
-    return Check("warning", "cores", text)
+        return Check("warning", "cores", text)
+    return Check("ok", "cores", text + (f": {resting} of them rest" if resting else ""))
+
+
+def _tasks(plan: Plan, num_tasks: int) -> list[Check]:
+    """Tell whether the tasks of an iteration are even for the ranks of teams."""
+    if plan.layout != "team":
+        return []
+    ranks = sum(place.observer for place in plan.places)
+    if text := uneven(num_tasks, ranks):
+        return [Check("warning", "tasks", text)]
+    return [Check("ok", "tasks", f"{num_tasks} on {ranks} rank{'s' * (ranks > 1)}")]
 
 
 def _gpus(

@@ -12,7 +12,7 @@ from hpc_maml.config import Config
 from hpc_maml.errors import InputError
 from hpc_maml.mpi.exchange import Messenger
 from hpc_maml.mpi.runtime import from_rank_0
-from hpc_maml.mpi.topology import Topology, assign_roles
+from hpc_maml.mpi.topology import Seat, Topology, plan_roles
 from hpc_maml.report.advice import NEEDED, advise
 from hpc_maml.report.unlearning import USED, unlearning
 from hpc_maml.roles.principal import (
@@ -73,7 +73,8 @@ class Training:
         from hpc_maml.storage.run_folder import default_path
 
         config = self.load_settings()
-        assign_roles([0] * self.world.size, config.topology.agents, config.topology.layout)
+        asked = config.topology
+        plan_roles([Seat(0)] * self.world.size, asked.agents, asked.layout, config.device)
         check_installed(config.metrics)
         self.env = make_env(config, episodes=1)
         job = prepare(config, self.env)
@@ -109,6 +110,7 @@ class Training:
             "ranks": self.world.size,
             "agents": len(topology.agent_ranks),
             "observers": sum(agents.observers),
+            "stepping_ranks": sum(agents.stepping),
             "cores": topology.cores,
             "gpus": sum(hello.device != "cpu" for hello in hellos),
         }
@@ -135,7 +137,8 @@ class Training:
             self.sinks.close()
         done = run.checkpoint.iteration
         if done > self.first:
-            for sentence in advise(_columns(run.metrics.rows[self.first :], NEEDED)):
+            columns = _columns(run.metrics.rows[self.first :], NEEDED)
+            for sentence in advise(columns, job.config.meta_batch_size):
                 _say(sentence)
         if done < job.config.num_iterations:
             _say(

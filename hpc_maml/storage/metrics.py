@@ -44,11 +44,14 @@ METRICS: dict[str, Metric] = {
     "update_seconds": Metric("s", "from the last batch to the new state", wall_clock=True),
     "iteration_seconds": Metric("s", "the whole iteration, as the principal sees it", True),
     "principal_busy": Metric("1", "fraction of the iteration spent working", True),
-    "agents_busy": Metric("1", "the same, mean over agents", wall_clock=True),
+    "agents_busy": Metric(
+        "1", "the same, digesting and in the outer step, mean over the ranks that do so", True
+    ),
     "observers_busy": Metric("1", "the same, mean over observers", wall_clock=True),
     "ranks": Metric("1", "MPI ranks of the job", True, np.int64),
     "agents": Metric("1", "ranks that were agents", True, np.int64),
     "observers": Metric("1", "ranks that were observers", True, np.int64),
+    "stepping_ranks": Metric("1", "ranks that took the outer step", True, np.int64),
     "cores": Metric("1", "cores of all ranks together", True, np.int64),
     "gpus": Metric("1", "agents that had a GPU", True, np.int64),
 }
