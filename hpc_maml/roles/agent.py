@@ -344,8 +344,8 @@ def parts(order: Order, observers: int) -> list[Assignment]:
     found: list[Assignment] = []
     start = 0
     while start < number:
-        half = -(-(number - start) // (2 * observers))
-        size = min(MOST_SIDE_BY_SIDE, max(smallest, half))
+        even, half = (-(-(number - start) // (share * observers)) for share in (1, 2))
+        size = min(MOST_SIDE_BY_SIDE, even, max(smallest, half))
         for first in range(start, min(start + size * observers, number), size):
             start = min(first + size, number)
             found.append(order.assignment(range(first, start)))
