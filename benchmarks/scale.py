@@ -87,13 +87,11 @@ def measure(rounds: int) -> list[Row]:
         rows.append(compare(f"model at np {MEASURED[ranks]}", "s", predicted, seconds, "measured"))
     one_core = model.seconds(1, 1)
     for ranks in PREDICTED:
-        seconds = model.seconds(ranks, ranks)
+        seconds, sums = model.seconds(ranks, ranks), model.reduction(ranks)
         what = f"one core's work on {ranks} tasks, shared by {ranks} cores"
         rows += [
             compare(f"model at np {ranks}", "s", [seconds], [one_core], what),
-            compare(
-                f"np {ranks}: reductions", "s", [model.num_reductions * model.reduction(ranks)]
-            ),
+            compare(f"np {ranks}: reductions", "s", [model.num_reductions * sums]),
             compare(
                 f"np {ranks}: reductions, each agent to others",
                 "bytes",

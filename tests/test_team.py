@@ -14,7 +14,7 @@ from mpi4py import MPI
 from hpc_maml.envs.navigation import Navigation
 from hpc_maml.mpi.exchange import Messenger
 from hpc_maml.roles.agent import MOST_SIDE_BY_SIDE, Team, parts
-from hpc_maml.roles.messages import Begin, Order, Step, agreed
+from hpc_maml.roles.messages import Order, Step, agreed
 
 AUTO = tuple(word for word in SMALL if not word.startswith("topology"))  # as users have it
 
@@ -54,7 +54,6 @@ def test_equally_fast_observers_come_to_even_shares():
 def test_the_last_parts_are_for_observers_without_work():
     messenger = Messenger(MPI.COMM_SELF)
     team = Team(messenger, range(3), at_once=3, kept_back=3)
-    team.announce(Begin(0, 9, None, evaluation=False, contestant=0))
     team.requests.update({0: 1, 2: 1})
     assert team.has_request(4)
     assert not team.has_request(3)
@@ -148,22 +147,20 @@ class Slow(Navigation):
     rank = MPI.COMM_WORLD.rank
 
 
-@pytest.mark.parametrize(
-    ("ranks", "words"),
-    [(None, ()), (2, ()), (1, ("topology.layout=split",)), (2, ("topology.layout=split",))],
-)
-def test_an_iteration_is_recorded_when_it_ends(ranks, words):
-    """Also where the principal shares its rank with an observer, which is at work already."""
-    settings = (*AUTO, "meta_batch_size=2", "num_iterations=4", "checkpoint.keep=9", *words)
-    run(ranks, "env.name=test_team:Slow", *settings, "--run-dir", "run")
+@pytest.mark.parametrize(("ranks", "layout"), [(None, "auto"), (2, "team"), (1, "split")])
+def test_an_iteration_is_recorded_when_it_ends(ranks, layout):
+    """Where the principal shares its rank with an observer, which is at work on the next one."""
+    settings = (*AUTO, "meta_batch_size=2", "num_iterations=4", "checkpoint.keep=9")
+    words = (f"topology.layout={layout}", "--run-dir", "run")
+    run(ranks, "env.name=test_team:Slow", *settings, *words)
     seen = [tuple(map(int, line.split())) for line in Path("seen").read_text().splitlines()]
-    for rank in {rank for rank, _ in seen}:
-        numbers = [number for each, number in seen if each == rank]
-        steps = len(numbers) // 4  # of an iteration: two phases of twelve steps, once or twice
-        assert steps in (24, 48)
-        for iteration in (1, 2, 3):
-            # the principal writes a checkpoint while some ten steps are taken
-            assert numbers[iteration * steps + steps // 2] == iteration, (rank, numbers)
+    numbers = [number for rank, number in seen if rank == 0]
+    steps = len(numbers) // 4  # of an iteration: two phases of twelve steps for each task
+    assert steps == (24 if ranks == 2 else 48)
+    for iteration in (1, 2, 3):
+        start = iteration * steps
+        assert numbers[start - 1] == iteration - 1, numbers
+        assert numbers[start + 4] == iteration, numbers
 
 
 def test_the_first_ctrl_c_is_answered_at_once():
@@ -180,3 +177,12 @@ def test_the_first_ctrl_c_is_answered_at_once():
     _, err = job.communicate(timeout=10)
     assert "interrupted" in err
     assert job.returncode not in (0, 75)
+
+
+def test_observers_without_tasks_outlast_any_wait():
+    """Two tasks for seven observers: those that never get one are told what goes on."""
+    settings = ("env.name=test_team:Slow", *AUTO, "meta_batch_size=2", "num_iterations=12")
+    words = ("topology.layout=split", "topology.agents=1", "mpi.wait_limit=3", "--run-dir", "run")
+    began = time.monotonic()
+    run(9, *settings, *words)
+    assert time.monotonic() - began > 3

@@ -69,7 +69,7 @@ def choose_gpu(setting: str, topology: Topology, limit: float) -> "Gpu | None":
 
 
 class Team:
-    """The agent's side of its team: who asked for a task, and who knows of the iteration."""
+    """The agent's side of its team: who asked for a task."""
 
     def __init__(
         self, messenger: Messenger, observers: Sequence[int], at_once: int, kept_back: int
@@ -84,19 +84,6 @@ class Team:
         self.at_once = at_once
         self.kept_back = kept_back
         self.requests: Counter[int] = Counter()  # observer -> parts it waits for
-        self.begin: Begin | None = None
-        self.informed: set[int] = set()  # observers that have been sent ``begin``
-
-    def announce(self, begin: Begin, observers: Sequence[int] = ()) -> None:
-        """Tell ``observers`` what begins, and the others before their first task."""
-        self.begin = begin
-        self.informed = set()
-        for observer in observers:
-            self._inform(observer)
-
-    def _inform(self, observer: int) -> None:
-        self.informed.add(observer)
-        self.messenger.send(self.begin, observer, Tag.ASSIGNMENT)
 
     def has_request(self, left: int = 0) -> bool:
         """Take the requests that have arrived; tell whether one is to have the next part.
@@ -115,13 +102,11 @@ class Team:
         """
         observer = max(sorted(self.requests), key=self.requests.__getitem__)
         self.requests -= Counter([observer])
-        if assignment and observer not in self.informed:
-            self._inform(observer)
         self.messenger.send(assignment, observer, Tag.ASSIGNMENT)
 
-    def tell(self, message: Pause | TakeStep) -> None:
-        """Send a message to the observers that know of the iteration."""
-        for observer in sorted(self.informed):
+    def tell(self, message: Begin | Pause | TakeStep) -> None:
+        """Send a message to all observers."""
+        for observer in self.observers:
             self.messenger.send(message, observer, Tag.ASSIGNMENT)
 
     async def dismiss(self) -> None:
@@ -224,8 +209,7 @@ class TeamAgent(Agent):
     def _begin(self, now: Iteration) -> None:
         order, known = now.order, self.held
         self.held = state_digest(order.state)
-        begin = order.begin(None if known == self.held else order.state)
-        self.team.announce(begin, self.team.observers)
+        self.team.tell(order.begin(None if known == self.held else order.state))
 
     def _has_arrived(self) -> bool:
         messages = self.team.messenger.arrived(Tag.RESULT)
@@ -284,7 +268,7 @@ class SplitAgent(Agent):
 
     def _begin(self, now: Iteration) -> None:
         order, algorithm = now.order, self.algorithms[now.order.contestant]
-        self.team.announce(order.begin(algorithm.played(dict(order.state))))
+        self.team.tell(order.begin(algorithm.played(dict(order.state))))
         self.outer_step.begin(order.state)
         self.batches = {}
         if self.gpu and not order.evaluation:

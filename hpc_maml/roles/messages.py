@@ -21,7 +21,7 @@ class Tag(IntEnum):
     SEGMENT = 7  # observer to principal: archive_schema.Segment, or InputError
     RESULT = 8  # observer to the agent of its team: Collected
     STEP = 9  # observer to the agent of its team: Step
-    REST = 10  # principal to a rank without a role: the job ends
+    REST = 10  # principal to a rank without a role: True, the job goes on, or None to end
 
 
 @dataclass(frozen=True)

@@ -22,14 +22,46 @@ from hpc_maml.storage.archive_plan import is_archived
 from hpc_maml.storage.archive_schema import Segment
 
 
+class Resting:
+    """The principal's side of the ranks without a role, which wait for the end of the job."""
+
+    def __init__(self, messenger: Messenger, ranks: Sequence[int], limit: float) -> None:
+        """Keep the ``ranks`` in the world, which wait ``limit`` seconds for a word at most."""
+        self.messenger = messenger
+        self.ranks = ranks
+        self.limit = limit
+        self.told = time.monotonic()
+
+    def reassure(self) -> None:
+        """Tell them that the job goes on; rarely, as each word wakes them."""
+        if time.monotonic() - self.told > self.limit / 4:
+            self._tell(True)
+
+    def dismiss(self) -> None:
+        """Tell them that the job ends."""
+        self._tell(None)
+
+    def _tell(self, word: bool | None) -> None:
+        self.told = time.monotonic()
+        for rank in self.ranks:
+            self.messenger.send(word, rank, Tag.REST)
+
+
+async def rest(messenger: Messenger) -> None:
+    """Wait for the end of the job, on a rank without a role."""
+    while (await messenger.receive(Tag.REST, "a word from the principal", 0))[0]:
+        pass
+
+
 @dataclass(frozen=True)
 class Agents:
-    """The principal's side of the learners."""
+    """The principal's side of the learners, and of those who rest."""
 
     messenger: Messenger
     ranks: tuple[int, ...]  # of the agents among the learners
     observers: tuple[int, ...]  # number of observers of each agent
     stepping: tuple[int, ...]  # number of ranks that take the outer step for each agent
+    resting: Resting
 
     def send(
         self,
@@ -51,6 +83,7 @@ class Agents:
             share = tasks[start:end]
             order = Order(iteration, start, share, number, state, evaluation, contestant)
             self.messenger.send(order, rank, Tag.ORDER)
+        self.resting.reassure()
 
     async def outcomes(self) -> list[Outcome]:
         """Return what every agent reports, in the order of the agents."""
@@ -63,7 +96,10 @@ class Agents:
         """Tell every agent that there is nothing left to do."""
         for rank in self.ranks:
             self.messenger.send(None, rank, Tag.ORDER)
-        await Until(self.messenger.poll, "the agents to end")
+        self.resting.dismiss()
+        await Until(
+            lambda: all([self.messenger.poll(), self.resting.messenger.poll()]), "the agents to end"
+        )
 
 
 class Segments:

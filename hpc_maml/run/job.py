@@ -1,6 +1,5 @@
 """A job: what each rank builds for its roles, and who then runs what."""
 
-import math
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import cache
@@ -27,7 +26,7 @@ from hpc_maml.roles.agent import SplitAgent, Team, TeamAgent, choose_gpu
 from hpc_maml.roles.messages import REQUESTS_AHEAD, Hello, Tag
 from hpc_maml.roles.observer import Observer, SplitObserver, TeamObserver
 from hpc_maml.roles.outer_step import OuterStep
-from hpc_maml.roles.principal import Agents
+from hpc_maml.roles.principal import Agents, Resting, rest
 from hpc_maml.sampling.trajectory import batch_dtype
 from hpc_maml.stopping import StopSignal
 from hpc_maml.storage.archive_plan import Shapes
@@ -166,22 +165,12 @@ def run_job(world: MPI.Intracomm, job: Job, principal: Principal, stop: StopSign
             topology.learner_ranks_of_agents,
             tuple(map(topology.team_observers, teams)),
             tuple(map(topology.stepping_ranks, teams)),
+            Resting(Messenger(topology.world), topology.resting_ranks, limit),
         )
         roles["principal"] = principal(agents, topology)
-    if not roles:
-        # It waits for as long as the job takes. If others hang, they have a limit, and end it.
-        running = Roles(math.inf)
-        roles["no role"] = _rest(greeting)
-    running.run(roles)
-    if place.principal:
-        for rank in topology.resting_ranks:
-            greeting.send(None, rank, Tag.REST)
+    running.run(roles or {"no role": rest(Messenger(topology.world))})
     greeting.poll()
     topology.free()
-
-
-async def _rest(messenger: Messenger) -> None:
-    await messenger.receive(Tag.REST, "the end of the job", 0)
 
 
 def _team(topology: Topology, messenger: Messenger, *, in_team: bool) -> Team:

@@ -40,8 +40,8 @@ METRICS: dict[str, Metric] = {
     "diverged_episodes": Metric("1", "episodes the simulator gave up", dtype=np.int64),
     "environment_steps": Metric("steps", "environment steps of this iteration", dtype=np.int64),
     "environment_steps_total": Metric("steps", "environment steps so far", dtype=np.int64),
-    "sampling_seconds": Metric("s", "from the order to the last batch", wall_clock=True),
-    "update_seconds": Metric("s", "from the last batch to the new state", wall_clock=True),
+    "sampling_seconds": Metric("s", "from the order to the last task", wall_clock=True),
+    "update_seconds": Metric("s", "from the last task to the new state", wall_clock=True),
     "iteration_seconds": Metric("s", "the whole iteration, as the principal sees it", True),
     "principal_busy": Metric("1", "fraction of the iteration spent working", True),
     "agents_busy": Metric(
