@@ -221,9 +221,7 @@ class Topology:
     threads: int  # this rank's share of the cores it may run on
     owns_core: bool  # there is one for each working rank bound to the cores of this one
     local_agent: int  # index of this agent among the agents of its node
-    principal_comm: MPI.Comm
     agent_comm: MPI.Comm
-    observer_comm: MPI.Comm
     learner_comm: MPI.Comm
     team_comm: MPI.Comm
 
@@ -271,13 +269,7 @@ class Topology:
 
     def free(self) -> None:
         """Free the communicators."""
-        for comm in (
-            self.principal_comm,
-            self.agent_comm,
-            self.observer_comm,
-            self.learner_comm,
-            self.team_comm,
-        ):
+        for comm in (self.agent_comm, self.learner_comm, self.team_comm):
             if comm != MPI.COMM_NULL:
                 comm.Free()
 
@@ -326,9 +318,7 @@ def build_topology(
         threads=max(1, seat.num_cores // max(1, sharing)),
         owns_core=bool(place.roles) and sharing <= seat.num_cores,
         local_agent=same_node_agents.index(world.rank) if place.agent else 0,
-        principal_comm=split(place.principal),
         agent_comm=split(place.agent),
-        observer_comm=split(place.observer),
         learner_comm=split(place.principal or place.agent),
         team_comm=split(place.team is not None, place.team or 0, 0 if place.agent else 1),
     )

@@ -22,9 +22,7 @@ def test_communicators_hold_the_ranks_of_their_roles(comm):
         places = topology.places
         place = topology.place
         expected = {
-            "principal_comm": lambda other: other.principal,
             "agent_comm": lambda other: other.agent,
-            "observer_comm": lambda other: other.observer,
             "learner_comm": lambda other: other.principal or other.agent,
         }
         for name, member in expected.items():
