@@ -10,7 +10,6 @@ JOB = {
     "ranks": 9,
     "agents": 1,
     "observers": 7,
-    "stepping_ranks": 1,
     "cores": 9,
     "gpus": 0,
     "principal_busy": 0.01,
@@ -20,7 +19,7 @@ JOB = {
     "sampling_seconds": 2.0,
     "update_seconds": 4.0,
 }
-TEAM = {"agents": 1, "observers": 9, "stepping_ranks": 9, "agents_busy": 0.3}
+TEAM = {"observers": 9, "agents_busy": 0.3}
 
 
 def table(*rows):
@@ -37,16 +36,16 @@ def test_the_seconds_of_a_split():
 
 
 def test_a_team_is_best_without_gpus():
-    busy, advice = advise(table(), 40)
+    busy, advice = advise(table(), 40, "split")
     assert busy == "busy: principal 1 %, agents 62 %, observers 31 % of the time"
     # 2.5 s instead of 6.5 s
     assert advice == "with topology.layout=team an iteration would take about 38 % of the time"
     pair = {"ranks": 2, "observers": 1, "cores": 2}
-    assert "topology.layout=team" in advise(table(pair), 40)[1]
+    assert "topology.layout=team" in advise(table(pair), 40, "split")[1]
 
 
 def test_more_agents_where_each_has_a_gpu():
-    _, advice = advise(table({"gpus": 2}), 40)
+    _, advice = advise(table({"gpus": 2}), 40, "split")
     # two agents with three observers each: 14 / 6 + 4 / 2 + 0.5 = 4.83 s
     words = "topology.layout=split topology.agents=2"
     assert advice == f"with {words} an iteration would take about 74 % of the time"
@@ -54,16 +53,19 @@ def test_more_agents_where_each_has_a_gpu():
 
 def test_no_other_split_is_faster():
     slow_principal = {"iteration_seconds": 60.0, "agents_busy": 4 / 60, "observers_busy": 2 / 60}
-    assert advise(table(slow_principal), 40)[1] == "no other split of 9 ranks would be much faster"
+    assert (
+        advise(table(slow_principal), 40, "split")[1]
+        == "no other split of 9 ranks would be much faster"
+    )
 
 
 def test_a_team_and_its_tasks():
     busy = "busy: principal 1 %, ranks 31 % observing and 30 % computing of the time"
-    assert advise(table(TEAM), 18) == [busy]
-    assert advise(table(TEAM), 10) == [busy, uneven(10, 9)]
+    assert advise(table(TEAM), 18, "team") == [busy]
+    assert advise(table(TEAM), 10, "team") == [busy, uneven(10, 9)]
     # some ranks rest
-    few = TEAM | {"cores": 2, "observers": 2, "stepping_ranks": 2}
-    assert advise(table(few), 20) == [busy]
+    few = TEAM | {"cores": 2, "observers": 2}
+    assert advise(table(few), 20, "team") == [busy]
 
 
 def test_what_would_be_even():
@@ -78,17 +80,16 @@ def test_what_would_be_even():
 
 def test_one_rank_has_no_other_split():
     alone = {"ranks": 1, "agents": 1, "observers": 1}
-    assert len(advise(table(alone), 7)) == 1
+    assert len(advise(table(alone), 7, "split")) == 1
 
 
 def test_only_the_last_job_counts():
     earlier = {"ranks": 4, "observers": 2, "cores": 2, "update_seconds": 99.0}
-    assert advise(table(earlier, earlier, {}, {}), 40) == advise(table(), 40)
+    assert advise(table(earlier, earlier, {}, {}), 40, "split") == advise(table(), 40, "split")
 
 
 def test_a_run_that_has_not_begun_or_is_older_than_these_columns():
-    assert advise({name: np.array([]) for name in JOB}, 40) == []
-    assert advise({"principal_busy": np.array([0.5])}, 40) == []
-    older = table()
-    del older["stepping_ranks"]  # agents alone took the step
-    assert advise(older, 40) == advise(table(), 40)
+    assert advise({name: np.array([]) for name in JOB}, 40, "split") == []
+    assert advise({"principal_busy": np.array([0.5])}, 40, "split") == []
+    flat = {"agents": 9, "observers": 9}  # each rank by itself, in a program without teams
+    assert advise(table(flat), 10, "")[1] == uneven(10, 9)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import FAULT, SMALL, checkpoints, run, start
+from conftest import FAULT, HERE, SMALL, checkpoints, run, start
 from mpi4py import MPI
 
 from hpc_maml.envs.navigation import Navigation
@@ -131,6 +131,25 @@ def test_resting_ranks_use_no_core_and_outlast_any_wait():
     assert job.returncode == 75, out + err
 
 
+def test_observers_without_tasks_outlast_any_wait():
+    """Two tasks for seven observers: those that never get one are told what goes on."""
+    settings = ("env.name=test_team:Slow", *AUTO, "meta_batch_size=2", "num_iterations=12")
+    words = ("topology.layout=split", "topology.agents=1", "mpi.wait_limit=3", "--run-dir", "run")
+    began = time.monotonic()
+    run(9, *settings, *words)
+    assert time.monotonic() - began > 3
+
+
+def test_a_run_of_the_layout_before_goes_on():
+    run(HERE, *SMALL, "num_iterations=1", "--run-dir", "run")
+    file = Path("run/config.yaml")
+    text = file.read_text()
+    assert "layout: team" in text
+    file.write_text(text.replace("layout: team", "layout: colocated"))
+    assert "done: 2 iterations" in run(HERE, "num_iterations=2", "--run-dir", "run").stdout
+    run(HERE, "evaluate", "run", "--tasks", "2", "--updates", "1")
+
+
 # At once
 
 
@@ -177,12 +196,3 @@ def test_the_first_ctrl_c_is_answered_at_once():
     _, err = job.communicate(timeout=10)
     assert "interrupted" in err
     assert job.returncode not in (0, 75)
-
-
-def test_observers_without_tasks_outlast_any_wait():
-    """Two tasks for seven observers: those that never get one are told what goes on."""
-    settings = ("env.name=test_team:Slow", *AUTO, "meta_batch_size=2", "num_iterations=12")
-    words = ("topology.layout=split", "topology.agents=1", "mpi.wait_limit=3", "--run-dir", "run")
-    began = time.monotonic()
-    run(9, *settings, *words)
-    assert time.monotonic() - began > 3

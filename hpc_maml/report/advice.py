@@ -48,34 +48,30 @@ class Work:
         return sampling + self.updating / min(computing, cores) + self.other
 
 
-def advise(metrics: Mapping[str, np.ndarray], num_tasks: int) -> list[str]:
+def advise(metrics: Mapping[str, np.ndarray], num_tasks: int, layout: str) -> list[str]:
     """Return sentences on the last job of a run; ``metrics`` are columns of metrics.METRICS.
 
-    ``num_tasks`` are those of an iteration. Times are estimated from medians of the phase times;
+    ``num_tasks`` are those of an iteration, ``layout`` is that of the job; older programs did not
+    keep it. Times are estimated from medians of the phase times;
     beside more or faster ranks, nothing is assumed to change. GPUs are assumed to be one for each
     agent.
     """
-    # A run of an older program, in which agents alone took the step, may lack the number.
-    found = dict(metrics)
-    if "agents" in found:
-        found.setdefault(STEPPING, found["agents"])
-    if any(name not in found for name in NEEDED):
+    if any(name not in metrics for name in NEEDED):  # a run of an older program
         return []
-    columns = {name: np.asarray(found[name]) for name in NEEDED}
+    columns = {name: np.asarray(metrics[name]) for name in NEEDED}
     if not len(columns["ranks"]):
         return []
     same = np.all([columns[name] == columns[name][-1] for name in COUNTS], axis=0)
     start = len(same) - np.argmin(same[::-1]) if not same.all() else 0
     now = {name: float(np.median(columns[name][start:])) for name in NEEDED}
-    ranks, agents, observers, stepping, cores, gpus = (int(now[name]) for name in COUNTS)
+    ranks, agents, observers, cores, gpus = (int(now[name]) for name in COUNTS)
     busy = {role: f"{100 * now[f'{role}_busy']:.0f} %" for role in BUSY}
-    # all that have a core observe and compute
-    if stepping == observers and stepping >= min(ranks, cores):
+    if layout == "team" or agents == observers == ranks:  # who observes also computes
         sentence = (
             f"busy: principal {busy['principal']}, ranks {busy['observers']} observing and "
             f"{busy['agents']} computing"
         )
-        return [f"{sentence} of the time", *filter(None, [uneven(num_tasks, stepping)])]
+        return [f"{sentence} of the time", *filter(None, [uneven(num_tasks, observers)])]
     sentences = [f"busy: {', '.join(f'{role} {text}' for role, text in busy.items())} of the time"]
     total, sampling, update = (
         now[f"{phase}_seconds"] for phase in ("iteration", "sampling", "update")
@@ -121,8 +117,7 @@ def uneven(num_tasks: int, ranks: int) -> str:
     )
 
 
-STEPPING = "stepping_ranks"
-COUNTS = ("ranks", "agents", "observers", STEPPING, "cores", "gpus")
+COUNTS = ("ranks", "agents", "observers", "cores", "gpus")
 BUSY = ("principal", "agents", "observers")
 NEEDED = (
     *COUNTS,

@@ -71,7 +71,11 @@ def page(
             for each in environment.experiments
             for run in each.runs
             for sentence in (
-                "; ".join(advise(run.metrics, run.config["meta_batch_size"])),
+                "; ".join(
+                    advise(
+                        run.metrics, run.config["meta_batch_size"], run.versions.get("layout", "")
+                    )
+                ),
                 unlearning(run.metrics, now=False),
             )
             if sentence

@@ -51,6 +51,7 @@ class Training:
         self.sinks: Any = None
         self.reporter: Any = None
         self.first = 0  # iterations done before
+        self.layout = ""
         self.job_size: dict[str, int] = {}  # metrics that are the same for all iterations
 
     def train(self) -> int:
@@ -105,12 +106,13 @@ class Training:
         if sums := sums_of_agents(hellos):
             _say(f"sums between agents: {sums}")
             run.metrics.versions["sums_of_agents"] = sums
+        self.layout = topology.plan.layout
+        run.metrics.versions["layout"] = self.layout
         run.metrics.versions["hosts"] = ", ".join(dict.fromkeys(topology.hosts))
         self.job_size = {
             "ranks": self.world.size,
             "agents": len(topology.agent_ranks),
             "observers": sum(agents.observers),
-            "stepping_ranks": sum(agents.stepping),
             "cores": topology.cores,
             "gpus": sum(hello.device != "cpu" for hello in hellos),
         }
@@ -138,7 +140,7 @@ class Training:
         done = run.checkpoint.iteration
         if done > self.first:
             columns = _columns(run.metrics.rows[self.first :], NEEDED)
-            for sentence in advise(columns, job.config.meta_batch_size):
+            for sentence in advise(columns, job.config.meta_batch_size, self.layout):
                 _say(sentence)
         if done < job.config.num_iterations:
             _say(

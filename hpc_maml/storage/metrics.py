@@ -51,7 +51,6 @@ METRICS: dict[str, Metric] = {
     "ranks": Metric("1", "MPI ranks of the job", True, np.int64),
     "agents": Metric("1", "ranks that were agents", True, np.int64),
     "observers": Metric("1", "ranks that were observers", True, np.int64),
-    "stepping_ranks": Metric("1", "ranks that took the outer step", True, np.int64),
     "cores": Metric("1", "cores of all ranks together", True, np.int64),
     "gpus": Metric("1", "agents that had a GPU", True, np.int64),
 }

@@ -117,7 +117,7 @@ class Run:
 
     @property
     def versions(self) -> dict[str, str]:
-        """What wrote the run: hpc_maml, git_commit, libraries, python, mpi, hosts."""
+        """What wrote the run: hpc_maml, git_commit, libraries, python, mpi, hosts, layout."""
         with self._metrics_file() as file:
             texts = {name: value for name, value in file.attrs.items() if isinstance(value, str)}
         return {name: value for name, value in texts.items() if name != "phase"}
