@@ -70,7 +70,7 @@ def page(
             f'<p class="note">{escape(run.name)}: {escape(sentence)}.</p>'
             for each in environment.experiments
             for run in each.runs
-            for sentence in ("; ".join(advise(run.metrics)), unlearning(run.metrics, now=False))
+            for sentence in ("; ".join(advise(run.metrics)), unlearning(run.metrics))
             if sentence
         ]
         parts += [_details(run) for each in environment.experiments for run in each.runs]

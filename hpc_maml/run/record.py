@@ -66,6 +66,7 @@ class RunRecord:
             damages.append(error)  # its rows will be computed again
         self._look_for_lost_checkpoints(found)
         begin(path, config)
+        self.notes += self.metrics.begin()
         self.notes += [f"{each} It is kept as {_aside(each.path)}." for each in damages]
         self.archive = RolloutArchive(path / ROLLOUTS, config, shapes, done)
         self.notes += self.archive.notes

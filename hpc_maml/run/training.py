@@ -1,6 +1,6 @@
 """A training run from start to end."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from hpc_maml.mpi.exchange import Messenger
 from hpc_maml.mpi.runtime import from_rank_0
 from hpc_maml.mpi.topology import Topology, assign_roles
 from hpc_maml.report.advice import NEEDED, advise
-from hpc_maml.report.unlearning import USED, unlearning
+from hpc_maml.report.unlearning import USED, Watch
 from hpc_maml.roles.principal import (
     Agents,
     IterationResult,
@@ -50,6 +50,7 @@ class Training:
         self.env: Any = None
         self.sinks: Any = None
         self.reporter: Any = None
+        self.watch: Any = None  # unlearning.Watch
         self.first = 0  # iterations done before
         self.job_size: dict[str, int] = {}  # metrics that are the same for all iterations
 
@@ -113,6 +114,7 @@ class Training:
             "gpus": sum(hello.device != "cpu" for hello in hellos),
         }
         self.reporter = console.Reporter(self.first, config.num_iterations, job.algorithm.metrics)
+        self.watch = Watch(run.metrics.read_columns(USED))
         if self.first < config.num_iterations:
             self.sinks = Sinks(config, run.path, run.metrics, self.reporter.note)
         segments = Segments(Messenger(topology.world))
@@ -135,7 +137,8 @@ class Training:
             self.sinks.close()
         done = run.checkpoint.iteration
         if done > self.first:
-            for sentence in advise(_columns(run.metrics.rows[self.first :], NEEDED)):
+            columns = run.metrics.read_columns(NEEDED)
+            for sentence in advise({name: each[self.first :] for name, each in columns.items()}):
                 _say(sentence)
         if done < job.config.num_iterations:
             _say(
@@ -159,9 +162,10 @@ class _Record:
         training = self.training
         training.run.record(result.done, result.state, result.row | training.job_size, segments)
         training.reporter.iteration(result.done, result.row, result.reason)
-        if sentence := unlearning(_columns(training.run.metrics.rows, USED), now=True):
+        row = training.run.metrics.rows[-1]
+        if sentence := training.watch.sentence(row):
             training.reporter.note(f"iteration {result.done}: {sentence}")
-        training.sinks.put(training.run.metrics.rows[-1])
+        training.sinks.put(row)
 
     def has_test(self, done: int) -> bool:
         """Tell whether the meta-test after ``done`` iterations is kept."""
@@ -182,11 +186,6 @@ class _Record:
         from hpc_maml.storage.meta_tests import meta_test_path
 
         return meta_test_path(self.training.run.evaluations, done, self.job.config.evaluation)
-
-
-def _columns(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return the metrics of these names that there are, ``[iterations]``."""
-    return {name: np.array([row[name] for row in rows]) for name in names if name in rows[0]}
 
 
 def _say(text: str) -> None:

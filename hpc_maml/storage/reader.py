@@ -31,8 +31,9 @@ from hpc_maml.storage.checkpoint import Checkpoint, checkpoints, read
 from hpc_maml.storage.hdf5_files import DamagedError, damage_of, opened, verify
 from hpc_maml.storage.meta_tests import MetaTest, meta_test_files
 from hpc_maml.storage.meta_tests import read as read_evaluation
-from hpc_maml.storage.metrics import FORMAT_VERSION as METRICS_VERSION
 from hpc_maml.storage.metrics import METRICS as OF_EVERY_RUN
+from hpc_maml.storage.metrics_parts import FORMAT_VERSION as METRICS_VERSION
+from hpc_maml.storage.metrics_parts import read_columns
 from hpc_maml.storage.run_folder import (
     CHECKPOINTS,
     CONFIG,
@@ -175,8 +176,7 @@ class Run:
     def _columns(self, group: str) -> dict[str, np.ndarray]:
         if not (self.path / METRICS).exists():
             return {}
-        with self._metrics_file() as file:
-            return {name: dataset[...] for name, dataset in file[group].items()}
+        return read_columns(self.path / METRICS, group)
 
 
 @dataclass(frozen=True)

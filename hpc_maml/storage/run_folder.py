@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from hpc_maml.errors import InputError
-from hpc_maml.storage import checkpoint, meta_tests
+from hpc_maml.storage import checkpoint, meta_tests, metrics_parts
 from hpc_maml.storage.archive_schema import archived_iterations
 from hpc_maml.storage.atomic_files import is_leftover, remove_leftovers, write_text
 from hpc_maml.storage.checkpoint import checkpoints
+from hpc_maml.storage.metrics_parts import PARTS
 
 if TYPE_CHECKING:
     from hpc_maml.config import Config
 
 CONFIG, METRICS, CHECKPOINTS, LOCK = "config.yaml", "metrics.h5", "checkpoints", ".lock"
 ROLLOUTS, EVALUATIONS = "rollouts", "evaluations"
+FOLDERS = (CHECKPOINTS, EVALUATIONS, ROLLOUTS, PARTS)
 
 
 def default_path(config: "Config") -> Path:
@@ -52,7 +54,7 @@ def open_folder(path: Path, config: "Config") -> IO[str]:
             _check_continues(path, config)
         elif path.exists() and not _is_unused(path):
             raise InputError(f"{path} exists and is not a run folder; give another --run-dir.")
-        for folder in (path / CHECKPOINTS, path / EVALUATIONS, path / ROLLOUTS):
+        for folder in (path / name for name in FOLDERS):
             if folder.is_symlink():
                 raise InputError(
                     f"{folder} is a symbolic link: a run keeps its files in its own folder; "
@@ -71,6 +73,7 @@ def begin(path: Path, config: "Config") -> None:
 
     try:
         remove_leftovers(path, f"{CONFIG}|{METRICS}")
+        remove_leftovers(path / PARTS, metrics_parts.NAME)
         remove_leftovers(path / CHECKPOINTS, checkpoint.NAME)
         remove_leftovers(path / EVALUATIONS, meta_tests.NAME)
     except OSError as error:
