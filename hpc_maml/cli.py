@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ DAMAGED, FAILED, BAD_INPUT = 1, 1, 2
 SUMMARY = """\
 usage: python -m hpc_maml [train] [--config FILE] [--run-dir DIR] [key=value ...]
        python -m hpc_maml evaluate RUN [--tasks N] [--updates K] [--episodes N]
-                          [--step-sizes HOW] [--baseline RUN2 ...] [--json FILE]
+                          [--step-sizes HOW] [--baseline RUN2 ...] [--json FILE] [--trust]
        python -m hpc_maml report RUN [RUN ...] -o DIR
        python -m hpc_maml demo RUN [-o FILE]
        python -m hpc_maml inspect RUN [--tree] [--verify]
@@ -130,6 +130,7 @@ def _parse_job(name: str, description: str, arguments: Sequence[str]) -> argpars
         metavar="DIR",
         help="run folder; if it exists, the run goes on, by default with its own configuration",
     )
+    _add_trust(parser)
     parser.add_argument(
         "settings", nargs="*", metavar="key=value", help="for example algorithm.max_kl=0.02"
     )
@@ -139,16 +140,29 @@ def _parse_job(name: str, description: str, arguments: Sequence[str]) -> argpars
 def _load(options: argparse.Namespace) -> "Config":
     from hpc_maml.config import load_config
 
-    return load_config(_files(options), options.settings)
+    return load_config(*_sources(options))
 
 
-def _files(options: argparse.Namespace) -> Sequence[str | Path]:
-    """Return the files of a configuration: those that are given, or that of the run folder."""
+def _sources(
+    options: argparse.Namespace,
+) -> tuple[Sequence[str | Path], Sequence[str], Collection[str] | None]:
+    """Return the files, the words and the trusted names of a configuration.
+
+    The files are those that are given, or that of the run folder, which may be somebody else's.
+    """
     from hpc_maml.storage.run_folder import CONFIG, has_config
 
     if not options.config and options.run_dir and has_config(options.run_dir):
-        return [options.run_dir / CONFIG]
-    return options.config or []
+        return [options.run_dir / CONFIG], options.settings, None if options.trust else ()
+    return options.config or [], options.settings, None
+
+
+def _add_trust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="import what the run folder names as module:Class, which runs its code",
+    )
 
 
 def _config(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
@@ -158,7 +172,7 @@ def _config(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     def show() -> int:
         from hpc_maml.config_page import config_text
 
-        print(config_text(_files(options), options.settings), end="")
+        print(config_text(*_sources(options)), end="")
         return 0
 
     return lambda comm: from_rank_0(comm, show)
@@ -192,6 +206,7 @@ def _evaluate(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
         help="another run to test on the same tasks; may be given again",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table to FILE")
+    _add_trust(parser)
     options = parser.parse_args(arguments)
     keys = ("tasks", "updates", "step_sizes")
     settings = {key: value for key in keys if (value := getattr(options, key)) is not None}
@@ -199,7 +214,9 @@ def _evaluate(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     def run(comm: MPI.Intracomm) -> int:
         from hpc_maml.run.meta_testing import MetaTesting
 
-        testing = MetaTesting(options.run, settings, options.episodes, options.baseline)
+        testing = MetaTesting(
+            options.run, settings, options.episodes, options.baseline, trust=options.trust
+        )
         return testing.evaluate(comm, options.json)
 
     return run
@@ -215,12 +232,14 @@ def _report(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     parser.add_argument(
         "-o", dest="folder", type=Path, required=True, metavar="DIR", help="folder to write to"
     )
+    _add_trust(parser)
     options = parser.parse_args(arguments)
 
     def report() -> int:
         from hpc_maml.report.writing import PAGE, write_report
 
-        print(*write_report(options.runs, options.folder), options.folder / PAGE, sep="\n")
+        notes = write_report(options.runs, options.folder, trust=options.trust)
+        print(*notes, options.folder / PAGE, sep="\n")
         return 0
 
     return lambda comm: from_rank_0(comm, report)
@@ -236,12 +255,13 @@ def _demo(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     parser.add_argument(
         "-o", dest="file", type=Path, metavar="FILE", help="(RUN/demo.png or RUN/demo.gif)"
     )
+    _add_trust(parser)
     options = parser.parse_args(arguments)
 
     def show() -> int:
         from hpc_maml.run.demo import demo
 
-        print(demo(options.run, options.file))
+        print(demo(options.run, options.file, trust=options.trust))
         return 0
 
     return lambda comm: from_rank_0(comm, show)

@@ -6,7 +6,7 @@ lineage and of the algorithm, then the files, then the words.
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -20,6 +20,7 @@ from hpc_maml.algorithms import algorithm_class
 from hpc_maml.algorithms.algorithm import AlgorithmSettings
 from hpc_maml.envs import DEFAULT_LINEAGE, declared_defaults
 from hpc_maml.errors import InputError, nearest, shown
+from hpc_maml.names import UntrustedError, is_ones_own
 from hpc_maml.policies import network_class
 from hpc_maml.policies.network import NetworkSettings
 from hpc_maml.settings import Count, Positive, Section, UnitInterval
@@ -28,6 +29,8 @@ BOOLEAN, INTEGER, MERGE = (f"tag:yaml.org,2002:{name}" for name in ("bool", "int
 LARGEST_FILE = 2**18  # characters of a configuration file
 DEEPEST = 50  # levels of lists and dictionaries in each other
 OLD_ALGORITHMS = ("maml", "pretrain")  # in files of 0.1, where ``algorithm`` was no section
+
+NAMES = ("env.name", "algorithm.name", "policy.name")  # keys whose values may be imported
 
 Files = str | Path | Sequence[str | Path] | None
 
@@ -165,15 +168,21 @@ class Resolved(NamedTuple):
     sources: Mapping[str, str]  # by dotted key
 
 
-def load_config(files: Files, words: Sequence[str] = ()) -> Config:
+def load_config(
+    files: Files, words: Sequence[str] = (), trusted: Collection[str] | None = None
+) -> Config:
     """Return the checked configuration of YAML files, in order, and ``key=value`` words.
 
-    Raises InputError for a missing or malformed file, an unknown key, a wrong type or range.
+    Of names ``module:Class`` in the files only those in ``trusted`` are imported, without it all.
+    Raises InputError for a missing or malformed file, an unknown key, a wrong type or range, and
+    UntrustedError for a name that is not to be imported.
     """
-    return resolve(files, words).config
+    return resolve(files, words, trusted).config
 
 
-def resolve(files: Files, words: Sequence[str] = ()) -> Resolved:
+def resolve(
+    files: Files, words: Sequence[str] = (), trusted: Collection[str] | None = None
+) -> Resolved:
     """Return ``load_config``, and where its values come from."""
     if files is None:
         files = []
@@ -182,9 +191,27 @@ def resolve(files: Files, words: Sequence[str] = ()) -> Resolved:
     given: dict[str, Setting] = {}
     for file in files:
         given |= _settings(_read_yaml(Path(file)), f"file {file}")
+    in_files = dict(given)
     for word in words:
         given |= _read_word(word, given)
+    untrusted = {
+        key: setting.value
+        for key, setting in given.items()
+        if key in NAMES
+        and trusted is not None
+        and is_ones_own(setting.value)
+        and setting is in_files.get(key)  # a word may give the same
+        and setting.value not in trusted
+    }
+    if untrusted:
+        raise UntrustedError(files[-1], untrusted)
     return _resolve(given)
+
+
+def own_names(config: Config) -> list[str]:
+    """Return the names ``module:Class`` in a configuration."""
+    names = (getattr(config, key.partition(".")[0]).name for key in NAMES)
+    return [name for name in names if is_ones_own(name)]
 
 
 def check_config(data: Mapping[str, Any]) -> Config:

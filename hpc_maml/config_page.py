@@ -3,7 +3,7 @@
 import json
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import yaml
@@ -26,12 +26,14 @@ class Line(NamedTuple):
     comment: str = ""
 
 
-def config_text(files: Files, words: Sequence[str] = ()) -> str:
+def config_text(
+    files: Files, words: Sequence[str] = (), trusted: Collection[str] | None = None
+) -> str:
     """Return the configuration of files and words as YAML that ``load_config`` reads.
 
-    Raises InputError as ``load_config`` does.
+    Takes the same arguments, and raises the same.
     """
-    lines = list(_lines(resolve(files, words)))
+    lines = list(_lines(resolve(files, words, trusted)))
     column = 2 + max(len(text) for text, comment in lines if comment and len(text) <= WIDEST_KEY)
     return "\n".join([HEADER, *(row for line in lines for row in _rows(line, column)), ""])
 

@@ -1,6 +1,7 @@
 """The pictures of a report, one function each."""
 
 import textwrap
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -16,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from hpc_maml.algorithms.algorithm import Metric
 from hpc_maml.envs import make
 from hpc_maml.envs.batched import TaskVectorEnv
+from hpc_maml.names import UntrustedError, is_ones_own
 from hpc_maml.report.experiments import Environment, Experiment, RunData, declared, kinds
 from hpc_maml.report.phases import AXIS, FIRST, GAIN, UPDATES, each, ends, ends_by_index
 from hpc_maml.report.statistics import (
@@ -441,6 +443,10 @@ def trajectories(experiments: Sequence[Experiment]) -> Picture | None:
 def _environment(run: RunData) -> TaskVectorEnv | None:
     """Return the environment of a run, if it can be made here."""
     env = run.config["env"]
+    if is_ones_own(env["name"]) and not run.trusted:
+        reason = UntrustedError(run.name, {"env.name": env["name"]})
+        warnings.warn(f"There is no picture of trajectories: {reason}", stacklevel=1)
+        return None
     try:
         return make(env["name"], num_tasks=1, episodes_per_task=1, **env["kwargs"])
     except (ValueError, TypeError):

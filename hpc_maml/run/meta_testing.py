@@ -26,17 +26,20 @@ class MetaTesting:
         settings: Mapping[str, Any],
         episodes: int | None,
         baselines: Sequence[Path],
+        *,
+        trust: bool = False,
     ) -> None:
         """Keep what is asked for.
 
         ``settings`` are keys of EvaluationConfig that differ from the run's, ``episodes`` replace
         its ``fast_batch_size``. Runs in ``baselines`` are tested on the same tasks, as is the
-        policy that the run began with.
+        policy that the run began with. With ``trust``, what the run folders name is imported.
         """
         self.run_dir = run_dir
         self.settings = settings
         self.episodes = episodes
         self.baselines = baselines
+        self.trusted = None if trust else ()
         # on rank 0 only
         self.env: Any = None
         self.iteration = 0
@@ -61,7 +64,7 @@ class MetaTesting:
         from hpc_maml.storage.meta_tests import RANDOM, RUN
         from hpc_maml.storage.run_folder import read_config
 
-        run_config = read_config(self.run_dir)
+        run_config = read_config(self.run_dir, self.trusted)
         config = self._tested(run_config, run_config)
         self.env = make_env(config, episodes=1)
         job = prepare(config, self.env)
@@ -72,7 +75,7 @@ class MetaTesting:
         random = initial_checkpoint(config, job.algorithm)
         self.contestants[RANDOM] = (job.algorithm, state_of(random))
         for path in self.baselines:
-            other = read_config(path)
+            other = read_config(path, self.trusted)
             keys = [
                 key
                 for key in differing_keys(config, other)

@@ -8,11 +8,13 @@ import errno
 import fcntl
 import os
 import re
+from collections.abc import Collection
 from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from hpc_maml.errors import InputError
+from hpc_maml.names import UntrustedError
 from hpc_maml.storage import checkpoint, meta_tests, metrics_parts
 from hpc_maml.storage.archive_schema import archived_iterations
 from hpc_maml.storage.atomic_files import is_leftover, remove_leftovers, write_text
@@ -97,13 +99,17 @@ def has_config(path: Path) -> bool:
         raise InputError(f"The run folder {path} cannot be read: {error.strerror}.") from None
 
 
-def read_config(path: Path) -> "Config":
-    """Return the configuration of the run in a folder; raises InputError if there is none."""
+def read_config(path: Path, trusted: Collection[str] | None = ()) -> "Config":
+    """Return the configuration of the run in a folder.
+
+    Of names ``module:Class`` only those in ``trusted`` are imported, with None all: the folder may
+    be somebody else's. Raises InputError, also if there is no run.
+    """
     from hpc_maml.config import load_config
 
     if not has_config(path):
         raise InputError(f"{path} is not a run folder: it has no {CONFIG}.")
-    return load_config(str(path / CONFIG), [])
+    return load_config(str(path / CONFIG), [], trusted)
 
 
 def _is_unused(path: Path) -> bool:
@@ -117,9 +123,13 @@ def _is_unused(path: Path) -> bool:
 
 
 def _check_continues(path: Path, config: "Config") -> None:
-    from hpc_maml.config import differing_keys
+    from hpc_maml.config import differing_keys, own_names
 
-    if keys := differing_keys(config, read_config(path)):
+    try:
+        keys = differing_keys(config, read_config(path, own_names(config)))
+    except UntrustedError as error:  # it names others, which need not be imported to be compared
+        keys = error.keys
+    if keys:
         raise InputError(
             f"The run in {path} was started with another configuration ({', '.join(keys)}); "
             "give another --run-dir, or the same settings."
