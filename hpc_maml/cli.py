@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from mpi4py import MPI
 
 from hpc_maml import __version__
-from hpc_maml.errors import InputError
+from hpc_maml.errors import InputError, printable
 from hpc_maml.mpi.runtime import check_world, from_rank_0, launcher_rank
 from hpc_maml.stopping import StopSignal
 
@@ -239,7 +239,7 @@ def _report(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
         from hpc_maml.report.writing import PAGE, write_report
 
         notes = write_report(options.runs, options.folder, trust=options.trust)
-        print(*notes, options.folder / PAGE, sep="\n")
+        print(*map(printable, (*notes, str(options.folder / PAGE))), sep="\n")
         return 0
 
     return lambda comm: from_rank_0(comm, report)
@@ -261,7 +261,7 @@ def _demo(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     def show() -> int:
         from hpc_maml.run.demo import demo
 
-        print(demo(options.run, options.file, trust=options.trust))
+        print(printable(str(demo(options.run, options.file, trust=options.trust))))
         return 0
 
     return lambda comm: from_rank_0(comm, show)
@@ -285,7 +285,7 @@ def _inspect(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
 
         run = open_run(options.run)
         said = [*describe(run), *(without_checksum(run) if options.verify else ())]
-        print(*said, *(tree(run) if options.tree else ()), sep="\n")
+        print(*map(printable, (*said, *(tree(run) if options.tree else ()))), sep="\n")
         damaged = damages(run, verify=options.verify)
         print(*damaged, sep="\n", end="\n" if damaged else "", file=sys.stderr)
         return DAMAGED if damaged else 0

@@ -14,7 +14,7 @@ class InputError(ValueError):
 
     def __str__(self) -> str:
         """Return the message, on one line of bounded length, whatever text it quotes."""
-        return shortened(super().__str__().replace("\n", "\\n"), LONGEST_SENTENCE)
+        return shortened(printable(super().__str__()), LONGEST_SENTENCE)
 
 
 def shortened(text: str, longest: int) -> str:
@@ -23,6 +23,18 @@ def shortened(text: str, longest: int) -> str:
         return text
     half = longest // 2
     return f"{text[:half]} [... {len(text) - 2 * half} characters ...] {text[-half:]}"
+
+
+def printable(text: str) -> str:
+    """Return a text on one line, with what a terminal or a reader would not show written out.
+
+    Names of folders and texts in files may hold newlines, commands to the terminal, marks that
+    change the direction of writing, and bytes that are no text.
+    """
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
 
 
 def shown(value: Any) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from hpc_maml.algorithms.algorithm import Metric
 from hpc_maml.config import NEUTRAL_KEYS
-from hpc_maml.errors import InputError
+from hpc_maml.errors import InputError, printable
 from hpc_maml.storage.hdf5_files import DamagedError
 from hpc_maml.storage.meta_tests import MetaTest
 from hpc_maml.storage.reader import Run
@@ -117,9 +117,9 @@ def read_runs(folders: Sequence[Path], *, trust: bool = False) -> list[RunData]:
     With ``trust``, what they name as ``module:Class`` may be imported.
     """
     unique = list({folder.resolve(): folder for folder in folders}.values())
-    names = [folder.resolve().name for folder in unique]
+    names = [printable(folder.resolve().name) for folder in unique]
     return [
-        _read(folder, name if names.count(name) == 1 else str(folder), trust)
+        _read(folder, name if names.count(name) == 1 else printable(str(folder)), trust)
         for folder, name in zip(unique, names, strict=True)
     ]
 

@@ -8,7 +8,7 @@ from mpi4py import MPI
 
 from hpc_maml.algorithms.algorithm import Algorithm, State
 from hpc_maml.config import Config, TopologyConfig, differing_keys
-from hpc_maml.errors import InputError
+from hpc_maml.errors import InputError, printable
 from hpc_maml.mpi.runtime import from_rank_0
 from hpc_maml.mpi.topology import Topology
 from hpc_maml.roles.principal import Agents, greet, meta_test, unseen_tasks
@@ -86,7 +86,7 @@ class MetaTesting:
                     f"The run in {path} cannot be tested beside that in {self.run_dir}: they "
                     f"differ in {', '.join(keys)}."
                 )
-            name = f"baseline {path.resolve().name}"
+            name = f"baseline {printable(path.resolve().name)}"  # HDF5 cannot keep all bytes
             if name in self.contestants:
                 raise InputError(f"Two baselines are called {path.name}: rename a folder.")
             algorithm = make_algorithm(self._tested(other, config), self.env)

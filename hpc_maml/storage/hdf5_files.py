@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import h5py
 
-from hpc_maml.errors import InputError
+from hpc_maml.errors import LONGEST_SENTENCE, InputError, printable, shortened
 from hpc_maml.storage.atomic_files import write_whole
 
 WORDS = "hpc_maml: SHA-256 of all that follows these 512 bytes: "
@@ -32,7 +32,7 @@ class DamagedError(InputError):
         super().__init__(path, " ".join(str(reason).split()))  # in full: it travels between ranks
 
     def __str__(self) -> str:
-        return f"{self.args[0]} is damaged: {self.args[1]}."
+        return shortened(printable(f"{self.args[0]} is damaged: {self.args[1]}."), LONGEST_SENTENCE)
 
     @property
     def path(self) -> Path:
