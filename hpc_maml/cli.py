@@ -184,13 +184,16 @@ def _evaluate(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     parser.add_argument(
-        "--tasks", type=_at_least(2), metavar="N", help="unseen tasks (evaluation.tasks)"
+        "--tasks", type=_number(2, 2**20), metavar="N", help="unseen tasks (evaluation.tasks)"
     )
     parser.add_argument(
-        "--updates", type=_at_least(1), metavar="K", help="inner steps (evaluation.updates)"
+        "--updates", type=_number(1, 1000), metavar="K", help="inner steps (evaluation.updates)"
     )
     parser.add_argument(
-        "--episodes", type=_at_least(2), metavar="N", help="per task and phase (fast_batch_size)"
+        "--episodes",
+        type=_number(2, 2**31),
+        metavar="N",
+        help="per task and phase (fast_batch_size)",
     )
     parser.add_argument(
         "--step-sizes",
@@ -308,7 +311,7 @@ def _bench(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
         "names", nargs="*", type=benchmark, metavar="NAME", help=f"{', '.join(names)} (all)"
     )
     parser.add_argument(
-        "--rounds", type=_at_least(1), default=5, metavar="N", help="rounds, for medians (5)"
+        "--rounds", type=_number(1, 10**6), default=5, metavar="N", help="rounds, for medians (5)"
     )
     parser.add_argument(
         "--build",
@@ -346,10 +349,12 @@ def _bench(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     return run
 
 
-def _at_least(smallest: int) -> Callable[[str], int]:
+def _number(smallest: int, largest: int) -> Callable[[str], int]:
     def number(text: str) -> int:
         if int(text) < smallest:
             raise argparse.ArgumentTypeError(f"must be at least {smallest}")
+        if int(text) > largest:
+            raise argparse.ArgumentTypeError(f"must be at most {largest}")
         return int(text)
 
     return number

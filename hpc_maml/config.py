@@ -26,6 +26,7 @@ from hpc_maml.policies.network import NetworkSettings
 from hpc_maml.settings import Count, Positive, Section, UnitInterval
 
 BOOLEAN, INTEGER, MERGE = (f"tag:yaml.org,2002:{name}" for name in ("bool", "int", "merge"))
+MOST_TASKS, MOST_UPDATES = 2**20, 1000  # of a meta-test
 LARGEST_FILE = 2**18  # characters of a configuration file
 DEEPEST = 50  # levels of lists and dictionaries in each other
 OLD_ALGORITHMS = ("maml", "pretrain")  # in files of 0.1, where ``algorithm`` was no section
@@ -86,8 +87,10 @@ class EvaluationConfig(Section):
     every: Count | None = Field(
         None, description="iterations from one meta-test to the next; null: never"
     )
-    tasks: Annotated[int, Field(ge=2, le=2**20)] = Field(40, description="unseen tasks")
-    updates: Count = Field(3, description="inner steps, each on fresh trajectories")
+    tasks: Annotated[int, Field(ge=2, le=MOST_TASKS)] = Field(40, description="unseen tasks")
+    updates: Annotated[int, Field(ge=1, le=MOST_UPDATES)] = Field(
+        3, description="inner steps, each on fresh trajectories"
+    )
     step_sizes: Literal["halved", "constant"] = Field(
         "halved", description="after the first inner step: halved (as published) or constant"
     )

@@ -57,7 +57,7 @@ class Training:
     def train(self) -> int:
         """Meta-train on every rank; return the exit code. Raises InputError on every rank."""
         job = from_rank_0(self.world, self._prepare)
-        warn(self.world, job.config, _say)
+        warn(self.world, job, _say)
 
         async def principal(agents: Agents, topology: Topology) -> None:
             await self._lead(job, agents, topology)
