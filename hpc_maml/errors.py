@@ -42,6 +42,20 @@ def shown(value: Any) -> str:
     return shortened(repr(value), LONGEST_VALUE)
 
 
+def reason_of(error: OSError) -> str:
+    """Return why the system refused something; what libraries raise may have only a text."""
+    return error.strerror or str(error) or type(error).__name__
+
+
+def origin_of(error: BaseException) -> str:
+    """Return what was raised, and in which line of which file: of code of a user's own."""
+    place, trace = "", error.__traceback__
+    while trace:
+        place = f", raised in {trace.tb_frame.f_code.co_filename}, line {trace.tb_lineno}"
+        trace = trace.tb_next
+    return f"{type(error).__name__}: {error}".rstrip(": ") + place
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the known name nearest to ``name``, or ``""``."""
     close = difflib.get_close_matches(name, list(known), n=1)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import TypeVar
 
-from hpc_maml.errors import InputError, nearest
+from hpc_maml.errors import InputError, nearest, origin_of
 
 T = TypeVar("T")
 
@@ -71,4 +71,4 @@ def import_module(name: str) -> ModuleType:
     except ImportError:
         raise
     except (Exception, SystemExit) as error:
-        raise ImportError(f"{type(error).__name__}: {error}".rstrip(": ")) from None
+        raise ImportError(origin_of(error)) from None

@@ -29,6 +29,7 @@ from hpc_maml.algorithms.adaptation import (
 )
 from hpc_maml.algorithms.algorithm import (
     GRADIENT_METRICS,
+    NO_SIGNAL,
     THETA,
     Metric,
     Reduce,
@@ -344,6 +345,8 @@ class MamlTrpo(GradientAdaptation):
         found |= gradient_metrics(gradient, square, num_tasks)
         if not np.isfinite(gradient).all():
             return Update(state, "non-finite gradient", found)
+        if not gradient.any():
+            return Update(state, NO_SIGNAL, found)
 
         # step direction x = F^-1 g
         direction = self.step_direction(tasks, gradient)

@@ -23,6 +23,7 @@ from hpc_maml.algorithms.adaptation import (
 from hpc_maml.algorithms.algorithm import (
     GRADIENT_METRICS,
     NAME,
+    NO_SIGNAL,
     THETA,
     Metric,
     Reduce,
@@ -255,6 +256,8 @@ class ProMP(GradientAdaptation):
                 found |= gradient_metrics(gradient, square.item(), num_tasks)
             if not np.isfinite(gradient).all():
                 return Update(state, "non-finite gradient", found)
+            if not gradient.any() and candidate is outer:
+                return Update(state, NO_SIGNAL, found)
             candidate, moments = adam_step(candidate, gradient, new, settings.outer_lr)
             new = new | moments
         loss, kl, clip_fraction, inner_kls, *_ = mean(at(candidate))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hpc_maml.errors import InputError
+from hpc_maml.errors import InputError, reason_of
 from hpc_maml.report import tables
 from hpc_maml.report.experiments import by_environment, read_runs
 from hpc_maml.storage.atomic_files import write_whole
@@ -35,7 +35,7 @@ def write_report(folders: Sequence[Path], to: Path, *, trust: bool = False) -> l
     try:
         to.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"The folder {to} cannot be made: {error.strerror}.") from None
+        raise InputError(f"The folder {to} cannot be made: {reason_of(error)}.") from None
     drawn: dict[str, list[tuple[Any, bytes]]] = {}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from hpc_maml.algorithms.algorithm import Metric
-from hpc_maml.errors import InputError, printable
+from hpc_maml.errors import InputError, printable, reason_of
 from hpc_maml.mpi.runtime import has_launcher
 from hpc_maml.mpi.topology import Topology, rank_ranges
 from hpc_maml.roles.messages import Hello
@@ -159,7 +159,7 @@ def print_meta_test(found: MetaTest, json_file: Path | None) -> None:
         try:
             json_file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
         except OSError as error:
-            raise InputError(f"{json_file} cannot be written: {error.strerror}.") from None
+            raise InputError(f"{json_file} cannot be written: {reason_of(error)}.") from None
 
 
 def _returns(values: np.ndarray, width: int = 9) -> str:

@@ -19,7 +19,7 @@ from mpi4py import MPI
 
 from hpc_maml import __version__
 from hpc_maml.config import Config
-from hpc_maml.errors import InputError
+from hpc_maml.errors import InputError, reason_of
 from hpc_maml.mpi.gpu_sums import ask_library
 from hpc_maml.mpi.runtime import check_world, from_rank_0, has_launcher, launcher_rank, to_rank_0
 from hpc_maml.mpi.topology import Place, assign_roles, rank_ranges, visible_gpus
@@ -240,7 +240,7 @@ def check_run_folder(path: Path) -> list[Check]:
             seconds = _time_of(lambda: _write_durably(Path(name)))
             hdf5 = _try_hdf5(Path(name) / "doctor.h5")
     except OSError as error:
-        text = f"{path} cannot be written ({error.strerror}): give another --run-dir"
+        text = f"{path} cannot be written ({reason_of(error)}): give another --run-dir"
         return [Check("error", subject, text)]
     space = shutil.disk_usage(path).free / GIGABYTE
     text = (

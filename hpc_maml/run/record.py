@@ -14,7 +14,7 @@ from mpi4py import MPI
 
 from hpc_maml.algorithms.algorithm import THETA, Algorithm, State
 from hpc_maml.config import Config, fingerprint, to_yaml
-from hpc_maml.errors import InputError
+from hpc_maml.errors import InputError, reason_of
 from hpc_maml.sampling.random_streams import Purpose, stream
 from hpc_maml.storage.archive_plan import Shapes
 from hpc_maml.storage.archive_schema import Segment
@@ -65,11 +65,11 @@ class RunRecord:
                 raise
             damages.append(error)  # its rows will be computed again
         self._look_for_lost_checkpoints(found)
-        begin(path, config)
+        self.archive = RolloutArchive(path / ROLLOUTS, config, shapes, done)
         self.notes += self.metrics.begin()
         self.notes += [f"{each} It is kept as {_aside(each.path)}." for each in damages]
-        self.archive = RolloutArchive(path / ROLLOUTS, config, shapes, done)
         self.notes += self.archive.notes
+        begin(path, config)  # last: a refusal leaves the configuration as it was
 
     def _look_for_lost_checkpoints(self, found: Checkpoint | None) -> None:
         """Compare with the last checkpoint that the metrics tell of; raises InputError."""
@@ -169,7 +169,7 @@ def _aside(path: Path) -> str:
     try:
         return set_aside(path).name
     except OSError as error:
-        raise InputError(f"{path} cannot be renamed: {error.strerror}.") from None
+        raise InputError(f"{path} cannot be renamed: {reason_of(error)}.") from None
 
 
 def initial_checkpoint(config: Config, algorithm: Algorithm) -> Checkpoint:

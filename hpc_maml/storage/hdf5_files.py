@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import h5py
 
-from hpc_maml.errors import LONGEST_SENTENCE, InputError, printable, shortened
+from hpc_maml.errors import LONGEST_SENTENCE, InputError, printable, reason_of, shortened
 from hpc_maml.storage.atomic_files import write_whole
 
 WORDS = "hpc_maml: SHA-256 of all that follows these 512 bytes: "
@@ -74,7 +74,7 @@ def opened(path: Path, newest: int) -> Iterator[h5py.File]:
     except FileNotFoundError:
         raise InputError(f"{path} is not there: the run has not got that far.") from None
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from None
+        raise InputError(f"{path} cannot be read: {reason_of(error)}.") from None
     if content[: len(SIGNATURE)] != SIGNATURE:
         image = memoryview(content)[USER_BLOCK:]
         if content[:USER_BLOCK] != user_block(hashlib.sha256(image)):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import h5py
 import numpy as np
 
-from hpc_maml.errors import InputError
+from hpc_maml.errors import InputError, reason_of
 from hpc_maml.storage.hdf5_files import opened, write_hdf5
 
 if TYPE_CHECKING:  # what reads a run imports no environment
@@ -82,7 +82,7 @@ def save(path: Path, test: MetaTest) -> None:
     try:
         path.parent.mkdir(exist_ok=True)
     except OSError as error:
-        raise InputError(f"{path.parent} cannot be made: {error.strerror}.") from None
+        raise InputError(f"{path.parent} cannot be made: {reason_of(error)}.") from None
     if path.parent.is_symlink():
         raise InputError(f"{path.parent} is a symbolic link: a run keeps its files in its folder.")
     write_hdf5(path, fill)

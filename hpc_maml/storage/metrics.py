@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 
 from hpc_maml.algorithms.algorithm import Metric
-from hpc_maml.errors import InputError
+from hpc_maml.errors import InputError, reason_of
 from hpc_maml.storage.atomic_files import set_aside
 from hpc_maml.storage.hdf5_files import opened, verify, write_hdf5
 from hpc_maml.storage.metrics_parts import (
@@ -254,7 +254,7 @@ class Metrics:
         try:
             self.folder.mkdir(exist_ok=True)
         except OSError as error:
-            raise InputError(f"{self.folder} cannot be made: {error.strerror}.") from None
+            raise InputError(f"{self.folder} cannot be made: {reason_of(error)}.") from None
         about = {"first_iteration": part.first, "last_iteration": part.last}
         write_hdf5(part.path, self._filled(columns, about))
 
@@ -314,4 +314,4 @@ def _remove(part: Part) -> None:
 
 
 def _not_removed(part: Part, error: OSError) -> InputError:
-    return InputError(f"{part.path} cannot be removed: {error.strerror}.")
+    return InputError(f"{part.path} cannot be removed: {reason_of(error)}.")

@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from hpc_maml.errors import InputError
+from hpc_maml.errors import InputError, reason_of
 from hpc_maml.names import UntrustedError
 from hpc_maml.storage import checkpoint, meta_tests, metrics_parts
 from hpc_maml.storage.archive_schema import archived_iterations
@@ -42,7 +42,7 @@ def default_path(config: "Config") -> Path:
             number += 1
             path = name.with_name(f"{name.name}-{number}")
         except OSError as error:
-            raise InputError(f"The run folder {path} cannot be made: {error.strerror}.") from None
+            raise InputError(f"The run folder {path} cannot be made: {reason_of(error)}.") from None
 
 
 def open_folder(path: Path, config: "Config") -> IO[str]:
@@ -65,7 +65,7 @@ def open_folder(path: Path, config: "Config") -> IO[str]:
         (path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         lock = _take_lock(path)
     except OSError as error:
-        raise InputError(f"The run folder {path} cannot be used: {error.strerror}.") from None
+        raise InputError(f"The run folder {path} cannot be used: {reason_of(error)}.") from None
     return lock
 
 
@@ -79,7 +79,7 @@ def begin(path: Path, config: "Config") -> None:
         remove_leftovers(path / CHECKPOINTS, checkpoint.NAME)
         remove_leftovers(path / EVALUATIONS, meta_tests.NAME)
     except OSError as error:
-        raise InputError(f"The run folder {path} cannot be used: {error.strerror}.") from None
+        raise InputError(f"The run folder {path} cannot be used: {reason_of(error)}.") from None
     write_text(path / CONFIG, to_yaml(config))
 
 
@@ -96,7 +96,7 @@ def has_config(path: Path) -> bool:
     try:
         return (path / CONFIG).is_file()
     except OSError as error:
-        raise InputError(f"The run folder {path} cannot be read: {error.strerror}.") from None
+        raise InputError(f"The run folder {path} cannot be read: {reason_of(error)}.") from None
 
 
 def read_config(path: Path, trusted: Collection[str] | None = ()) -> "Config":
