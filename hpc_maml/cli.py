@@ -139,8 +139,12 @@ def _parse_job(name: str, description: str, arguments: Sequence[str]) -> argpars
 
 def _load(options: argparse.Namespace) -> "Config":
     from hpc_maml.config import load_config
+    from hpc_maml.storage.run_folder import load_run_config
 
-    return load_config(*_sources(options))
+    files, words, trusted = _sources(options)
+    if files and not options.config:
+        return load_run_config(options.run_dir, words, trusted)
+    return load_config(files, words, trusted)
 
 
 def _sources(

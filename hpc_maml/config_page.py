@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from hpc_maml.config import Dumper, Files, Resolved, resolve
+from hpc_maml.config import Files, Resolved, resolve
 from hpc_maml.settings import Section
+from hpc_maml.yaml_text import Dumper
 
 WIDTH = 100  # columns of the page
 WIDEST_KEY = 36  # columns before a comment; what is longer has its comment behind it

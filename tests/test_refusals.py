@@ -11,9 +11,9 @@ from hpc_maml.errors import InputError, reason_of
 from hpc_maml.sampling.advantages import task_advantages
 
 MODULES = {
-    "syntax": ("class Env:\n    def (:\n", "SyntaxError: invalid syntax (broken_syntax.py, line 2)"),
+    "syntax": (
         "class Env:\n    def (:\n",
-        r"SyntaxError: invalid syntax (broken_syntax.py, line 2)",
+        "SyntaxError: invalid syntax (broken_syntax.py, line 2)",
     ),
     "raises": ("x = {}\ny = x['missing']\n", "broken_raises.py, line 2"),
     "constructor": (

@@ -198,5 +198,5 @@ def _describe(dataset: h5py.Dataset, name: str) -> None:
 
 def _segment_bytes(path: Path) -> int:
     """Return the size of the segments of a committed iteration; raises InputError."""
-    with opened(path, FORMAT_VERSION) as file:
+    with opened(path, FORMAT_VERSION, joins=tuple(FIELDS | OPTIONAL_FIELDS)) as file:
         return int(file["segment_bytes"][...].sum())

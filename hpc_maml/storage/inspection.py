@@ -12,11 +12,11 @@ from hpc_maml.storage import metrics_parts
 from hpc_maml.storage.archive_schema import iteration_path
 from hpc_maml.storage.atomic_files import size_text
 from hpc_maml.storage.checkpoint import checkpoint_path
-from hpc_maml.storage.hdf5_files import DamagedError, damage_of, has_checksum, verify
+from hpc_maml.storage.hdf5_files import DamagedError, damage_of, has_checksum, look_over, verify
 from hpc_maml.storage.meta_tests import MetaTest, meta_test_files
 from hpc_maml.storage.meta_tests import read as read_evaluation
 from hpc_maml.storage.metrics_parts import PARTS
-from hpc_maml.storage.reader import Run
+from hpc_maml.storage.reader import JOINED, Run
 from hpc_maml.storage.run_folder import CHECKPOINTS, EVALUATIONS, FOLDERS, METRICS, ROLLOUTS
 
 
@@ -144,6 +144,7 @@ def tree(run: Run) -> Iterator[str]:
         try:
             verify(path)
             with damage_of(path), h5py.File(path, "r") as file:
+                look_over(file, JOINED)
                 file.visititems(lambda name, item, lines=lines: lines.append(_line(name, item)))
         except DamagedError as error:
             lines.append(f"  {error.args[1]}")

@@ -22,6 +22,7 @@ FORMAT_VERSION = 3  # 1: without what an algorithm declares; 2: all rows in metr
 GROUPS = ("iterations", "tasks")
 PARTS = "metrics"  # the folder, beside metrics.h5
 NAME = re.compile(r"iterations_(\d{6,})_(\d{6,})\.h5")
+NDIM = {"task": 3, "pre_update_return": 2, "post_update_return": 2, "return_after_updates": 3}
 READERS_PATIENCE = 20  # times that a part is gone, as the run has joined it with others
 
 T = TypeVar("T")
@@ -103,6 +104,10 @@ def read_columns(
             earlier = int(file.attrs.get("earlier_iterations", 0))  # older files have all rows
             found = [each for each in file[group] if names is None or each in names]
             last = {name: file[group][name][...] for name in found}
+            rows = int(file.attrs["committed_iterations"]) - earlier
+            for name, column in last.items():
+                if len(column) != rows or (rows and column.ndim != NDIM.get(name, 1)):
+                    raise DamagedError(path, f"{name} has not the shape of a column")
         pieces = []
         for part in covering(path.parent / PARTS, earlier):
             with opened_part(part) as file:

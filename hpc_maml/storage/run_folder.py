@@ -8,12 +8,12 @@ import errno
 import fcntl
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from hpc_maml.errors import InputError, reason_of
+from hpc_maml.errors import InputError, printable, reason_of
 from hpc_maml.names import UntrustedError
 from hpc_maml.storage import checkpoint, meta_tests, metrics_parts
 from hpc_maml.storage.archive_schema import archived_iterations
@@ -105,11 +105,24 @@ def read_config(path: Path, trusted: Collection[str] | None = ()) -> "Config":
     Of names ``module:Class`` only those in ``trusted`` are imported, with None all: the folder may
     be somebody else's. Raises InputError, also if there is no run.
     """
-    from hpc_maml.config import load_config
-
     if not has_config(path):
         raise InputError(f"{path} is not a run folder: it has no {CONFIG}.")
-    return load_config(str(path / CONFIG), [], trusted)
+    return load_run_config(path, [], trusted)
+
+
+def load_run_config(
+    path: Path, words: Sequence[str], trusted: Collection[str] | None = ()
+) -> "Config":
+    """Return the configuration of the run in a folder, changed by words, as ``read_config``."""
+    from hpc_maml.config import load_config
+
+    file = path / CONFIG
+    try:
+        return load_config(file, words, trusted)
+    except InputError as error:
+        if printable(str(file)) in str(error):
+            raise
+        raise InputError(f"{file}: {error}") from None
 
 
 def _is_unused(path: Path) -> bool:
