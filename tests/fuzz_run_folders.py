@@ -267,10 +267,10 @@ def commands(folder: Path, number: int) -> dict[str, tuple[str, ...]]:
     found = {"inspect": ("inspect", name, "--tree", "--verify")}
     if number % 100 == 50:
         found["report"] = ("report", name, "-o", "out")
-    if number % 4 == 0:
+    if number % 8 == 0:
         found["evaluate"] = ("evaluate", name, "--tasks", "2", "--updates", "1")
-        found["resume"] = ("--run-dir", name, "num_iterations=6", "metrics.tensorboard=off")
-        found["resume again"] = (*found["resume"], "num_iterations=7")
+        found["resume"] = ("--run-dir", name, "num_iterations=4", "metrics.tensorboard=off")
+        found["resume again"] = (*found["resume"], "num_iterations=5")
     return found
 
 

@@ -14,8 +14,8 @@ from hpc_maml.storage import metrics
 @pytest.fixture
 def whole(monkeypatch) -> Path:
     """Return a run folder with a file of every kind, parts of metrics among them."""
-    monkeypatch.setattr(metrics, "PART_ROWS", 2)
-    run(HERE, *SMALL, "archive.rollouts=every", "--run-dir", "whole")
+    monkeypatch.setattr(metrics, "PART_ROWS", 1)
+    run(HERE, *SMALL, "num_iterations=3", "archive.rollouts=every", "--run-dir", "whole")
     run(HERE, "evaluate", "whole", "--tasks", "2", "--updates", "1")
     assert list(Path("whole").glob("metrics/*.h5"))
     return Path("whole")
