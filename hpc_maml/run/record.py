@@ -37,6 +37,7 @@ from hpc_maml.storage.run_folder import (
     ROLLOUTS,
     begin,
     checkpoints_are_gone,
+    has_config,
     open_folder,
 )
 
@@ -65,11 +66,15 @@ class RunRecord:
                 raise
             damages.append(error)  # its rows will be computed again
         self._look_for_lost_checkpoints(found)
+        is_new = not has_config(path)
+        if is_new:  # first, as without it a folder with other files is no run
+            begin(path, config)
         self.archive = RolloutArchive(path / ROLLOUTS, config, shapes, done)
         self.notes += self.metrics.begin()
         self.notes += [f"{each} It is kept as {_aside(each.path)}." for each in damages]
         self.notes += self.archive.notes
-        begin(path, config)  # last: a refusal leaves the configuration as it was
+        if not is_new:  # last, so that a refusal leaves the configuration as it was
+            begin(path, config)
 
     def _look_for_lost_checkpoints(self, found: Checkpoint | None) -> None:
         """Compare with the last checkpoint that the metrics tell of; raises InputError."""
