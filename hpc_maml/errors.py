@@ -50,7 +50,7 @@ def reason_of(error: OSError) -> str:
 def origin_of(error: BaseException) -> str:
     """Return what was raised, and in which line of which file: of code of a user's own."""
     place, trace = "", error.__traceback__
-    while trace:
+    while trace and not isinstance(error, SyntaxError):  # which says itself where it is
         place = f", raised in {trace.tb_frame.f_code.co_filename}, line {trace.tb_lineno}"
         trace = trace.tb_next
     return f"{type(error).__name__}: {error}".rstrip(": ") + place
