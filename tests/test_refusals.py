@@ -104,3 +104,14 @@ def test_a_run_without_a_signal_says_so_and_stays(name):
     one, two = (found.checkpoint(k).parameters for k in (1, 2))
     assert all(np.array_equal(one[each], two[each]) for each in one)
     assert len(checkpoints(Path("run"))) == 2
+
+
+@pytest.mark.parametrize(
+    "line", ["note: 2020-01-01", "note: !!binary AAAA", "1: a", "note: {1: a}"]
+)
+def test_a_configuration_of_other_things_than_texts_and_numbers(line, copied):
+    file = copied / "config.yaml"
+    file.write_text(f"{file.read_text()}{line}\n")
+    for words in (("inspect", copied), ("report", copied, "-o", "out")):
+        error = run(HERE, *words, code=BAD_INPUT).stderr
+        assert error == f"hpc_maml: {file} holds other things than texts and numbers.\n"

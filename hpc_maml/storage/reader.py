@@ -84,6 +84,8 @@ class Run:
         for key, kind in SHOWN_KEYS.items():
             if not isinstance(config, dict) or not isinstance(config.get(key), kind):
                 raise InputError(f"{self.path / CONFIG} is not the configuration of a run: {key}.")
+        if not _is_plain(config):
+            raise InputError(f"{self.path / CONFIG} holds other things than texts and numbers.")
         if not isinstance(config["env"].get("name"), str) or not isinstance(
             config["env"].get("kwargs"), dict
         ):
@@ -332,6 +334,15 @@ class Rollouts(Mapping[tuple[int, int], Rollout]):
         if damages and not path.exists():  # the run has thinned its archive at this moment
             return None, {}
         return table, damages
+
+
+def _is_plain(value: object) -> bool:
+    """Tell whether YAML is what a configuration can be made of: no dates, sets or bytes."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(each) for key, each in value.items())
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, str | int | float)
 
 
 def _metric(dataset: h5py.Dataset) -> Metric:
