@@ -4,14 +4,14 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpi4py import MPI
 
 from hpc_maml import __version__
-from hpc_maml.errors import InputError
+from hpc_maml.errors import InputError, printable
 from hpc_maml.mpi.runtime import check_world, from_rank_0, launcher_rank
 from hpc_maml.stopping import StopSignal
 
@@ -23,7 +23,7 @@ DAMAGED, FAILED, BAD_INPUT = 1, 1, 2
 SUMMARY = """\
 usage: python -m hpc_maml [train] [--config FILE] [--run-dir DIR] [key=value ...]
        python -m hpc_maml evaluate RUN [--tasks N] [--updates K] [--episodes N]
-                          [--step-sizes HOW] [--baseline RUN2 ...] [--json FILE]
+                          [--step-sizes HOW] [--baseline RUN2 ...] [--json FILE] [--trust]
        python -m hpc_maml report RUN [RUN ...] -o DIR
        python -m hpc_maml demo RUN [-o FILE]
        python -m hpc_maml inspect RUN [--tree] [--verify]
@@ -130,6 +130,7 @@ def _parse_job(name: str, description: str, arguments: Sequence[str]) -> argpars
         metavar="DIR",
         help="run folder; if it exists, the run goes on, by default with its own configuration",
     )
+    _add_trust(parser)
     parser.add_argument(
         "settings", nargs="*", metavar="key=value", help="for example algorithm.max_kl=0.02"
     )
@@ -138,17 +139,34 @@ def _parse_job(name: str, description: str, arguments: Sequence[str]) -> argpars
 
 def _load(options: argparse.Namespace) -> "Config":
     from hpc_maml.config import load_config
+    from hpc_maml.storage.run_folder import load_run_config
 
-    return load_config(_files(options), options.settings)
+    files, words, trusted = _sources(options)
+    if files and not options.config:
+        return load_run_config(options.run_dir, words, trusted)
+    return load_config(files, words, trusted)
 
 
-def _files(options: argparse.Namespace) -> Sequence[str | Path]:
-    """Return the files of a configuration: those that are given, or that of the run folder."""
+def _sources(
+    options: argparse.Namespace,
+) -> tuple[Sequence[str | Path], Sequence[str], Collection[str] | None]:
+    """Return the files, the words and the trusted names of a configuration.
+
+    The files are those that are given, or that of the run folder, which may be somebody else's.
+    """
     from hpc_maml.storage.run_folder import CONFIG, has_config
 
     if not options.config and options.run_dir and has_config(options.run_dir):
-        return [options.run_dir / CONFIG]
-    return options.config or []
+        return [options.run_dir / CONFIG], options.settings, None if options.trust else ()
+    return options.config or [], options.settings, None
+
+
+def _add_trust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="import what the run folder names as module:Class, which runs its code",
+    )
 
 
 def _config(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
@@ -158,7 +176,7 @@ def _config(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     def show() -> int:
         from hpc_maml.config_page import config_text
 
-        print(config_text(_files(options), options.settings), end="")
+        print(config_text(*_sources(options)), end="")
         return 0
 
     return lambda comm: from_rank_0(comm, show)
@@ -170,13 +188,16 @@ def _evaluate(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     parser.add_argument(
-        "--tasks", type=_at_least(2), metavar="N", help="unseen tasks (evaluation.tasks)"
+        "--tasks", type=_number(2, 2**20), metavar="N", help="unseen tasks (evaluation.tasks)"
     )
     parser.add_argument(
-        "--updates", type=_at_least(1), metavar="K", help="inner steps (evaluation.updates)"
+        "--updates", type=_number(1, 1000), metavar="K", help="inner steps (evaluation.updates)"
     )
     parser.add_argument(
-        "--episodes", type=_at_least(2), metavar="N", help="per task and phase (fast_batch_size)"
+        "--episodes",
+        type=_number(2, 2**31),
+        metavar="N",
+        help="per task and phase (fast_batch_size)",
     )
     parser.add_argument(
         "--step-sizes",
@@ -192,6 +213,7 @@ def _evaluate(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
         help="another run to test on the same tasks; may be given again",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table to FILE")
+    _add_trust(parser)
     options = parser.parse_args(arguments)
     keys = ("tasks", "updates", "step_sizes")
     settings = {key: value for key in keys if (value := getattr(options, key)) is not None}
@@ -199,7 +221,9 @@ def _evaluate(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     def run(comm: MPI.Intracomm) -> int:
         from hpc_maml.run.meta_testing import MetaTesting
 
-        testing = MetaTesting(options.run, settings, options.episodes, options.baseline)
+        testing = MetaTesting(
+            options.run, settings, options.episodes, options.baseline, trust=options.trust
+        )
         return testing.evaluate(comm, options.json)
 
     return run
@@ -215,12 +239,14 @@ def _report(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     parser.add_argument(
         "-o", dest="folder", type=Path, required=True, metavar="DIR", help="folder to write to"
     )
+    _add_trust(parser)
     options = parser.parse_args(arguments)
 
     def report() -> int:
         from hpc_maml.report.writing import PAGE, write_report
 
-        print(*write_report(options.runs, options.folder), options.folder / PAGE, sep="\n")
+        notes = write_report(options.runs, options.folder, trust=options.trust)
+        print(*map(printable, (*notes, str(options.folder / PAGE))), sep="\n")
         return 0
 
     return lambda comm: from_rank_0(comm, report)
@@ -236,12 +262,13 @@ def _demo(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     parser.add_argument(
         "-o", dest="file", type=Path, metavar="FILE", help="(RUN/demo.png or RUN/demo.gif)"
     )
+    _add_trust(parser)
     options = parser.parse_args(arguments)
 
     def show() -> int:
         from hpc_maml.run.demo import demo
 
-        print(demo(options.run, options.file))
+        print(printable(str(demo(options.run, options.file, trust=options.trust))))
         return 0
 
     return lambda comm: from_rank_0(comm, show)
@@ -265,7 +292,7 @@ def _inspect(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
 
         run = open_run(options.run)
         said = [*describe(run), *(without_checksum(run) if options.verify else ())]
-        print(*said, *(tree(run) if options.tree else ()), sep="\n")
+        print(*map(printable, (*said, *(tree(run) if options.tree else ()))), sep="\n")
         damaged = damages(run, verify=options.verify)
         print(*damaged, sep="\n", end="\n" if damaged else "", file=sys.stderr)
         return DAMAGED if damaged else 0
@@ -288,7 +315,7 @@ def _bench(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
         "names", nargs="*", type=benchmark, metavar="NAME", help=f"{', '.join(names)} (all)"
     )
     parser.add_argument(
-        "--rounds", type=_at_least(1), default=5, metavar="N", help="rounds, for medians (5)"
+        "--rounds", type=_number(1, 10**6), default=5, metavar="N", help="rounds, for medians (5)"
     )
     parser.add_argument(
         "--build",
@@ -326,10 +353,12 @@ def _bench(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     return run
 
 
-def _at_least(smallest: int) -> Callable[[str], int]:
+def _number(smallest: int, largest: int) -> Callable[[str], int]:
     def number(text: str) -> int:
         if int(text) < smallest:
             raise argparse.ArgumentTypeError(f"must be at least {smallest}")
+        if int(text) > largest:
+            raise argparse.ArgumentTypeError(f"must be at most {largest}")
         return int(text)
 
     return number

@@ -236,7 +236,7 @@ def test_an_update_that_is_not_finite_leaves_the_state_and_is_shown(name, monkey
 @pytest.mark.parametrize("name", EACH)
 def test_a_run_can_be_tested_inspected_and_read(name, serial):
     shutil.copytree(serial[name], "run")
-    words = ("evaluate", "run", "--tasks", "3", "--updates", "2", "--json", "test.json")
+    words = ("evaluate", "run", "--trust", "--tasks", "3", "--updates", "2", "--json", "test.json")
     shown = run(HERE, *words).stdout
     assert "mean return on 3 unseen tasks" in shown
     (test,) = open_run("run").evaluations
@@ -359,7 +359,7 @@ def test_a_state_of_another_shape_is_refused(group, dataset, serial):
         values = file[group][dataset][...]
         del file[group][dataset]
         file[group][dataset] = np.concatenate([values, values])
-    for words in ((*WORDS, *RUNS[name], "--run-dir", "run"), ("evaluate", "run")):
+    for words in ((*WORDS, *RUNS[name], "--run-dir", "run"), ("evaluate", "run", "--trust")):
         sentence = refused(*words)
         assert "iteration_000004.h5" in sentence
         assert f"the {group} have other names or shapes than the algorithm's" in sentence

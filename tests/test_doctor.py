@@ -16,8 +16,8 @@ from hpc_maml.run.doctor import Facts, check_run_folder, examine
 LINE = re.compile(r"^(ok|warning|error) +(MPI|CUDA-aware MPI|run folder|\S+)  +\S")
 CPU = check_config({"device": "cpu", "meta_batch_size": 16})
 SPLIT = check_config({"device": "cpu", "topology": {"layout": "split"}})
-SUBJECTS = ["MPI", "launcher", "versions", "ranks", "cores", "tasks", "GPUs", "run folder", "HDF5"]
-SUBJECTS += ["MuJoCo", "torch", "Slurm"]
+SUBJECTS = ["MPI", "launcher", "versions", "ranks", "cores", "tasks", "GPUs", "memory"]
+SUBJECTS += ["run folder", "HDF5", "MuJoCo", "torch", "Slurm"]
 
 
 def ranks(host: str, number: int, cores: int, *, of: int = 8, **changes) -> list[Facts]:

@@ -101,6 +101,7 @@ def test_a_wait_has_a_limit_and_says_for_what(seconds):
     words = ("hpc_maml.algorithms.inner_steps", "adapt", 2, "hang", f"mpi.wait_limit={seconds}")
     _, err = run_with_fault(3, 2, *words, limit=2 * seconds)
     assert f"TimeoutError: waited {seconds} s for " in err
+    assert err.count("Traceback") == 1
     assert "for tasks from the observers" in err or "for the outcome of an agent" in err
 
 

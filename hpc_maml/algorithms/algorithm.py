@@ -168,6 +168,8 @@ class Algorithm(ABC):
         )
 
 
+# why an update is rejected whose gradient is exactly zero
+NO_SIGNAL = "no signal: in every task all episodes have the same rewards"
 GRADIENT_METRICS = {
     "gradient_norm": Metric("1", "Euclidean norm of the iteration's first meta-gradient"),
     "gradient_snr": Metric(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from mpi4py import MPI
 
-from hpc_maml.errors import InputError
+from hpc_maml.errors import InputError, reason_of
 from hpc_maml.mpi.exact_sum import ExactSum
 from hpc_maml.mpi.topology import Topology, smallest
 
@@ -113,7 +113,7 @@ def try_sum(device: str, limit: float, command: Sequence[str] = TRIAL) -> str:
     except subprocess.TimeoutExpired:
         return f"a trial had no end within {limit:g} s"
     except OSError as error:
-        return f"a trial did not start: {error.strerror}"
+        return f"a trial did not start: {reason_of(error)}"
     if child.returncode == WRONG_SUM:
         return "a trial gave a wrong sum"
     if child.returncode < 0:

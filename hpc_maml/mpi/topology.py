@@ -45,6 +45,10 @@ class Plan:
     reason: str  # for the layout, in words
     places: tuple[Place, ...]  # by rank
 
+    def takes_step(self, place: Place) -> bool:
+        """Tell whether a rank of this place keeps the digests of tasks and takes the outer step."""
+        return place.agent or (self.layout == "team" and place.observer)
+
 
 @dataclass(frozen=True)
 class Seat:

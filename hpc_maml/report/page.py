@@ -3,11 +3,12 @@
 import base64
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from html import escape
+from html import escape as escape_html
 
 import numpy as np
 import yaml
 
+from hpc_maml.errors import printable
 from hpc_maml.report.advice import advise
 from hpc_maml.report.experiments import Environment, Experiment, RunData, kinds
 from hpc_maml.report.figures import Picture
@@ -36,6 +37,11 @@ th.mean, td.mean { background: #f4f4f4; font-weight: 600; }
 .unit { color: #555; font-weight: 400; }
 pre { font-size: 0.8rem; background: #f7f7f7; padding: 0.7rem; overflow-x: auto; }
 """
+
+
+def escape(text: str) -> str:
+    """Return a text as HTML that shows it, with line breaks as they are."""
+    return "\n".join(escape_html(printable(line)) for line in text.split("\n"))
 
 
 def page(
@@ -76,7 +82,7 @@ def page(
                         run.metrics, run.config["meta_batch_size"], run.versions.get("layout", "")
                     )
                 ),
-                unlearning(run.metrics, now=False),
+                unlearning(run.metrics),
             )
             if sentence
         ]
@@ -112,7 +118,8 @@ def _table(environment: Environment) -> str:
     )
     body = [f"<tr><th>iterations</th>{iterations}</tr>"]
     for quantity in quantities([environment]).values():
-        unit = "" if quantity.unit == "1" else f' <span class="unit">[{quantity.unit}]</span>'
+        unit = "" if quantity.unit == "1" else f"[{escape(quantity.unit)}]"
+        unit = unit and f' <span class="unit">{unit}</span>'
         cells = "".join(
             _cell("td", _text(quantity, [run] if run else experiment.runs), mean=run is None)
             for _, experiment, run in columns

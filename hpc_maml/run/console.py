@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from hpc_maml.algorithms.algorithm import Metric
-from hpc_maml.errors import InputError
+from hpc_maml.errors import InputError, printable, reason_of
 from hpc_maml.mpi.runtime import has_launcher
 from hpc_maml.mpi.topology import Topology, rank_ranges
 from hpc_maml.roles.messages import Hello
@@ -42,7 +43,7 @@ class Reporter:
             self.live = Progress(
                 BarColumn(bar_width=12),
                 MofNCompleteColumn(),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 TimeRemainingColumn(),
             )
             self.bar = self.live.add_task("", total=num_iterations, completed=first_iteration)
@@ -72,7 +73,7 @@ class Reporter:
     def note(self, text: str) -> None:
         """Print a sentence."""
         if self.live:
-            self.live.console.print(text, markup=False)
+            self.live.console.print(printable(text), markup=False)
         else:
             say(text)
 
@@ -84,7 +85,7 @@ class Reporter:
 
 def say(text: str) -> None:
     """Print a line with the time."""
-    print(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}", flush=True)
+    print(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {printable(text)}", flush=True)
 
 
 def print_topology(topology: Topology, hellos: Sequence[Hello]) -> None:
@@ -102,7 +103,7 @@ def print_topology(topology: Topology, hellos: Sequence[Hello]) -> None:
     for name in ("ranks", "roles", "host", "device", "threads per rank"):
         table.add_column(name)
     for (host, roles, device, threads), ranks in groups.items():
-        table.add_row(rank_ranges(ranks), roles, host, device, threads)
+        table.add_row(rank_ranges(ranks), roles, escape(printable(host)), device, threads)
     _print(table)
     plan = topology.plan
     print(f"layout {plan.layout}: {plan.reason}", flush=True)
@@ -125,7 +126,7 @@ def print_meta_test(found: MetaTest, json_file: Path | None) -> None:
     table = Table(box=None, pad_edge=False, header_style="")
     table.add_column(found.phase, justify="right")
     for name in found.returns:
-        table.add_column(name, justify="right")
+        table.add_column(escape(printable(name)), justify="right")
     rows: list[dict[str, Any]] = []
 
     def cell(values: np.ndarray, name: str) -> str:
@@ -165,7 +166,7 @@ def print_meta_test(found: MetaTest, json_file: Path | None) -> None:
         try:
             json_file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
         except OSError as error:
-            raise InputError(f"{json_file} cannot be written: {error.strerror}.") from None
+            raise InputError(f"{json_file} cannot be written: {reason_of(error)}.") from None
 
 
 def _returns(values: np.ndarray, width: int = 9) -> str:

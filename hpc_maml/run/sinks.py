@@ -11,7 +11,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -47,7 +47,7 @@ class Sink:
     """A thread that hands rows to ``write``; what goes wrong there ends the sink, not the run."""
 
     def __init__(
-        self, name: str, write: Callable[[Iterator[Entry]], None], earlier: Sequence[Entry]
+        self, name: str, write: Callable[[Iterator[Entry]], None], earlier: Iterable[Entry]
     ) -> None:
         self.name = name
         self.failure = ""  # why there will be no more rows
@@ -75,7 +75,7 @@ class Sink:
         except queue.Full:
             self.failure = self.failure or f"it is {LONGEST_QUEUE} iterations behind"
 
-    def _run(self, earlier: Sequence[Entry]) -> None:
+    def _run(self, earlier: Iterable[Entry]) -> None:
         try:
             self._write(chain(earlier, iter(self._queue.get, None)))
         except Exception as error:
@@ -90,15 +90,18 @@ class Sinks:
     ) -> None:
         """Start the sinks of a configuration; ``metrics`` are those of the run so far."""
         self._report = report
-        self._iteration = len(metrics.rows)
-        earlier = _entries(metrics.rows)
+        self._iteration = len(metrics)
+        (seconds,) = metrics.read_columns(["iteration_seconds"]).values()
         columns = metrics.columns
         writers: dict[str, Callable[[Iterator[Entry]], None]] = {}
         if config.metrics.tensorboard != "off" and _is_installed("tensorboard"):
             writers["TensorBoard"] = partial(write_tensorboard, folder / TENSORBOARD, columns)
         if config.metrics.wandb != "off":
             writers["Weights & Biases"] = partial(write_wandb, folder, config, columns)
-        self._sinks = [Sink(name, write, earlier) for name, write in writers.items()]
+        self._sinks = [
+            Sink(name, write, _entries(seconds, metrics.all_rows()))
+            for name, write in writers.items()
+        ]
 
     def put(self, row: Row) -> None:
         """Hand the row of the next iteration to every sink."""
@@ -221,13 +224,14 @@ def write_wandb(
     run.finish()
 
 
-def _entries(rows: Sequence[Row]) -> list[Entry]:
-    """Return entries for earlier rows, dated as if the run had gone on without a break."""
-    ended = time.time() - np.cumsum([row["iteration_seconds"] for row in reversed(rows)])[::-1]
-    return [
-        Entry(iteration, float(ended[iteration - 1] + row["iteration_seconds"]), row)
-        for iteration, row in enumerate(rows, 1)
-    ]
+def _entries(seconds: np.ndarray, rows: Iterator[Row]) -> Iterator[Entry]:
+    """Yield entries for earlier rows, dated as if the run had gone on without a break.
+
+    ``seconds`` ``[iterations]`` are what the iterations took.
+    """
+    ended = time.time() - seconds.sum() + seconds.cumsum()
+    for iteration, (end, row) in enumerate(zip(ended, rows, strict=True), 1):
+        yield Entry(iteration, float(end), row)
 
 
 def _is_installed(name: str) -> bool:

@@ -1,6 +1,6 @@
 """A training run from start to end."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from hpc_maml.mpi.exchange import Messenger
 from hpc_maml.mpi.runtime import from_rank_0
 from hpc_maml.mpi.topology import Seat, Topology, plan_roles
 from hpc_maml.report.advice import NEEDED, advise
-from hpc_maml.report.unlearning import USED, unlearning
+from hpc_maml.report.unlearning import USED, Watch
 from hpc_maml.roles.principal import (
     Agents,
     IterationResult,
@@ -50,6 +50,7 @@ class Training:
         self.env: Any = None
         self.sinks: Any = None
         self.reporter: Any = None
+        self.watch: Any = None  # unlearning.Watch
         self.first = 0  # iterations done before
         self.layout = ""
         self.job_size: dict[str, int] = {}  # metrics that are the same for all iterations
@@ -57,7 +58,7 @@ class Training:
     def train(self) -> int:
         """Meta-train on every rank; return the exit code. Raises InputError on every rank."""
         job = from_rank_0(self.world, self._prepare)
-        warn(self.world, job.config, _say)
+        warn(self.world, job, _say)
 
         async def principal(agents: Agents, topology: Topology) -> None:
             await self._lead(job, agents, topology)
@@ -117,6 +118,7 @@ class Training:
             "gpus": sum(hello.device != "cpu" for hello in hellos),
         }
         self.reporter = console.Reporter(self.first, config.num_iterations, job.algorithm.metrics)
+        self.watch = Watch(run.metrics.read_columns(USED))
         if self.first < config.num_iterations:
             self.sinks = Sinks(config, run.path, run.metrics, self.reporter.note)
         segments = Segments(Messenger(topology.world))
@@ -139,7 +141,8 @@ class Training:
             self.sinks.close()
         done = run.checkpoint.iteration
         if done > self.first:
-            columns = _columns(run.metrics.rows[self.first :], NEEDED)
+            columns = run.metrics.read_columns(NEEDED)
+            columns = {name: each[self.first :] for name, each in columns.items()}
             for sentence in advise(columns, job.config.meta_batch_size, self.layout):
                 _say(sentence)
         if done < job.config.num_iterations:
@@ -164,9 +167,10 @@ class _Record:
         training = self.training
         training.run.record(result.done, result.state, result.row | training.job_size, segments)
         training.reporter.iteration(result.done, result.row, result.reason)
-        if sentence := unlearning(_columns(training.run.metrics.rows, USED), now=True):
+        row = training.run.metrics.rows[-1]
+        if sentence := training.watch.sentence(row):
             training.reporter.note(f"iteration {result.done}: {sentence}")
-        training.sinks.put(training.run.metrics.rows[-1])
+        training.sinks.put(row)
 
     def has_test(self, done: int) -> bool:
         """Tell whether the meta-test after ``done`` iterations is kept."""
@@ -187,11 +191,6 @@ class _Record:
         from hpc_maml.storage.meta_tests import meta_test_path
 
         return meta_test_path(self.training.run.evaluations, done, self.job.config.evaluation)
-
-
-def _columns(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return the metrics of these names that there are, ``[iterations]``."""
-    return {name: np.array([row[name] for row in rows]) for name in names if name in rows[0]}
 
 
 def _say(text: str) -> None:
