@@ -5,14 +5,14 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpi4py import MPI
 
 from hpc_maml import __version__
-from hpc_maml.errors import InputError, nearest
+from hpc_maml.errors import InputError, nearest, printable
 from hpc_maml.mpi.runtime import check_world, from_rank_0, launcher_rank
 from hpc_maml.stopping import StopSignal
 
@@ -27,7 +27,7 @@ usage: python -m hpc_maml [train] [--config FILE] [--run-dir DIR] [--time-limit 
                           [key=value ...]
        python -m hpc_maml evaluate RUN [--tasks N] [--updates K] [--episodes N]
                           [--step-sizes SIZE ...] [--checkpoint WHICH]
-                          [--baseline RUN2 ...] [--json FILE]
+                          [--baseline RUN2 ...] [--json FILE] [--trust]
        python -m hpc_maml report RUN [RUN ...] [-o DIR]
        python -m hpc_maml demo RUN [-o FILE]
        python -m hpc_maml inspect RUN [--tree] [--verify]
@@ -110,7 +110,7 @@ def _train(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
         stop = StopSignal()
         if options.time_limit:
             stop.limit_time(options.time_limit)
-        stop.listen()
+        stop.listen(speaks=comm.rank == 0)
         from hpc_maml.run.training import Training
 
         return Training(comm, lambda: _load(options), options.run_dir, stop).train()
@@ -151,6 +151,7 @@ def _parse_job(name: str, description: str, arguments: Sequence[str]) -> argpars
             metavar="TIME",
             help="stop with a checkpoint before so much time has passed, such as 7.5h, 30m, 90s",
         )
+    _add_trust(parser)
     parser.add_argument(
         "settings", nargs="*", metavar="key=value", help="for example algorithm.max_kl=0.02"
     )
@@ -174,17 +175,34 @@ def _hint(option: str) -> str:
 
 def _load(options: argparse.Namespace) -> "Config":
     from hpc_maml.config import load_config
+    from hpc_maml.storage.run_folder import load_run_config
 
-    return load_config(_files(options), options.settings)
+    files, words, trusted = _sources(options)
+    if files and not options.config:
+        return load_run_config(options.run_dir, words, trusted)
+    return load_config(files, words, trusted)
 
 
-def _files(options: argparse.Namespace) -> Sequence[str | Path]:
-    """Return the files of a configuration: those that are given, or that of the run folder."""
+def _sources(
+    options: argparse.Namespace,
+) -> tuple[Sequence[str | Path], Sequence[str], Collection[str] | None]:
+    """Return the files, the words and the trusted names of a configuration.
+
+    The files are those that are given, or that of the run folder, which may be somebody else's.
+    """
     from hpc_maml.storage.run_folder import CONFIG, has_config
 
     if not options.config and options.run_dir and has_config(options.run_dir):
-        return [options.run_dir / CONFIG]
-    return options.config or []
+        return [options.run_dir / CONFIG], options.settings, None if options.trust else ()
+    return options.config or [], options.settings, None
+
+
+def _add_trust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="import what the run folder names as module:Class, which runs its code",
+    )
 
 
 def _config(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
@@ -194,7 +212,7 @@ def _config(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     def show() -> int:
         from hpc_maml.config_page import config_text
 
-        print(config_text(_files(options), options.settings), end="")
+        print(config_text(*_sources(options)), end="")
         return 0
 
     return lambda comm: from_rank_0(comm, show)
@@ -206,13 +224,16 @@ def _evaluate(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     parser.add_argument(
-        "--tasks", type=_at_least(2), metavar="N", help="unseen tasks (evaluation.tasks)"
+        "--tasks", type=_number(2, 2**20), metavar="N", help="unseen tasks (evaluation.tasks)"
     )
     parser.add_argument(
-        "--updates", type=_at_least(1), metavar="K", help="inner steps (evaluation.updates)"
+        "--updates", type=_number(1, 1000), metavar="K", help="inner steps (evaluation.updates)"
     )
     parser.add_argument(
-        "--episodes", type=_at_least(2), metavar="N", help="per task and phase (fast_batch_size)"
+        "--episodes",
+        type=_number(2, 2**31),
+        metavar="N",
+        help="per task and phase (fast_batch_size)",
     )
     parser.add_argument(
         "--step-sizes",
@@ -239,6 +260,7 @@ def _evaluate(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
         help="other runs to test on the same tasks",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table to FILE")
+    _add_trust(parser)
     options = parser.parse_args(arguments)
 
     def show(found: "MetaTest") -> int:
@@ -252,7 +274,12 @@ def _evaluate(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
 
         settings = test_settings(options.tasks, options.updates, options.step_sizes)
         testing = MetaTesting(
-            options.run, settings, options.episodes, options.baseline, options.checkpoint
+            options.run,
+            settings,
+            options.episodes,
+            options.baseline,
+            options.checkpoint,
+            trust=options.trust,
         )
         testing.evaluate(comm)
         return from_rank_0(comm, lambda: show(testing.found))
@@ -277,12 +304,14 @@ def _report(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
         metavar="DIR",
         help="folder to write to (report)",
     )
+    _add_trust(parser)
     options = parser.parse_args(arguments)
 
     def report() -> int:
         from hpc_maml.report.writing import PAGE, write_report
 
-        print(*write_report(options.runs, options.folder), options.folder / PAGE, sep="\n")
+        notes = write_report(options.runs, options.folder, trust=options.trust)
+        print(*map(printable, (*notes, str(options.folder / PAGE))), sep="\n")
         return 0
 
     return lambda comm: from_rank_0(comm, report)
@@ -298,12 +327,13 @@ def _demo(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     parser.add_argument(
         "-o", dest="file", type=Path, metavar="FILE", help="(RUN/demo.png or RUN/demo.gif)"
     )
+    _add_trust(parser)
     options = parser.parse_args(arguments)
 
     def show() -> int:
         from hpc_maml.run.demo import demo
 
-        print(demo(options.run, options.file))
+        print(printable(str(demo(options.run, options.file, trust=options.trust))))
         return 0
 
     return lambda comm: from_rank_0(comm, show)
@@ -345,7 +375,7 @@ def _inspect(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
 
         run = open_run(options.run)
         said = [*describe(run), *(without_checksum(run) if options.verify else ())]
-        print(*said, *(tree(run) if options.tree else ()), sep="\n")
+        print(*map(printable, (*said, *(tree(run) if options.tree else ()))), sep="\n")
         damaged = damages(run, verify=options.verify)
         print(*damaged, sep="\n", end="\n" if damaged else "", file=sys.stderr)
         return DAMAGED if damaged else 0
@@ -368,7 +398,7 @@ def _bench(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
         "names", nargs="*", type=benchmark, metavar="NAME", help=f"{', '.join(names)} (all)"
     )
     parser.add_argument(
-        "--rounds", type=_at_least(1), default=5, metavar="N", help="rounds, for medians (5)"
+        "--rounds", type=_number(1, 10**6), default=5, metavar="N", help="rounds, for medians (5)"
     )
     parser.add_argument(
         "--build",
@@ -429,10 +459,12 @@ def _checkpoint(text: str) -> str | int:
     return int(text)
 
 
-def _at_least(smallest: int) -> Callable[[str], int]:
+def _number(smallest: int, largest: int) -> Callable[[str], int]:
     def number(text: str) -> int:
         if int(text) < smallest:
             raise argparse.ArgumentTypeError(f"must be at least {smallest}")
+        if int(text) > largest:
+            raise argparse.ArgumentTypeError(f"must be at most {largest}")
         return int(text)
 
     return number

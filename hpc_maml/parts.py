@@ -7,9 +7,9 @@ import numpy as np
 from hpc_maml.algorithms import Algorithm, Sampling, algorithm_class
 from hpc_maml.algorithms.normalised import Normalised
 from hpc_maml.config import Config
-from hpc_maml.envs import make
+from hpc_maml.envs import ENVIRONMENTS, make
 from hpc_maml.envs.batched import TaskVectorEnv
-from hpc_maml.errors import InputError
+from hpc_maml.errors import InputError, origin_of
 from hpc_maml.policies import make_policy
 from hpc_maml.sampling.trajectory import batch_dtype
 
@@ -29,6 +29,10 @@ def make_env(config: Config, episodes: int, threads: int = 1, num_tasks: int = 1
         )
     except (ValueError, TypeError, OverflowError, MemoryError) as error:
         raise InputError(f"The environment cannot be made: {error}.") from None
+    except Exception as error:
+        if config.env.name in ENVIRONMENTS:  # our own mistake
+            raise
+        raise InputError(f"The environment cannot be made: {origin_of(error)}.") from None
 
 
 def make_algorithm(config: Config, env: TaskVectorEnv) -> Algorithm:

@@ -129,7 +129,7 @@ def _stopped_by_signals() -> Iterator[StopSignal]:
         yield stop
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    stop.listen()
+    stop.listen(speaks=True)
     try:
         yield stop
     finally:

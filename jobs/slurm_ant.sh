@@ -2,12 +2,12 @@
 # Meta-train on ant. From the folder that holds jobs/ and configs/:
 #
 #   sbatch jobs/slurm_ant.sh
-#   sbatch --nodes=4 --ntasks=64 jobs/slurm_ant.sh --config configs/ant_dir.yaml seed=3
+#   sbatch --nodes=4 --ntasks=40 jobs/slurm_ant.sh --config configs/ant_dir.yaml seed=3
 #   REQUEUE=yes sbatch --time=01:00:00 jobs/slurm_ant.sh     # in pieces of an hour
 #
 # sbatch options stand before the script, those of python -m hpc_maml after it.
 #SBATCH --job-name=ant
-#SBATCH --ntasks=16
+#SBATCH --ntasks=20
 #SBATCH --cpus-per-task=1
 #SBATCH --time=08:00:00
 #SBATCH --signal=B:USR1@120

@@ -4,7 +4,7 @@
 #   sbatch jobs/slurm_half_cheetah.sh
 #   sbatch jobs/slurm_half_cheetah.sh --config configs/half_cheetah_dir.yaml seed=3
 #SBATCH --job-name=half_cheetah
-#SBATCH --ntasks=16
+#SBATCH --ntasks=20
 #SBATCH --cpus-per-task=1
 #SBATCH --time=04:00:00
 #SBATCH --signal=B:USR1@120

@@ -62,8 +62,11 @@ def serial_run(tmp_path_factory) -> Path:
 
 def test_the_same_data_on_any_ranks(serial_run):
     runs = {
-        Path(f"{ranks}-{topology}"): (ranks, (*SETTINGS, f"topology.{topology}"))
-        for ranks, topology in ((3, "agents=1"), (8, "agents=3"), (3, "layout=colocated"))
+        Path(f"{ranks}-{layout}"): (
+            ranks,
+            (*SETTINGS, f"topology.layout={layout}", f"topology.agents={agents}"),
+        )
+        for ranks, layout, agents in ((3, "split", 1), (8, "split", 3), (7, "team", 3))
     }
     train_each(8, runs)
     for folder in runs:

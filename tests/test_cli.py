@@ -30,7 +30,7 @@ def test_plain_lines_in_a_log():
     result = run(4, *SMALL, "--run-dir", "run")
     lines = result.stdout.splitlines()
     assert sum(bool(LINE.match(line)) for line in lines) == 5, result.stdout
-    assert re.search(r"^2-3 +observer ", result.stdout, re.MULTILINE)
+    assert re.search(r"^1-3 +observer ", result.stdout, re.MULTILINE)
     assert lines[-1].endswith("done: 5 iterations in run")
     assert not result.stderr
 

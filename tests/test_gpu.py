@@ -95,11 +95,11 @@ def test_tensors_become_the_integers_of_arrays(kind):
     terms = terms.astype(kind)
     expected = to_integers(terms)
     assert expected.dtype == np.int64
-    assert (expected[2] > 0).sum() > 5
+    assert expected[-1] > 5
     gpu = Gpu("cpu")
     found = gpu.to_host(to_integers(gpu.array(terms)))
     assert found.tobytes() == expected.tobytes()
-    assert to_integers(gpu.array(terms[:0])).tolist() == np.zeros((3, 400)).tolist()
+    assert to_integers(gpu.array(terms[:0])).tolist() == [0] * 801
 
 
 WORDS = {

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "hpc_maml"
 
 # From the bottom up; a package may import from those on lines above its own, and on its own line.
 LAYERS = [
-    ["errors", "settings", "names", "stopping", "standard_streams"],
+    ["errors", "settings", "names", "yaml_text", "stopping", "standard_streams"],
     ["policies"],
     ["envs"],
     ["sampling"],

@@ -11,7 +11,7 @@ from reference import add
 from torch.autograd.functional import hessian
 
 from hpc_maml.algorithms.adaptation import adapt
-from hpc_maml.algorithms.algorithm import THETA
+from hpc_maml.algorithms.algorithm import NO_SIGNAL, THETA
 from hpc_maml.algorithms.maml_trpo import (
     MamlTrpo,
     MamlTrpoSettings,
@@ -492,7 +492,7 @@ def test_a_zero_gradient_or_a_curvature_that_is_not_finite_rejects_the_update():
             batch.advantages.zero_()
     groups = grouped(policy, problem, theta, tasks, [4])
     found = update(problem, theta, groups, 4)
-    assert rejected(found, theta, bits, "zero gradient: the returns")["gradient_norm"] == 0
+    assert rejected(found, theta, bits, NO_SIGNAL)["gradient_norm"] == 0
 
 
 def test_observers_and_agents_adapt_alike_in_float32():

@@ -1,7 +1,7 @@
 """The collection of all phases of some tasks, as an observer does it."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -22,10 +22,11 @@ def collect_phase(
     keys: Sequence[tuple[int, int, int]],
     evaluation: bool,
     dtype: np.dtype,
+    give_way: Callable[[], None] = lambda: None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the batches ``[G]`` of a phase, and the memory that it leaves in a recurrent policy.
 
-    The advantages are not yet there. Keys are those of ``collect``.
+    The advantages are not yet there. Keys and ``give_way`` are those of ``collect``.
     """
     purposes = (
         (Purpose.EVALUATION_ACTIONS, Purpose.EVALUATION_ENVIRONMENT)
@@ -37,7 +38,7 @@ def collect_phase(
         for purpose in purposes
     )
     batches = np.zeros(len(keys), dtype)
-    memory = roll_out(policy, env, play, actions, environment, batches)
+    memory = roll_out(policy, env, play, actions, environment, batches, give_way)
     for batch, (_, iteration, index) in zip(batches, keys, strict=True):
         batch["iteration"], batch["task"], batch["phase"] = iteration, index, phase
     return batches, memory
@@ -52,11 +53,12 @@ def collect(
     keys: Sequence[tuple[int, int, int]],
     evaluation: bool,
     dtype: np.dtype,
+    give_way: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[np.ndarray, Play]]:
     """Yield batches ``[G]`` for each phase of G tasks, and what they were played with.
 
     ``tasks`` are ``[G, task_dim]``; each has a key (seed, iteration, index of the task). A task
-    gets the same bits beside any others.
+    gets the same bits beside any others. ``give_way`` is called again and again meanwhile.
     """
     env.set_tasks(tasks)
     play = algorithm.begin(played, len(tasks))
@@ -65,10 +67,18 @@ def collect(
         started = time.perf_counter()
         with np.errstate(over="ignore", invalid="ignore"):  # a divergence is seen by its NaN
             batches, memory = collect_phase(
-                algorithm.policy, env, play, phase, keys=keys, evaluation=evaluation, dtype=dtype
+                algorithm.policy,
+                env,
+                play,
+                phase,
+                keys=keys,
+                evaluation=evaluation,
+                dtype=dtype,
+                give_way=give_way,
             )
             for batch in batches:
                 batch["advantages"][:] = algorithm.advantages(trajectories(batch))
+                give_way()
             behaviour, play = play, play._replace(memory=memory)
             if phase + 1 < phases:
                 play = algorithm.adapt(

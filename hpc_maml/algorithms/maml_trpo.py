@@ -29,6 +29,7 @@ from hpc_maml.algorithms.adaptation import (
 )
 from hpc_maml.algorithms.algorithm import (
     GRADIENT_METRICS,
+    NO_SIGNAL,
     NOT_FINITE,
     THETA,
     Metric,
@@ -60,7 +61,7 @@ from hpc_maml.policies.network import Array
 from hpc_maml.policies.policy import Evaluation, Policy
 from hpc_maml.policies.preconditioner import Inverse, blockwise, diagonal_inverse
 from hpc_maml.sampling.trajectory import Samples, Trajectories, samples, thinned
-from hpc_maml.settings import Count, NonNegative, Positive
+from hpc_maml.settings import NonNegative, Positive
 
 FACTOR_SAMPLES = 0.25  # fraction of the samples that a preconditioner is made of
 
@@ -69,7 +70,9 @@ class TrustRegionSettings(FastLearningRate):
     """The keys of an outer step by TRPO."""
 
     max_kl: Positive = Field(1.0e-2, description="trust region: mean KL after adaptation, in nats")
-    cg_iters: Count = Field(10, description="conjugate gradient iterations")
+    cg_iters: Annotated[int, Field(ge=1, le=10000)] = Field(
+        10, description="conjugate gradient iterations"
+    )
     cg_preconditioner: Literal["none", "kronecker"] = Field(
         "none",
         description="none, or kronecker: of the layers' Kronecker factors (torch modules: of the "
@@ -86,7 +89,9 @@ class TrustRegionSettings(FastLearningRate):
         description="fraction of the samples that the Fisher matrix is computed on; below 1 some "
         "runs get stuck, see docs/results",
     )
-    ls_max_steps: Count = Field(15, description="line search steps before the update is rejected")
+    ls_max_steps: Annotated[int, Field(ge=1, le=1000)] = Field(
+        15, description="line search steps before the update is rejected"
+    )
     ls_backtrack_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.8, description="ratio of one line search step to the one before"
     )
@@ -359,7 +364,7 @@ class MamlTrpo(GradientAdaptation):
         if not np.isfinite(gradient).all():
             return Update(state, NOT_FINITE, found)
         if not gradient.any():
-            return Update(state, "zero gradient: the returns within each task are all alike", found)
+            return Update(state, NO_SIGNAL, found)
 
         # step direction x = F^-1 g
         direction = self.step_direction(tasks, gradient)

@@ -10,7 +10,7 @@ import numpy as np
 
 from hpc_maml.algorithms.algorithm import Metric
 from hpc_maml.config import NEUTRAL_KEYS
-from hpc_maml.errors import InputError
+from hpc_maml.errors import InputError, printable
 from hpc_maml.storage.hdf5_files import DamagedError
 from hpc_maml.storage.meta_tests import MetaTest
 from hpc_maml.storage.reader import Run
@@ -36,6 +36,7 @@ class RunData:
     declared: Mapping[str, Metric]  # metrics of the algorithm
     versions: dict[str, str]
     evaluations: list[MetaTest]  # meta-tests, by iteration
+    trusted: bool  # what the run names as module:Class may be imported
 
     def column(self, name: str) -> np.ndarray:
         """Return a metric of all iterations, NaN where the run has none of that name."""
@@ -126,12 +127,15 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[Path], list[str]]:
     return begun, [f"{each}: it is left out." for each in left_out]
 
 
-def read_runs(folders: Sequence[Path]) -> list[RunData]:
-    """Read every run once; raises InputError for a folder without a run, or a damaged one."""
+def read_runs(folders: Sequence[Path], *, trust: bool = False) -> list[RunData]:
+    """Read every run once; raises InputError for a folder without a run, or a damaged one.
+
+    With ``trust``, what they name as ``module:Class`` may be imported.
+    """
     unique = list({folder.resolve(): folder for folder in folders}.values())
-    names = [folder.resolve().name for folder in unique]
+    names = [printable(folder.resolve().name) for folder in unique]
     return [
-        _read(folder, name if names.count(name) == 1 else str(folder))
+        _read(folder, name if names.count(name) == 1 else printable(str(folder)), trust)
         for folder, name in zip(unique, names, strict=True)
     ]
 
@@ -172,7 +176,7 @@ def settings_of(run: RunData) -> dict[str, Any]:
     return dict(_leaves(kept))
 
 
-def _read(folder: Path, name: str) -> RunData:
+def _read(folder: Path, name: str, trust: bool) -> RunData:
     run = Run(folder)
     metrics, per_task = run.metrics, run.per_task
     if missing := [each for each in NEEDED if each not in per_task]:
@@ -189,6 +193,7 @@ def _read(folder: Path, name: str) -> RunData:
         declared=run.declared,
         versions=run.versions,
         evaluations=evaluations,
+        trusted=trust,
     )
 
 

@@ -1,6 +1,7 @@
 """The pictures of a report, one function each."""
 
 import textwrap
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -11,11 +12,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from hpc_maml.algorithms.algorithm import Metric
 from hpc_maml.envs import make
 from hpc_maml.envs.batched import TaskVectorEnv
+from hpc_maml.errors import printable
+from hpc_maml.names import UntrustedError, is_ones_own
 from hpc_maml.report.experiments import Environment, Experiment, RunData, declared, kinds
 from hpc_maml.report.phases import AXIS, FIRST, GAIN, UPDATES, each, ends, ends_by_index
 from hpc_maml.report.statistics import (
@@ -45,6 +49,7 @@ STYLE = {
     "legend.frameon": False,
     "lines.linewidth": 1.7,
     "svg.hashsalt": "hpc_maml",  # the same picture gives the same file
+    "text.parse_math": False,  # a $ in the name of a folder is a $
 }
 STYLES = ("-", "--", ":", "-.")
 GREYS = ("0.35", "0.55", "0.7")
@@ -73,7 +78,12 @@ def pictures(environment: Environment) -> list[Picture]:
 def render(picture: Picture, kind: str) -> bytes:
     """Return the content of a picture's file, ``svg``, ``png`` or ``pdf``."""
     content = BytesIO()
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        # of letters that the font lacks: they are boxes in the picture, and stand on the page
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        for text in picture.figure.findobj(Text):
+            lines = text.get_text().split("\n")  # type: ignore[attr-defined] # of a Text
+            text.set_text("\n".join(map(printable, lines)))  # type: ignore[attr-defined]
         dates = {"svg": "Date", "pdf": "CreationDate"}  # the same picture gives the same file
         metadata = {dates[kind]: None} if kind in dates else None
         picture.figure.savefig(content, format=kind, dpi=160, metadata=metadata)
@@ -482,6 +492,10 @@ def trajectories(experiments: Sequence[Experiment]) -> Picture | None:
 def _environment(run: RunData) -> TaskVectorEnv | None:
     """Return the environment of a run, if it can be made here."""
     env = run.config["env"]
+    if is_ones_own(env["name"]) and not run.trusted:
+        reason = UntrustedError(run.name, {"env.name": env["name"]})
+        warnings.warn(f"There is no picture of trajectories: {reason}", stacklevel=1)
+        return None
     try:
         return make(env["name"], num_tasks=1, episodes_per_task=1, **env["kwargs"])
     except (ValueError, TypeError):
@@ -582,14 +596,17 @@ def _coloured(experiments: Sequence[Experiment]) -> list[tuple[Experiment, Any]]
 
 
 def _legend(figure: Figure, experiments: Sequence[Experiment]) -> None:
-    """Say below the axes which experiment has which colour, where there are several."""
+    """Say below the axes which experiment has which colour, where there are several.
+
+    Matplotlib leaves labels out that begin with an underscore.
+    """
     if len(experiments) < 2:
         return
     # so that a line of letters of this size is no wider than the figure
     letters = int(15 * figure.get_figwidth())
     keys = ["\n".join(textwrap.wrap(each.key, letters)) for each in experiments]
     lines = [
-        Line2D([], [], color=colour, label=key)
+        Line2D([], [], color=colour, label=f" {key}" if key.startswith("_") else key)
         for (_, colour), key in zip(_coloured(experiments), keys, strict=True)
     ]
     columns = 4 if all(each.key == each.label for each in experiments) else 1

@@ -3,11 +3,12 @@
 import base64
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from html import escape
+from html import escape as escape_html
 
 import numpy as np
 import yaml
 
+from hpc_maml.errors import printable
 from hpc_maml.report.advice import advise
 from hpc_maml.report.experiments import Environment, Experiment, RunData, kinds
 from hpc_maml.report.figures import Picture
@@ -37,6 +38,11 @@ th.mean, td.mean { background: #f4f4f4; font-weight: 600; }
 .unit { color: #555; font-weight: 400; }
 pre { font-size: 0.8rem; background: #f7f7f7; padding: 0.7rem; overflow-x: auto; }
 """
+
+
+def escape(text: str) -> str:
+    """Return a text as HTML that shows it, with line breaks as they are."""
+    return "\n".join(escape_html(printable(line)) for line in text.split("\n"))
 
 
 def page(
@@ -71,7 +77,14 @@ def page(
             f'<p class="note">{escape(run.name)}: {escape(sentence)}.</p>'
             for each in environment.experiments
             for run in each.runs
-            for sentence in ("; ".join(advise(run.metrics)), unlearning(run.metrics, now=False))
+            for sentence in (
+                "; ".join(
+                    advise(
+                        run.metrics, run.config["meta_batch_size"], run.versions.get("layout", "")
+                    )
+                ),
+                unlearning(run.metrics),
+            )
             if sentence
         ]
         parts += [_details(run) for each in environment.experiments for run in each.runs]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hpc_maml.errors import InputError
+from hpc_maml.errors import InputError, reason_of
 from hpc_maml.report import tables
 from hpc_maml.report.experiments import by_environment, find_runs, read_runs
 from hpc_maml.storage.atomic_files import write_whole
@@ -21,9 +21,10 @@ TABLES = {
 }
 
 
-def write_report(folders: Sequence[Path], to: Path) -> list[str]:
+def write_report(folders: Sequence[Path], to: Path, *, trust: bool = False) -> list[str]:
     """Write the page, pictures and tables of some runs into a folder; return what was left out.
 
+    With ``trust``, environments that runs name as ``module:Class`` are imported, for pictures.
     Raises InputError for a run that cannot be read, or a folder that cannot be written.
     """
     try:
@@ -32,11 +33,11 @@ def write_report(folders: Sequence[Path], to: Path) -> list[str]:
     except ImportError:
         raise InputError("The report needs matplotlib: pip install 'hpc_maml[report]'.") from None
     begun, left_out = find_runs(folders)
-    environments = by_environment(read_runs(begun))
+    environments = by_environment(read_runs(begun, trust=trust))
     try:
         to.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"The folder {to} cannot be made: {error.strerror}.") from None
+        raise InputError(f"The folder {to} cannot be made: {reason_of(error)}.") from None
     drawn: dict[str, list[tuple[Any, bytes]]] = {}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from hpc_maml.algorithms.algorithm import Metric
-from hpc_maml.errors import InputError
+from hpc_maml.errors import InputError, printable, reason_of
 from hpc_maml.mpi.runtime import has_launcher
 from hpc_maml.mpi.topology import Topology, rank_ranges
 from hpc_maml.report.phases import ends_by_index
@@ -45,7 +46,7 @@ class Voice:
 
     def say(self, text: str) -> None:
         """Print a line with the time."""
-        self.print(f"{stamp()}  {text}")
+        self.print(f"{stamp()}  {printable(text)}")
 
     def print(self, text: str) -> None:
         """Print lines as they are."""
@@ -85,7 +86,7 @@ class Reporter:
             self.live = Progress(
                 BarColumn(bar_width=12),
                 MofNCompleteColumn(),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 TimeRemainingColumn(),
             )
             self.bar = self.live.add_task("", total=num_iterations, completed=first_iteration)
@@ -130,8 +131,8 @@ class Reporter:
     def note(self, text: str) -> None:
         """Print a sentence."""
         if self.live:
-            self.live.console.print(text, markup=False)
-            self.voice.note(f"{stamp()}  {text}")
+            self.live.console.print(printable(text), markup=False)
+            self.voice.note(f"{stamp()}  {printable(text)}")
         else:
             self.voice.say(text)
 
@@ -142,17 +143,23 @@ class Reporter:
 
 
 def topology_table(topology: Topology, hellos: Sequence[Hello]) -> str:
-    """Return which ranks hold which roles, where, with how many threads; equal ranks in one row."""
+    """Return which ranks hold which roles, where, with how many threads, and why.
+
+    Equal ranks are in one row.
+    """
     groups: dict[tuple[str, ...], list[int]] = {}
     for rank, (place, hello) in enumerate(zip(topology.places, hellos, strict=True)):
         row = (topology.hosts[rank], " + ".join(place.roles), hello.device, str(hello.threads))
+        if not place.roles:
+            row = (topology.hosts[rank], "rest", "", "")
         groups.setdefault(row, []).append(rank)
     table = Table(box=None, pad_edge=False, header_style="")
     for name in ("ranks", "roles", "host", "device", "threads per rank"):
         table.add_column(name)
     for (host, roles, device, threads), ranks in groups.items():
-        table.add_row(rank_ranges(ranks), roles, host, device, threads)
-    return _text(table)
+        table.add_row(rank_ranges(ranks), roles, escape(printable(host)), device, threads)
+    plan = topology.plan
+    return f"{_text(table)}\nlayout {plan.layout}: {plan.reason}"
 
 
 def test_text(found: MetaTest) -> str:
@@ -173,8 +180,8 @@ def print_meta_test(found: MetaTest, json_file: Path | None) -> None:
     table.add_column(found.phase, justify="right")
     for name in found.returns:
         same = found.phase_of(name) == found.phase
-        table.add_column(name if same else f"{name}{NUMBERED[found.phase_of(name)]}")
-        table.columns[-1].justify = "right"
+        words = name if same else f"{name}{NUMBERED[found.phase_of(name)]}"
+        table.add_column(escape(printable(words)), justify="right")
     rows: list[dict[str, Any]] = []
 
     def cell(values: np.ndarray, name: str) -> str:
@@ -222,7 +229,7 @@ def print_meta_test(found: MetaTest, json_file: Path | None) -> None:
         try:
             json_file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
         except OSError as error:
-            raise InputError(f"{json_file} cannot be written: {error.strerror}.") from None
+            raise InputError(f"{json_file} cannot be written: {reason_of(error)}.") from None
 
 
 def _returns(values: np.ndarray, width: int = 9) -> str:

@@ -25,14 +25,15 @@ SIZE = (320, 240)  # pixels of a film of one task
 FRAMES_PER_SECOND = 20
 
 
-def demo(run_dir: Path, to: Path | None) -> Path:
+def demo(run_dir: Path, to: Path | None, *, trust: bool = False) -> Path:
     """Show the last policy of a run on unseen tasks, in their first and last phases.
 
     An environment that draws pictures becomes a picture, one that can be filmed an animated GIF, or
     MP4 where the file is called so; return the file. Raises InputError for any other environment,
-    without a checkpoint, a renderer or a library, or if the file cannot be written.
+    without a checkpoint, a renderer or a library, or if the file cannot be written; and, without
+    ``trust``, for a run folder that names code of its own.
     """
-    config = read_config(run_dir)
+    config = read_config(run_dir, None if trust else ())
     env = make_env(config, config.fast_batch_size)
     number, show, name = PICTURED, _picture, "demo.png"
     if not env.picture:

@@ -13,16 +13,18 @@ from hpc_maml.algorithms import Algorithm
 from hpc_maml.config import Config
 from hpc_maml.envs.batched import TaskVectorEnv
 from hpc_maml.errors import InputError
+from hpc_maml.mpi.exact_sum import ExactSum
 from hpc_maml.mpi.exchange import BatchReceiver, BatchSender, Messenger, empty_batch
 from hpc_maml.mpi.gpu_sums import sum_of_agents
 from hpc_maml.mpi.runtime import keep_freed_memory
-from hpc_maml.mpi.topology import Topology, build_topology, visible_gpus
-from hpc_maml.mpi.waiting import Until, run_roles
+from hpc_maml.mpi.topology import Topology, build_topology
+from hpc_maml.mpi.waiting import SPIN, Roles, Until
 from hpc_maml.parts import make_algorithm, make_dtype, make_env
-from hpc_maml.roles.agent import Agent, Team, choose_gpu
+from hpc_maml.roles.agent import SplitAgent, Team, TeamAgent, choose_gpu
 from hpc_maml.roles.messages import REQUESTS_AHEAD, Hello, Tag
-from hpc_maml.roles.observer import Observer
-from hpc_maml.roles.principal import Agents
+from hpc_maml.roles.observer import Observer, SplitObserver, TeamObserver
+from hpc_maml.roles.outer_step import OuterStep
+from hpc_maml.roles.principal import Agents, Resting, rest
 from hpc_maml.stopping import StopSignal
 from hpc_maml.storage.archive_plan import Shapes
 
@@ -70,51 +72,79 @@ def run_job(world: MPI.Intracomm, job: Job, principal: Principal, stop: StopSign
     """Take up the roles of this rank and run them to their end; ``principal`` runs on rank 0."""
     config = job.config
     limit = config.mpi.wait_limit
-    gpus = 0 if config.device == "cpu" else len(visible_gpus())
-    topology = build_topology(world, config.topology.agents, config.topology.layout, limit, gpus)
-    place = topology.place
+    asked = config.topology
+    topology = build_topology(world, asked.agents, asked.layout, limit, config.device)
+    place, in_team = topology.place, topology.plan.layout == "team"
+    greeting = Messenger(topology.world)
+    keep_freed_memory()
+    spin = SPIN if topology.owns_core else 0.0
+    running = Roles(limit, spin)
     hello = Hello("cpu", topology.threads)
     roles: dict[str, Coroutine[Until, None, None]] = {}
-    keep_freed_memory()
-    if place.agent:
-        agent, hello = _agent(job, topology, stop)
+    if place.agent and in_team:
+        roles["agent"] = _team_agent(job, topology, stop).run()
+    elif place.agent:
+        agent, hello = _split_agent(job, topology, stop, spin)
         roles["agent"] = agent.run()
     if place.observer:
-        roles["observer"] = _observer(job, topology, stop).run()
-    greeting = Messenger(topology.world)
+        roles["observer"] = _observer(job, topology, stop, running.give_way, spin).run()
     greeting.send(hello, 0, Tag.HELLO)
     if place.principal:
+        teams = range(len(topology.agent_ranks))
         agents = Agents(
             Messenger(topology.learner_comm),
             topology.learner_ranks_of_agents,
-            tuple(topology.team_observers(team) for team in range(len(topology.agent_ranks))),
+            tuple(map(topology.team_observers, teams)),
+            tuple(map(topology.stepping_ranks, teams)),
+            Resting(Messenger(topology.world), topology.resting_ranks, limit),
         )
         roles["principal"] = principal(agents, topology)
-    run_roles(roles, limit)
+    running.run(roles or {"no role": rest(Messenger(topology.world))})
     greeting.poll()
     topology.free()
 
 
-def _agent(job: Job, topology: Topology, stop: StopSignal) -> tuple[Agent, Hello]:
-    config, limit = job.config, job.config.mpi.wait_limit
+def _team(topology: Topology, messenger: Messenger, *, in_team: bool) -> Team:
+    """Return the team of this agent."""
     number: Any = topology.place.team  # every agent has a team
+    size = topology.team_comm.size
+    if in_team:
+        return Team(messenger, range(size), size, kept_back=size)
+    observers = range(1, size) if size > 1 else [0]
+    return Team(messenger, observers, topology.observers_at_once(number), kept_back=0)
+
+
+def _team_agent(job: Job, topology: Topology, stop: StopSignal) -> TeamAgent:
+    team = _team(topology, Messenger(topology.team_comm), in_team=True)
+    return TeamAgent(job.algorithms, Messenger(topology.learner_comm), team, stop)
+
+
+def _split_agent(
+    job: Job, topology: Topology, stop: StopSignal, spin: float
+) -> tuple[SplitAgent, Hello]:
+    config, limit = job.config, job.config.mpi.wait_limit
     hello = Hello("cpu", topology.threads)
     gpu = choose_gpu(config.device, topology, limit)
-    reduce, sums = sum_of_agents(config.mpi.cuda_aware, gpu, topology, limit)
+    reduce, sums = sum_of_agents(config.mpi.cuda_aware, gpu, topology, limit, spin)
     if gpu:
         hello = Hello(gpu.name, topology.threads, sums)
     empty = gpu.empty_batch if gpu else empty_batch
-    team = Team(
-        Messenger(topology.team_comm),
+    agent = SplitAgent(
+        job.algorithms,
+        Messenger(topology.learner_comm),
+        _team(topology, Messenger(topology.team_comm), in_team=False),
+        stop,
         BatchReceiver(topology.team_comm, job.dtype, REQUESTS_AHEAD, empty),
-        topology.team_observers(number),
-        topology.observers_at_once(number),
+        OuterStep(config.seed, reduce),
+        gpu,
+        config.archive,
     )
-    learner = Messenger(topology.learner_comm)
-    return Agent(config, job.algorithms, gpu, learner, team, reduce, stop), hello
+    return agent, hello
 
 
-def _observer(job: Job, topology: Topology, stop: StopSignal) -> Observer:
+def _observer(
+    job: Job, topology: Topology, stop: StopSignal, give_way: Callable[[], None], spin: float
+) -> Observer:
     config, archive = job.config, None
     if job.rollouts:
         from hpc_maml.storage.archive_writer import SegmentWriter  # others do without h5py
@@ -125,14 +155,28 @@ def _observer(job: Job, topology: Topology, stop: StopSignal) -> Observer:
     def make_envs(num_tasks: int) -> TaskVectorEnv:
         return make_env(config, config.fast_batch_size, topology.threads, num_tasks)
 
-    return Observer(
+    shared = (
         config.seed,
         job.algorithms,
         cache(make_envs),
         job.dtype,
         Messenger(topology.team_comm),
-        BatchSender(topology.team_comm),
         archive,
         Messenger(topology.world),
         stop,
+        give_way,
     )
+    if topology.plan.layout == "split":
+        return SplitObserver(*shared, sender=BatchSender(topology.team_comm))
+    reduce = _sum_of_teams(topology, config.mpi.wait_limit, spin)
+    return TeamObserver(*shared, outer_step=OuterStep(config.seed, reduce))
+
+
+def _sum_of_teams(topology: Topology, limit: float, spin: float) -> ExactSum:
+    """Return the sum over all ranks of all teams: a level that has one rank is left out."""
+    teams = range(len(topology.agent_ranks))
+    if len(teams) == 1:
+        return ExactSum(topology.team_comm, limit, spin=spin)
+    if max(map(topology.team_observers, teams)) == 1:
+        return ExactSum(topology.agent_comm, limit, spin=spin)
+    return ExactSum(topology.agent_comm, limit, team=topology.team_comm, spin=spin)

@@ -14,7 +14,7 @@ from hpc_maml.config import (
     check_config,
     differing_keys,
 )
-from hpc_maml.errors import InputError
+from hpc_maml.errors import InputError, printable
 from hpc_maml.mpi.runtime import from_rank_0
 from hpc_maml.mpi.topology import Topology
 from hpc_maml.parts import make_algorithm, make_env
@@ -57,18 +57,22 @@ class MetaTesting:
         episodes: int | None,
         baselines: Sequence[Path],
         which: "Which" = "last",
+        *,
+        trust: bool = False,
     ) -> None:
         """Keep what is asked for.
 
         ``settings`` are keys of EvaluationConfig that differ from the run's, ``episodes`` replace
         its ``fast_batch_size``. Runs in ``baselines`` are tested on the same tasks with their last
-        checkpoint, as is the policy that the run began with.
+        checkpoint, as is the policy that the run began with. With ``trust``, what the run folders
+        name is imported.
         """
         self.run_dir = run_dir
         self.settings = settings
         self.episodes = episodes
         self.baselines = baselines
         self.which = which
+        self.trusted = None if trust else ()
         # on rank 0 only
         self.env: Any = None
         self.iteration = 0
@@ -93,7 +97,7 @@ class MetaTesting:
         from hpc_maml.storage.run_folder import read_config
         from hpc_maml.storage.states import chosen_checkpoint, initial_checkpoint, state_of
 
-        run_config = read_config(self.run_dir)
+        run_config = read_config(self.run_dir, self.trusted)
         config = self._tested(run_config, run_config)
         self.env = make_env(config, episodes=1)
         job = prepare(config, self.env)
@@ -104,7 +108,7 @@ class MetaTesting:
         random = initial_checkpoint(config, job.algorithm)
         self.contestants[RANDOM] = (job.algorithm, state_of(random))
         for path in self.baselines:
-            other = read_config(path)
+            other = read_config(path, self.trusted)
             keys = [
                 key
                 for key in differing_keys(config, other)
@@ -115,7 +119,7 @@ class MetaTesting:
                     f"The run in {path} cannot be tested beside that in {self.run_dir}: they "
                     f"differ in {', '.join(keys)}."
                 )
-            name = f"baseline {path.resolve().name}"
+            name = f"baseline {printable(path.resolve().name)}"  # HDF5 cannot keep all bytes
             if name in self.contestants:
                 raise InputError(f"Two baselines are called {path.name}: rename a folder.")
             algorithm = make_algorithm(self._tested(other, config), self.env)

@@ -12,7 +12,7 @@ from mpi4py import MPI
 
 from hpc_maml.algorithms.algorithm import Algorithm, State
 from hpc_maml.config import Config, fingerprint, to_yaml
-from hpc_maml.errors import InputError
+from hpc_maml.errors import InputError, reason_of
 from hpc_maml.storage.archive_plan import Shapes
 from hpc_maml.storage.archive_schema import Segment
 from hpc_maml.storage.archive_writer import RolloutArchive
@@ -68,10 +68,14 @@ class RunRecord:
                 raise
             damages.append(error)  # its rows will be computed again
         self._look_for_lost_checkpoints(found)
-        begin(path, config)
-        self.notes += [f"{each} It is kept as {_aside(each.path)}." for each in damages]
+        if self.is_new:  # first, as without it a folder with other files is no run
+            begin(path, config)
         self.archive = RolloutArchive(path / ROLLOUTS, config, shapes, done)
+        self.notes += self.metrics.begin()
+        self.notes += [f"{each} It is kept as {_aside(each.path)}." for each in damages]
         self.notes += self.archive.notes
+        if not self.is_new:  # last, so that a refusal leaves the configuration as it was
+            begin(path, config)
 
     def _look_for_lost_checkpoints(self, found: Checkpoint | None) -> None:
         """Compare with the last checkpoint that the metrics tell of; raises InputError."""
@@ -189,7 +193,7 @@ def _aside(path: Path) -> str:
     try:
         return set_aside(path).name
     except OSError as error:
-        raise InputError(f"{path} cannot be renamed: {error.strerror}.") from None
+        raise InputError(f"{path} cannot be renamed: {reason_of(error)}.") from None
 
 
 def versions() -> dict[str, str]:

@@ -11,7 +11,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -49,7 +49,7 @@ class Sink:
     """A thread that hands rows to ``write``; what goes wrong there ends the sink, not the run."""
 
     def __init__(
-        self, name: str, write: Callable[[Iterator[Entry]], None], earlier: Sequence[Entry]
+        self, name: str, write: Callable[[Iterator[Entry]], None], earlier: Iterable[Entry]
     ) -> None:
         self.name = name
         self.failure = ""  # why there will be no more rows
@@ -77,7 +77,7 @@ class Sink:
         except queue.Full:
             self.failure = self.failure or f"it is {LONGEST_QUEUE} iterations behind"
 
-    def _run(self, earlier: Sequence[Entry]) -> None:
+    def _run(self, earlier: Iterable[Entry]) -> None:
         try:
             self._write(chain(earlier, iter(self._queue.get, None)))
         except Exception as error:
@@ -97,8 +97,8 @@ class Sinks:
     ) -> None:
         """Start the sinks of a configuration; metrics and scheduled tests are those so far."""
         self._report = report
-        self._iteration = len(metrics.rows)
-        earlier = _entries(metrics.rows, tests)
+        self._iteration = len(metrics)
+        (seconds,) = metrics.read_columns(["iteration_seconds"]).values()
         columns = metrics.columns
         writers: dict[str, Callable[[Iterator[Entry]], None]] = {}
         if config.metrics.tensorboard != "off" and _is_installed("tensorboard"):
@@ -107,7 +107,10 @@ class Sinks:
             )
         if config.metrics.wandb != "off":
             writers["Weights & Biases"] = partial(write_wandb, folder, config, columns)
-        self._sinks = [Sink(name, write, earlier) for name, write in writers.items()]
+        self._sinks = [
+            Sink(name, write, _entries(seconds, metrics.all_rows(), tests))
+            for name, write in writers.items()
+        ]
 
     def put(self, row: Row) -> None:
         """Hand the row of the next iteration to every sink."""
@@ -291,19 +294,20 @@ def hyperparameters(config: Config) -> dict[str, Any]:
     }
 
 
-def _entries(rows: Sequence[Row], tests: Sequence[MetaTest]) -> list[Entry]:
-    """Return entries for what is known, dated as if the run had gone on without a break."""
-    seconds = [row["iteration_seconds"] for row in rows]
-    ended = time.time() - sum(seconds) + np.cumsum([0.0, *seconds])
-    found: list[Entry] = [
-        Entry(iteration, float(ended[iteration]), row) for iteration, row in enumerate(rows, 1)
-    ]
-    found += [
-        Entry(test.iteration, float(ended[test.iteration]), test)
-        for test in tests
-        if test.iteration <= len(rows)
-    ]
-    return sorted(found, key=lambda entry: (entry.iteration, isinstance(entry.found, MetaTest)))
+def _entries(
+    seconds: np.ndarray, rows: Iterator[Row], tests: Sequence[MetaTest]
+) -> Iterator[Entry]:
+    """Yield entries for what is known, dated as if the run had gone on without a break.
+
+    ``seconds`` ``[iterations]`` are what the iterations took.
+    """
+    ended = time.time() - seconds.sum() + np.cumsum([0.0, *seconds])
+    at = {test.iteration: test for test in tests}
+    for iteration, end in enumerate(ended.tolist()):
+        if iteration:
+            yield Entry(iteration, end, next(rows))
+        if iteration in at:
+            yield Entry(iteration, end, at[iteration])
 
 
 def _is_installed(name: str) -> bool:

@@ -12,10 +12,10 @@ from hpc_maml.config import Config
 from hpc_maml.errors import InputError
 from hpc_maml.mpi.exchange import Messenger
 from hpc_maml.mpi.runtime import from_rank_0
-from hpc_maml.mpi.topology import Topology, assign_roles
+from hpc_maml.mpi.topology import Seat, Topology, plan_roles
 from hpc_maml.parts import make_env
 from hpc_maml.report.advice import NEEDED, advise
-from hpc_maml.report.unlearning import USED, unlearning
+from hpc_maml.report.unlearning import USED, Watch
 from hpc_maml.roles.principal import (
     Agents,
     IterationResult,
@@ -57,13 +57,15 @@ class Training:
         self.sinks: Any = None
         self.reporter: Any = None
         self.voice: Any = None  # console.Voice
+        self.watch: Any = None  # unlearning.Watch
         self.first = 0  # iterations done before
+        self.layout = ""
         self.job_size: dict[str, int] = {}  # metrics that are the same for all iterations
 
     def train(self) -> int:
         """Meta-train on every rank; return the exit code. Raises InputError on every rank."""
         job = from_rank_0(self.world, self._prepare)
-        warn(self.world, job.config, self._say)
+        warn(self.world, job, self._say)
         job = from_rank_0(self.world, lambda: self._open(job))
 
         async def principal(agents: Agents, topology: Topology) -> None:
@@ -84,7 +86,8 @@ class Training:
 
         self.voice = Voice()
         config = self.load_settings()
-        assign_roles([0] * self.world.size, config.topology.agents, config.topology.layout)
+        asked = config.topology
+        plan_roles([Seat(0)] * self.world.size, asked.agents, asked.layout, config.device)
         check_sinks(config.metrics)
         self.env = make_env(config, episodes=1)
         job = prepare(config, self.env)
@@ -118,7 +121,7 @@ class Training:
         if not self.run:  # another rank than the principal's
             return
         self.voice.note(f"{type(error).__name__}: {error}")
-        if isinstance(error, InputError) and self.run.is_new and not self.run.metrics.rows:
+        if isinstance(error, InputError) and self.run.is_new and not len(self.run.metrics):
             self.run.remove()
 
     def _say(self, text: str) -> None:
@@ -139,6 +142,8 @@ class Training:
         if sums := sums_of_agents(hellos):
             self._say(f"sums between agents: {sums}")
             run.metrics.versions["sums_of_agents"] = sums
+        self.layout = topology.plan.layout
+        run.metrics.versions["layout"] = self.layout
         run.metrics.versions["hosts"] = ", ".join(dict.fromkeys(topology.hosts))
         self.job_size = {
             "ranks": self.world.size,
@@ -154,6 +159,7 @@ class Training:
             job.algorithm.metrics,
             job.algorithm.phase,
         )
+        self.watch = Watch(run.metrics.read_columns(USED))
         if self.first < config.num_iterations:
             tests = [test for each in range(self.first + 1) if (test := run.scheduled_test(each))]
             self.sinks = Sinks(config, run.path, run.metrics, tests, self.reporter.note)
@@ -177,7 +183,9 @@ class Training:
             self.sinks.close()
         done = run.checkpoint.iteration
         if done > self.first:
-            for sentence in advise(_columns(run.metrics.rows[self.first :], NEEDED)):
+            columns = run.metrics.read_columns(NEEDED)
+            columns = {name: each[self.first :] for name, each in columns.items()}
+            for sentence in advise(columns, job.config.meta_batch_size, self.layout):
                 self._say(sentence)
         if done < job.config.num_iterations:
             self._say(
@@ -202,13 +210,14 @@ class _Record:
         training.stop.expect(result.row["iteration_seconds"])
         training.run.record(result.done, result.state, result.row | training.job_size, segments)
         training.reporter.iteration(result.done, result.row, result.reason)
-        if sentence := unlearning(_columns(training.run.metrics.rows, USED), now=True):
+        row = training.run.metrics.rows[-1]
+        if sentence := training.watch.sentence(row):
             training.reporter.note(f"iteration {result.done}: {sentence}")
-        training.sinks.put(training.run.metrics.rows[-1])
+        training.sinks.put(row)
         if (kept := training.run.scheduled_test(result.done)) is not None:  # of an earlier job
             training.sinks.put_test(kept)
         for callback in training.callbacks:
-            if callback(result.done, training.run.metrics.rows[-1]):
+            if callback(result.done, row):
                 training.stop.request()
 
     def has_test(self, done: int) -> bool:
@@ -232,8 +241,3 @@ class _Record:
         from hpc_maml.storage.meta_tests import meta_test_path
 
         return meta_test_path(self.training.run.evaluations, done, self.job.config.evaluation)
-
-
-def _columns(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return the metrics of these names that there are, ``[iterations]``."""
-    return {name: np.array([row[name] for row in rows]) for name in names if name in rows[0]}

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import h5py
 import numpy as np
 
-from hpc_maml.errors import InputError
-from hpc_maml.storage.hdf5_files import opened, write_hdf5
+from hpc_maml.errors import InputError, reason_of
+from hpc_maml.storage.hdf5_files import DamagedError, opened, write_hdf5
 
 if TYPE_CHECKING:  # what reads a run imports no environment
     from hpc_maml.config import EvaluationConfig
 
 FORMAT_VERSION = 2  # 1: without what a phase is
+PHASES = ("updates", "episode")
 RUN, RANDOM = "run", "random"  # the policy of the run itself, and what it began with
 NAME = re.compile(
     r"iteration_(\d{6,})_tasks_(\d+)_updates_(\d+)(_episodes_\d+)?"
@@ -103,7 +104,7 @@ def save(path: Path, test: MetaTest) -> None:
     try:
         path.parent.mkdir(exist_ok=True)
     except OSError as error:
-        raise InputError(f"{path.parent} cannot be made: {error.strerror}.") from None
+        raise InputError(f"{path.parent} cannot be made: {reason_of(error)}.") from None
     if path.parent.is_symlink():
         raise InputError(f"{path.parent} is a symbolic link: a run keeps its files in its folder.")
     write_hdf5(path, fill)
@@ -112,7 +113,7 @@ def save(path: Path, test: MetaTest) -> None:
 def read(path: Path) -> MetaTest:
     """Read a meta-test; raises InputError."""
     with opened(path, FORMAT_VERSION) as file:
-        return MetaTest(
+        found = MetaTest(
             iteration=int(file.attrs["iteration"]),
             phase=str(file.attrs.get("phase", "updates")),
             tasks=file["task"][...],
@@ -125,6 +126,17 @@ def read(path: Path) -> MetaTest:
                 if "phase" in values.attrs
             },
         )
+        number = len(found.tasks)
+        sizes = {name: (values, 2) for name, values in found.returns.items()}
+        sizes |= {name: (values, 1) for name, values in found.optima.items()}
+        for name, (values, ndim) in sizes.items():
+            if values.ndim != ndim or len(values) != number or not values.size:
+                raise DamagedError(path, f"{name} has not a value for each task")
+        if found.tasks.ndim != 2 or RUN not in found.returns:
+            raise DamagedError(path, f"it has no tasks, or no returns of {RUN}")
+        if found.phase not in PHASES:
+            raise DamagedError(path, f"phases are {' or '.join(PHASES)}, not {found.phase}")
+        return found
 
 
 def best_of(folder: Path, settings: "EvaluationConfig", iterations: Iterable[int]) -> int | None:
