@@ -88,10 +88,13 @@ def test_what_is_refused_leaves_no_run_folder(word, sentence, folder, monkeypatc
 
 def test_a_folder_is_removed_where_an_agent_finds_no_gpu(monkeypatch):
     """The driver is there, but torch sees no GPU: this is known only after the run has begun."""
-    from hpc_maml.run import doctor, job
+    from hpc_maml.mpi import topology
+    from hpc_maml.run import doctor
 
     monkeypatch.setattr(doctor, "visible_gpus", lambda environment: ("0",))
-    monkeypatch.setattr(job, "visible_gpus", lambda: ("0",))
-    refused = run(HERE, *SMALL, "device=cuda", "--run-dir", "new", code=BAD_INPUT)
+    monkeypatch.setattr(topology, "visible_gpus", lambda: ("0",))
+    refused = run(
+        HERE, *SMALL, "topology.layout=auto", "device=cuda", "--run-dir", "new", code=BAD_INPUT
+    )
     assert "torch finds no GPU here" in refused.stderr
     assert not Path("new").exists()
