@@ -36,7 +36,7 @@ def train(
     """Meta-train, or go on with the run in ``run_dir``, and return the run.
 
     ``config`` comes from ``load_config``, or is a nested dictionary of keys; without one it is that
-    of the run folder. After every iteration each callback is given the number of iterations done
+    of the run folder, whose classes ``module:Class`` are then not imported. After every iteration each callback is given the number of iterations done
     and the metrics of the last one, by name; one that returns true stops the run, as Ctrl-C does,
     with a checkpoint. Raises InputError.
     """
@@ -77,17 +77,19 @@ def evaluate(
     step_sizes: Any = None,
     checkpoint: "Which" = "last",
     baselines: Sequence[Run | str | Path] = (),
+    trust: bool = False,
 ) -> "MetaTest":
     """Meta-test a checkpoint of a run on unseen tasks, keep the result in its folder, return it.
 
-    What is None is that of the run; see ``evaluation`` of the configuration. Raises InputError.
+    What is None is that of the run; see ``evaluation`` of the configuration. Classes
+    ``module:Class`` that run folders name are imported only with ``trust``. Raises InputError.
     """
     with _one_process() as world:
         from hpc_maml.run.meta_testing import MetaTesting, test_settings
 
         settings = test_settings(tasks, updates, step_sizes)
         folders = [_folder(each) for each in baselines]
-        testing = MetaTesting(_folder(run), settings, episodes, folders, checkpoint)
+        testing = MetaTesting(_folder(run), settings, episodes, folders, checkpoint, trust=trust)
         testing.evaluate(world)
         found: MetaTest = testing.found
         return found

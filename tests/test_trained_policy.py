@@ -45,7 +45,7 @@ def runs(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def policy(runs: Path, request: pytest.FixtureRequest) -> TrainedPolicy:
-    return open_run(runs / getattr(request, "param", "navigation")).policy()
+    return open_run(runs / getattr(request, "param", "navigation")).policy(trust=True)
 
 
 def observations(policy: TrainedPolicy, *batch: int) -> np.ndarray:

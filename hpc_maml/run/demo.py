@@ -33,7 +33,7 @@ def demo(run_dir: Path, to: Path | None, *, trust: bool = False) -> Path:
     without a checkpoint, a renderer or a library, or if the file cannot be written; and, without
     ``trust``, for a run folder that names code of its own.
     """
-    config = read_config(run_dir, None if trust else ())
+    config = run_config = read_config(run_dir, None if trust else ())
     env = make_env(config, config.fast_batch_size)
     number, show, name = PICTURED, _picture, "demo.png"
     if not env.picture:
@@ -45,7 +45,7 @@ def demo(run_dir: Path, to: Path | None, *, trust: bool = False) -> Path:
     updates = max(1, job.algorithm.num_phases(False) - 1)
     evaluation = config.evaluation.model_copy(update={"updates": updates})
     job = prepare(config.model_copy(update={"evaluation": evaluation}), env)
-    state = state_of(chosen_checkpoint(run_dir, read_config(run_dir), job.algorithm))
+    state = state_of(chosen_checkpoint(run_dir, run_config, job.algorithm))
     drawn = env.sample_tasks(stream(config.seed, Purpose.EVALUATION_TASKS), config.evaluation.tasks)
     # different ones first, where there are only two directions
     first = np.sort(np.unique(drawn, axis=0, return_index=True)[1])

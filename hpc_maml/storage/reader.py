@@ -190,18 +190,19 @@ class Run:
             raise InputError(no_checkpoint(self.path / CHECKPOINTS, iteration))
         return read(found[iteration])[0]
 
-    def policy(self, iteration: "Which | None" = None) -> "TrainedPolicy":
+    def policy(self, iteration: "Which | None" = None, *, trust: bool = False) -> "TrainedPolicy":
         """Return the policy of a checkpoint, to act and to adapt with.
 
         The last, that after an ``iteration``, or "best": that of the best meta-test with the
-        settings of the run. Raises InputError.
+        settings of the run. Classes ``module:Class`` that the run folder names are imported only
+        with ``trust``. Raises InputError.
         """
         from hpc_maml.parts import make_algorithm, make_env
         from hpc_maml.storage.run_folder import read_config
         from hpc_maml.storage.states import chosen_checkpoint, state_of
         from hpc_maml.trained_policy import TrainedPolicy
 
-        config = read_config(self.path)
+        config = read_config(self.path, None if trust else ())
         env = make_env(config, episodes=1)
         algorithm = make_algorithm(config, env)
         found = chosen_checkpoint(
