@@ -18,8 +18,9 @@ class UntrustedError(InputError):
         """``names`` are the names ``module:Class`` by configuration key."""
         named = ", ".join(f"{key} {name}" for key, name in names.items())
         sentence = (
-            f"{where} names {named}: to import that runs code. Give --trust, or trust=True in Python, "
-            "if you know who wrote the run folder; to go on with a run, you may also give these names yourself."
+            f"{where} names {named}: to import that runs code. Give --trust, "
+            "or trust=True in Python, if you know who wrote the run folder; to go on with a run, "
+            "you may also give these names yourself."
         )
         super().__init__(sentence)
         self.keys = list(names)

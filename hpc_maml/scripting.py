@@ -36,9 +36,9 @@ def train(
     """Meta-train, or go on with the run in ``run_dir``, and return the run.
 
     ``config`` comes from ``load_config``, or is a nested dictionary of keys; without one it is that
-    of the run folder, whose classes ``module:Class`` are then not imported. After every iteration each callback is given the number of iterations done
-    and the metrics of the last one, by name; one that returns true stops the run, as Ctrl-C does,
-    with a checkpoint. Raises InputError.
+    of the run folder, whose classes ``module:Class`` are then not imported. After every iteration
+    each callback is given the number of iterations done and the metrics of the last one, by name;
+    one that returns true stops the run, as Ctrl-C does, with a checkpoint. Raises InputError.
     """
     with _one_process() as world:
         from hpc_maml.config import Config, check_config, load_config

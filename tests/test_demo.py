@@ -95,7 +95,7 @@ def test_environments_say_what_can_be_seen():
 
 @pytest.mark.parametrize("name", ["own", "own vector"])
 def test_an_environment_of_ones_own_that_draws_is_a_film(name, shown):
-    done = run(HERE, "demo", shown[name], "-o", "film.gif")
+    done = run(HERE, "demo", shown[name], "-o", "film.gif", "--trust")
     assert (done.stdout, done.stderr) == ("film.gif\n", "")
     with Image.open("film.gif") as film:
         assert film.size == (2 * 320, 2 * 240)
@@ -113,7 +113,7 @@ def test_a_film_may_be_an_mp4(shown):
     pytest.importorskip("imageio_ffmpeg")
     import imageio.v3
 
-    run(HERE, "demo", shown["own"], "-o", "film.mp4")
+    run(HERE, "demo", shown["own"], "-o", "film.mp4", "--trust")
     frames = imageio.v3.imread("film.mp4", plugin="FFMPEG")
     assert frames.shape == (7, 2 * 240, 2 * 320, 3)
     assert imageio.v3.immeta("film.mp4", plugin="FFMPEG")["fps"] == 20
@@ -195,8 +195,8 @@ def test_no_renderer_is_one_sentence(shown):
             "demo has nothing to show of bandit: it has no picture, no film, and no images",
         ),
         (("demo", "navigation", "-o", "a.xyz"), "a.xyz cannot be written"),
-        (("demo", "blind"), "nothing to show of drawn:Blind"),
-        (("demo", "own", "-o", "a.png"), "a film is a .gif or an .mp4, not .png"),
+        (("demo", "blind", "--trust"), "nothing to show of drawn:Blind"),
+        (("demo", "own", "-o", "a.png", "--trust"), "a film is a .gif or an .mp4, not .png"),
         (
             ("demo", "navigation", "-o", "no/a.png"),
             "no/a.png cannot be written: No such file",

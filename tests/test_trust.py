@@ -59,7 +59,9 @@ def test_nothing_is_imported_that_only_the_run_folder_names(key, theirs):
         error = run(None, *words, code=BAD_INPUT).stderr
         assert error.count("\n") == 1, what
         assert f"theirs/config.yaml names {key} {NAMES[key]}: to import that runs code" in error
-        assert "Give --trust if you know who wrote the run folder" in error
+        assert (
+            "Give --trust, or trust=True in Python, if you know who wrote the run folder" in error
+        )
     other = run(None, "--config", "mine.yaml", "--run-dir", folder, code=BAD_INPUT).stderr
     assert "was started with another configuration" in other
     assert key in other
