@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -306,9 +307,10 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_a_checkpoint(tmp_path):
     _, err = job.communicate(timeout=60)
     assert job.returncode == BAD_INPUT, err
     last = open_run(folder).committed_iterations
-    assert (
-        f"rank_0002.h5 cannot be written: File too large; the run ends with the checkpoint "
-        f"iteration_{last:06d}.h5." in err
+    assert re.search(
+        r"rank_000[012]\.h5 cannot be written: File too large; the run ends with the checkpoint "
+        rf"iteration_{last:06d}\.h5\.",
+        err,
     )
     assert "Traceback" not in err
     assert open_run(folder).checkpoints == [last]
