@@ -88,6 +88,10 @@ class EvaluationConfig(Section):
     step_sizes: Literal["halved", "constant"] = Field(
         "halved", description="after the first inner step: halved (as published) or constant"
     )
+    last_actions: Literal["sampled", "mean"] = Field(
+        "sampled",
+        description="in the last phase: sampled, or the policy's mean (the likeliest choice)",
+    )
 
 
 class MpiConfig(Section):

@@ -69,6 +69,7 @@ class Sampling:
     gae_lambda: float
     test_updates: int  # inner steps of a meta-test
     test_step_sizes: Literal["halved", "constant"]  # of the inner steps after the first
+    last_test_actions: Literal["sampled", "mean"] = "sampled"  # of the last phase of a meta-test
 
 
 @dataclass(frozen=True)

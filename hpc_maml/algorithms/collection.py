@@ -43,7 +43,17 @@ def collect(
             for purpose in purposes
         )
         with np.errstate(over="ignore", invalid="ignore"):  # a divergence is seen by its NaN
-            memory = roll_out(algorithm.policy, env, play, actions, environment, batches)
+            memory = roll_out(
+                algorithm.policy,
+                env,
+                play,
+                actions,
+                environment,
+                batches,
+                mean_actions=evaluation
+                and phase + 1 == phases
+                and algorithm.sampling.last_test_actions == "mean",
+            )
             for batch, (_, iteration, index) in zip(batches, keys, strict=True):
                 batch["iteration"], batch["task"], batch["phase"] = iteration, index, phase
                 batch["advantages"][:] = algorithm.advantages(trajectories(batch))

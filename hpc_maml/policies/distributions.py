@@ -53,6 +53,10 @@ class Distribution(ABC):
         """Return actions ``[..., N, action_size]``, or ``[..., N]`` choices."""
 
     @abstractmethod
+    def mean(self, parameters: Parameters) -> Array:
+        """Return the mean action of each distribution, or its likeliest choice, as ``sample``."""
+
+    @abstractmethod
     def stacked(self, parameters: Sequence[Parameters], axis: int) -> Parameters:
         """Return parameters that are NumPy arrays as one, with a new dimension."""
 
@@ -153,6 +157,10 @@ class Gaussian(Distribution):
         """Return actions ``[..., N, action_size]``."""
         xp = array_namespace(noise)
         return parameters.mean + xp.exp(parameters.log_std) * noise
+
+    def mean(self, parameters: MeanAndDeviation) -> Array:
+        """Return the means ``[..., N, action_size]``."""
+        return parameters.mean
 
     def stacked(self, parameters: Sequence[MeanAndDeviation], axis: int) -> MeanAndDeviation:
         """Return parameters that are NumPy arrays as one, with a new dimension."""
@@ -306,6 +314,10 @@ class Categorical(Distribution):
         cumulative = xp.exp(parameters).cumsum(-1)
         # rounding may leave the last sum below 1: what passes all others is the last action
         return (noise[..., None] >= cumulative[..., :-1]).sum(-1)
+
+    def mean(self, parameters: Array) -> Array:
+        """Return the likeliest choices ``[..., N]``, of equals the first."""
+        return parameters.argmax(-1)
 
     def stacked(self, parameters: Sequence[Array], axis: int) -> Array:
         """Return parameters that are NumPy arrays as one, with a new dimension."""

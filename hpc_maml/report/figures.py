@@ -20,11 +20,13 @@ from hpc_maml.report.experiments import Environment, Experiment, RunData, declar
 from hpc_maml.report.phases import AXIS, FIRST, GAIN, UPDATES, each, ends, ends_by_index
 from hpc_maml.report.statistics import (
     Band,
+    class_success,
     metric,
     optima,
     phase_returns,
     policies,
     returns,
+    success,
     test_returns,
     tests_on_the_way,
 )
@@ -222,6 +224,57 @@ def _during_training(axis: Axes, kind: str, shown: Coloured) -> None:
         for style, numbers in labels.items()
     ]
     axis.legend(handles=lines, title=AXIS[kind], loc="best", fontsize=8, title_fontsize=8)
+
+
+def successes(experiments: Sequence[Experiment]) -> Picture | None:
+    """Draw the share of successful episodes: in training, and of meta-tests by class."""
+    known = [each for each in _coloured(experiments) if success(each[0], "post_update")]
+    if not known:
+        return None
+    by_class = [(class_success(experiment), colour) for experiment, colour in known]
+    names = list(dict.fromkeys(name for found, _ in by_class for name in found))
+    number = 2 if names else 1
+    figure, axes = _panels(number, widths=(1.6, 1)[:number], height=max(3.4, 1 + 0.3 * len(names)))
+    before, after = ends(kinds(experiment for experiment, _ in known))
+    for experiment, colour in known:
+        iterations = np.arange(1, experiment.iterations + 1)
+        for phase, style in (("pre_update", "--"), ("post_update", "-")):
+            band = success(experiment, phase)
+            if band is None:
+                continue
+            axes[0].plot(iterations, 100 * band.middle, style, color=colour)
+            if phase == "post_update":
+                edges = (100 * edge.clip(0, 1) for edge in (band.low, band.high))
+                axes[0].fill_between(iterations, *edges, color=colour, alpha=0.18, linewidth=0)
+    _iterations(axes[0])
+    axes[0].set_ylabel("successful episodes [%]")
+    axes[0].set_title("Training")
+    lines = [
+        Line2D([], [], color="0.3", linestyle=style, label=label)
+        for style, label in (("--", before), ("-", after))
+    ]
+    axes[0].legend(handles=lines, loc="best", fontsize=8)
+    if names:
+        for (found, colour), aside in zip(by_class, _asides(len(by_class)), strict=True):
+            rows = np.array([names.index(name) for name in found]) + 3 * aside
+            middle = np.array([100 * band.middle[0] for band in found.values()])
+            half = np.array([100 * (band.high - band.middle)[0] for band in found.values()])
+            look = {"color": colour, "marker": "o", "linestyle": "", "capsize": 3}
+            axes[1].errorbar(middle, rows, xerr=np.nan_to_num(half), **look)
+        axes[1].set_yticks(range(len(names)), names)
+        axes[1].invert_yaxis()
+        axes[1].set_xlim(-3, 103)
+        axes[1].set_xlabel("successful episodes [%]")
+        axes[1].set_title("Meta-test, last phase")
+    _legend(figure, experiments)
+    return Picture(
+        "success",
+        "Success",
+        f"Share of the episodes that succeeded at any of their steps, {before} (dashed) and "
+        f"{after}, with the 95 % confidence interval of its mean: over the tasks of a run, over "
+        "seeds where there are several.",
+        figure,
+    )
 
 
 def task_returns(experiments: Sequence[Experiment]) -> Picture:
@@ -486,6 +539,7 @@ DRAWINGS: tuple[Callable[[Sequence[Experiment]], Picture | None], ...] = (
     learning_curves,
     adaptation_curve,
     meta_test,
+    successes,
     task_returns,
     trajectories,
     outer_step,

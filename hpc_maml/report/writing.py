@@ -16,6 +16,7 @@ TABLES = {
     "experiments.csv": tables.experiment_rows,
     "learning_curves.csv": tables.curve_rows,
     "meta_tests.csv": tables.test_rows,
+    "success.csv": tables.success_rows,
     "metrics.csv": tables.metric_rows,
 }
 
@@ -48,7 +49,8 @@ def write_report(folders: Sequence[Path], to: Path) -> list[str]:
                 drawn[environment.name].append((picture, svg))
     notes = list(dict.fromkeys(str(each.message) for each in caught))
     for name, rows in TABLES.items():
-        _write(to / name, tables.to_csv(rows(environments)).encode())
+        if found := rows(environments):
+            _write(to / name, tables.to_csv(found).encode())
     _write(to / PAGE, page(environments, drawn, notes).encode())
     return notes
 

@@ -259,4 +259,9 @@ def _result(phases: Sequence[np.ndarray]) -> TaskResult:
         episode_lengths=np.array([batch["lengths"].mean() for batch in phases]),
         steps=np.array([batch["lengths"].sum() for batch in phases]),
         diverged=np.array([batch["diverged"] for batch in phases]),
+        success=(
+            np.array([batch["success"].mean() for batch in phases])
+            if "success" in (phases[0].dtype.names or ())
+            else None
+        ),
     )

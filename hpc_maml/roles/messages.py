@@ -80,6 +80,7 @@ class TaskResult:
     episode_lengths: np.ndarray  # [K], in steps, mean of episodes
     steps: np.ndarray  # [K], of all episodes
     diverged: np.ndarray  # [K], episodes that the simulator gave up
+    success: np.ndarray | None = None  # [K], share of the episodes, where the environment says so
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,8 @@ class Reporter:
     def iteration(self, done: int, row: Mapping[str, Any], reason: str) -> None:
         """Report an iteration: its metrics, and why its update was rejected, if it was."""
         parts = [f"return {_returns(row['return_after_updates'])}"]
+        if "success_after_updates" in row:
+            parts.append(f"success {_percent(row['success_after_updates'])}")
         for name, metric in self.shown.items():
             parts.append(metric.console.format(row.get(name, math.nan)))
         parts.append(f"{row['iteration_seconds']:.2f} s")
@@ -104,54 +106,80 @@ def print_topology(topology: Topology, hellos: Sequence[Hello]) -> None:
 def test_text(found: MetaTest) -> str:
     """Return a meta-test of a run in a line."""
     returns = found.returns[RUN]
-    return (
+    text = (
         f"meta-test after {found.iteration} iterations, {len(returns)} unseen tasks: return "
         f"{_returns(returns, width=0)} ± {half_width(returns)[-1]:.2f}"
     )
+    if found.success:
+        success = found.success[RUN]
+        text += f", success {_percent(success, 100 * half_width(success)[-1])}"
+    return text
 
 
 def print_meta_test(found: MetaTest, json_file: Path | None) -> None:
     """Print the mean returns of all policies in each phase with their 95 % confidence interval.
 
-    Also writes them to ``json_file``; raises InputError if that fails.
+    Where the environment tells of success, also the share of successful episodes, and that of the
+    last phase in each class of tasks. Also writes them to ``json_file``; raises InputError if that
+    fails.
     """
-    table = Table(box=None, pad_edge=False, header_style="")
-    table.add_column(found.phase, justify="right")
-    for name in found.returns:
-        table.add_column(name, justify="right")
     rows: list[dict[str, Any]] = []
 
-    def cell(values: np.ndarray, name: str) -> str:
+    def cell(values: np.ndarray, name: str, unit: str = "reward") -> str:
         mean, half = float(values.mean()), float(half_width(values))
         name = name.replace(" ", "_")
-        rows.append({"name": name, "value": mean, "unit": "reward", "confidence_95": half})
-        return f"{mean:.2f} ± {half:.2f}"
+        rows.append({"name": name, "value": mean, "unit": unit, "confidence_95": half})
+        return f"{mean:.2f} ± {half:.2f}" if unit == "reward" else _share(mean, half)
 
-    def add_row(label: str, name: str, of: Callable[[np.ndarray], np.ndarray | None]) -> None:
+    def add_row(table: Table, label: str, name: str, unit: str, of: PhaseValues) -> None:
+        source = found.returns if unit == "reward" else found.success
         cells = []
-        for policy, returns in found.returns.items():
-            values = of(returns)
+        for policy in found.returns:
+            values = of(source[policy]) if policy in source else None
             own = "" if policy == RUN else f"{policy}_"
-            cells.append("" if values is None else cell(values, own + name))
+            cells.append("" if values is None else cell(values, own + name, unit))
         table.add_row(label, *cells)
 
-    for phase in range(max(returns.shape[1] for returns in found.returns.values())):
-        number = found.first + phase
-        after = f"after_{number}_updates" if found.phase == "updates" else f"episode_{number}"
-        add_row(
-            str(number),
-            f"return_{after}",
-            lambda returns, phase=phase: (  # type: ignore[misc] # of its default
-                returns[:, phase] if phase < returns.shape[1] else None
-            ),
-        )
+    def add_phases(table: Table, what: str, unit: str) -> None:
+        for phase in range(max(returns.shape[1] for returns in found.returns.values())):
+            number = found.first + phase
+            after = f"after_{number}_updates" if found.phase == "updates" else f"episode_{number}"
+            add_row(
+                table,
+                str(number),
+                f"{what}_{after}",
+                unit,
+                lambda values, phase=phase: (  # type: ignore[misc] # of its default
+                    values[:, phase] if phase < values.shape[1] else None
+                ),
+            )
+
+    table = _policies_table(found.phase, found)
+    add_phases(table, "return", "reward")
     if found.phase == "episode" and found.returns[RUN].shape[1] > 1:
-        add_row("trial", "return_of_trial", lambda returns: returns.sum(1))
+        add_row(table, "trial", "return_of_trial", "reward", lambda returns: returns.sum(1))
     print(
         f"mean return on {len(found.tasks)} unseen tasks after {found.iteration} iterations, "
         f"± 95 % confidence{f'; {found.how}' if found.how else ''}"
     )
     _print(table)
+    if found.success:
+        print("successful episodes")
+        table = _policies_table(found.phase, found)
+        add_phases(table, "success", "1")
+        _print(table)
+    if found.success and (classes := found.by_class()):
+        print("successful episodes of the last phase, by class")
+        table = _policies_table("class", found)
+        for name, own in classes.items():
+            add_row(
+                table,
+                name,
+                f"success_of_{name}",
+                "1",
+                lambda values, own=own: values[own, -1],  # type: ignore[misc] # of its default
+            )
+        _print(table)
     for name, values in found.optima.items():
         print(f"{name}: {cell(values, name)}", flush=True)
     if json_file:
@@ -159,6 +187,22 @@ def print_meta_test(found: MetaTest, json_file: Path | None) -> None:
             json_file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
         except OSError as error:
             raise InputError(f"{json_file} cannot be written: {error.strerror}.") from None
+
+
+PhaseValues = Callable[[np.ndarray], np.ndarray | None]  # of [n, K], some [n]
+
+
+def _policies_table(first: str, found: MetaTest) -> Table:
+    """Return a table with a column for each policy."""
+    table = Table(box=None, pad_edge=False, header_style="")
+    table.add_column(first, justify="left" if first == "class" else "right")
+    for name in found.returns:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _share(mean: float, half: float) -> str:
+    return f"{100 * mean:.1f} ± {100 * half:.1f} %"
 
 
 def _returns(values: np.ndarray, width: int = 9) -> str:
@@ -171,6 +215,16 @@ def _returns(values: np.ndarray, width: int = 9) -> str:
     if len(shown) > MOST_PHASES:
         shown = [shown[0], "...", shown[-1]]
     return " -> ".join(shown)
+
+
+def _percent(values: np.ndarray, half: float | None = None) -> str:
+    """Return the mean shares of the first and the last of ``[tasks, phases]``, in percent.
+
+    ``half`` is half the confidence interval of the last, in percent.
+    """
+    first, last = 100 * values.mean(0)[[0, -1]]
+    text = f"{first:.1f} -> {last:.1f}" if values.shape[1] > 1 else f"{last:.1f}"
+    return f"{text} %" if half is None else f"{text} ± {half:.1f} %"
 
 
 def _print(table: Table) -> None:

@@ -13,9 +13,9 @@ from hpc_maml.config import Config
 from hpc_maml.envs.batched import TaskVectorEnv
 from hpc_maml.errors import InputError
 from hpc_maml.report.phases import ends_by_index
+from hpc_maml.roles.principal import unseen_tasks
 from hpc_maml.run.job import Job, make_env, prepare
 from hpc_maml.run.record import last_checkpoint, state_of
-from hpc_maml.sampling.random_streams import Purpose, stream
 from hpc_maml.storage.atomic_files import write_whole
 from hpc_maml.storage.run_folder import read_config
 
@@ -47,7 +47,7 @@ def demo(run_dir: Path, to: Path | None) -> Path:
     evaluation = config.evaluation.model_copy(update={"updates": updates})
     job = prepare(config.model_copy(update={"evaluation": evaluation}), env)
     state = state_of(last_checkpoint(run_dir, config, job.algorithm))
-    drawn = env.sample_tasks(stream(config.seed, Purpose.EVALUATION_TASKS), config.evaluation.tasks)
+    drawn = unseen_tasks(config, env)
     # different ones first, where there are only two directions
     first = np.sort(np.unique(drawn, axis=0, return_index=True)[1])
     order = dict.fromkeys((*first, *range(len(drawn))))

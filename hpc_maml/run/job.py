@@ -97,6 +97,7 @@ def make_algorithm(config: Config, env: TaskVectorEnv) -> Algorithm:
         gae_lambda=config.gae_lambda,
         test_updates=config.evaluation.updates,
         test_step_sizes=config.evaluation.step_sizes,
+        last_test_actions=config.evaluation.last_actions,
     )
     algorithm = found(config.algorithm, policy, sampling)
     return Normalised(algorithm, observation_size) if config.normalise_observations else algorithm
@@ -111,12 +112,21 @@ def prepare(config: Config, env: TaskVectorEnv) -> Job:
             f"archive.adapted_parameters is true, but algorithm.name={config.algorithm.name} "
             "adapts no parameters."
         )
+    try:
+        env.check_numbers(config.meta_batch_size, config.evaluation.tasks)
+    except ValueError as error:
+        raise InputError(f"{config.env.name}: {error}.") from None
     actions: Any = env.single_action_space  # whose shape Gymnasium does not promise
     observed: Any = env.single_observation_space
     kind = np.int64 if hasattr(actions, "n") else np.float32
     try:
         dtype = batch_dtype(
-            config.horizon, config.fast_batch_size, observed.shape, actions.shape, kind
+            config.horizon,
+            config.fast_batch_size,
+            observed.shape,
+            actions.shape,
+            kind,
+            success=env.reports_success,
         )
     except ValueError:
         raise InputError(

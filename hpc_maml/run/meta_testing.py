@@ -2,19 +2,24 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from mpi4py import MPI
 
 from hpc_maml.algorithms.algorithm import Algorithm, State
 from hpc_maml.config import Config, TopologyConfig, differing_keys
+from hpc_maml.envs.batched import TaskVectorEnv
 from hpc_maml.errors import InputError
 from hpc_maml.mpi.runtime import from_rank_0
 from hpc_maml.mpi.topology import Topology
-from hpc_maml.roles.principal import Agents, greet, meta_test, unseen_tasks
+from hpc_maml.roles.principal import Agents, Scores, greet, meta_test, unseen_tasks
 from hpc_maml.run.job import DONE, Job, make_algorithm, make_env, prepare, run_job
 from hpc_maml.sampling.random_streams import Purpose, stream
 from hpc_maml.stopping import StopSignal
+
+if TYPE_CHECKING:
+    from hpc_maml.storage.meta_tests import MetaTest
 
 
 class MetaTesting:
@@ -114,27 +119,47 @@ class MetaTesting:
     async def _lead(self, job: Job, agents: Agents, topology: Topology, json: Path | None) -> None:
         """Test every contestant on the same tasks; print the result and keep it."""
         from hpc_maml.run import console
-        from hpc_maml.storage.meta_tests import MetaTest, meta_test_path, save
+        from hpc_maml.storage.meta_tests import meta_test_path, save
         from hpc_maml.storage.run_folder import EVALUATIONS
 
         config = job.config
         await greet(topology.world)
         tasks = unseen_tasks(config, self.env)
-        returns = {
+        scores = {
             name: await meta_test(agents, tasks, state, contestant)
             for contestant, (name, (_, state)) in enumerate(self.contestants.items())
         }
         await agents.dismiss()
         luck = stream(config.seed, Purpose.STRATEGIES)
-        found = MetaTest(
-            self.iteration,
-            job.algorithm.phase,
-            tasks,
-            returns,
-            self.env.best_play(tasks, luck),
-            job.algorithm.test_words(),
-        )
+        optima = self.env.best_play(tasks, luck)
+        found = found_in_test(self.iteration, job, self.env, tasks, scores, optima)
         console.print_meta_test(found, json)
         folder = self.run_dir / EVALUATIONS
         path = meta_test_path(folder, self.iteration, config.evaluation, self.episodes)
         save(path, found)
+
+
+def found_in_test(
+    iteration: int,
+    job: Job,
+    env: TaskVectorEnv,
+    tasks: np.ndarray,
+    scores: Mapping[str, Scores],
+    optima: Mapping[str, np.ndarray],
+) -> "MetaTest":
+    """Return a meta-test, by policy and by strategy, as it is printed and kept."""
+    from hpc_maml.storage.meta_tests import MetaTest
+
+    words = [job.algorithm.test_words()]
+    if job.config.evaluation.last_actions == "mean":
+        words.append("the last with the mean action")
+    return MetaTest(
+        iteration,
+        job.algorithm.phase,
+        tasks,
+        {name: each.returns for name, each in scores.items()},
+        optima,
+        ", ".join(filter(None, words)),
+        {name: each.success for name, each in scores.items() if each.success is not None},
+        env.classes,
+    )

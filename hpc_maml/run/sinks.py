@@ -22,17 +22,29 @@ import numpy as np
 from hpc_maml.algorithms.algorithm import Metric
 from hpc_maml.config import Config, MetricsConfig
 from hpc_maml.errors import InputError
-from hpc_maml.storage.metrics import PER_TASK, Metrics
+from hpc_maml.storage.metrics import Metrics
 
 TENSORBOARD = "tensorboard"  # folder of the event files in a run folder
 LONGEST_QUEUE = 1000  # rows a sink may be behind
 HISTOGRAM_BINS = 30
 CLOSE_LIMIT = 30.0  # seconds the end of a run waits for its sinks
 SERVER_LIMIT = 20.0  # seconds for the W&B server to answer, at the start and at the end
-# Shown as histograms; the tasks themselves and arrays of returns stay in metrics.h5.
-DISTRIBUTIONS = {name: each for name, each in PER_TASK.items() if each.shape == "[iteration, task]"}
 
-Row = Mapping[str, Any]  # values of the columns of Metrics and of PER_TASK by name
+Row = Mapping[str, Any]  # values of the columns and of each task, by name
+
+
+class Shown(NamedTuple):
+    """What the sinks show: numbers of each iteration, and of its tasks as histograms."""
+
+    columns: Mapping[str, Metric]
+    distributions: Mapping[str, Metric]
+
+
+def shown(metrics: Metrics) -> Shown:
+    """Return what there is to show; tasks and arrays of returns stay in metrics.h5."""
+    per_task = metrics.per_task.items()
+    distributions = {name: each for name, each in per_task if each.shape == "[iteration, task]"}
+    return Shown(metrics.columns, distributions)
 
 
 class Entry(NamedTuple):
@@ -92,12 +104,12 @@ class Sinks:
         self._report = report
         self._iteration = len(metrics.rows)
         earlier = _entries(metrics.rows)
-        columns = metrics.columns
+        what = shown(metrics)
         writers: dict[str, Callable[[Iterator[Entry]], None]] = {}
         if config.metrics.tensorboard != "off" and _is_installed("tensorboard"):
-            writers["TensorBoard"] = partial(write_tensorboard, folder / TENSORBOARD, columns)
+            writers["TensorBoard"] = partial(write_tensorboard, folder / TENSORBOARD, what)
         if config.metrics.wandb != "off":
-            writers["Weights & Biases"] = partial(write_wandb, folder, config, columns)
+            writers["Weights & Biases"] = partial(write_wandb, folder, config, what)
         self._sinks = [Sink(name, write, earlier) for name, write in writers.items()]
 
     def put(self, row: Row) -> None:
@@ -134,9 +146,7 @@ def check_installed(config: MetricsConfig) -> None:
             )
 
 
-def write_tensorboard(
-    folder: Path, columns: Mapping[str, Metric], entries: Iterator[Entry]
-) -> None:
+def write_tensorboard(folder: Path, what: Shown, entries: Iterator[Entry]) -> None:
     """Write rows to a new event file, which replaces what earlier files of the folder show."""
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog
     from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
@@ -145,14 +155,14 @@ def write_tensorboard(
     # The older kinds of value, as PyTorch writes them: all readers know these, and purge them.
     def summary(row: Row, *, described: bool) -> Summary:
         values = Summary()
-        for group, metrics in (("iterations", columns), ("tasks", DISTRIBUTIONS)):
+        for group, metrics in (("iterations", what.columns), ("tasks", what.distributions)):
             for name, metric in metrics.items():
                 value = values.value.add(tag=f"{group}/{name}")
                 if described:
                     value.metadata.summary_description = f"{metric.description} [{metric.unit}]"
-                    kind = "histograms" if name in DISTRIBUTIONS else "scalars"
+                    kind = "histograms" if group == "tasks" else "scalars"
                     value.metadata.plugin_data.plugin_name = kind
-                if name in DISTRIBUTIONS:
+                if group == "tasks":
                     value.histo.CopyFrom(histogram(row[name]))
                 else:
                     value.simple_value = float(row[name])
@@ -191,9 +201,7 @@ def write_tensorboard(
             write(wall_time=seconds, step=iteration, summary=summary(row, described=not number))
 
 
-def write_wandb(
-    folder: Path, config: Config, columns: Mapping[str, Metric], entries: Iterator[Entry]
-) -> None:
+def write_wandb(folder: Path, config: Config, what: Shown, entries: Iterator[Entry]) -> None:
     """Log rows to Weights & Biases; continues the run that an earlier job of this folder began."""
     import wandb
 
@@ -213,8 +221,8 @@ def write_wandb(
     for iteration, _, row in entries:
         if iteration < run.starting_step:  # an earlier job has sent it
             continue
-        values: dict[str, Any] = {f"iterations/{name}": float(row[name]) for name in columns}
-        for name in DISTRIBUTIONS:
+        values: dict[str, Any] = {f"iterations/{name}": float(row[name]) for name in what.columns}
+        for name in what.distributions:
             finite = row[name][np.isfinite(row[name])]
             values[f"tasks/{name}"] = wandb.Histogram(finite, num_bins=HISTOGRAM_BINS)
         run.log(values, step=iteration)

@@ -19,6 +19,7 @@ from hpc_maml.roles.principal import (
     Agents,
     IterationResult,
     Principal,
+    Scores,
     Segments,
     greet,
     sums_of_agents,
@@ -79,7 +80,12 @@ class Training:
         job = prepare(config, self.env)
         shapes = archive_shapes(job)
         each, total = estimate(config, shapes)
-        self.run = RunRecord(self.run_dir or default_path(config), config, job.algorithm, shapes)
+        names = self.env.training_classes
+        success_of = {name: self.env.classes.index(name) for name in names}
+        folder = self.run_dir or default_path(config)
+        self.run = RunRecord(
+            folder, config, job.algorithm, shapes, success_of if self.env.reports_success else None
+        )
         self.first = self.run.checkpoint.iteration
         if not total:
             return job
@@ -167,14 +173,14 @@ class _Record:
         """Tell whether the meta-test after ``done`` iterations is kept."""
         return self._path(done).exists()
 
-    def test(self, done: int, tasks: np.ndarray, returns: np.ndarray) -> None:
+    def test(self, done: int, tasks: np.ndarray, scores: Scores) -> None:
         """Keep a meta-test."""
         from hpc_maml.run import console
-        from hpc_maml.storage.meta_tests import RUN, MetaTest, save
+        from hpc_maml.run.meta_testing import found_in_test
+        from hpc_maml.storage.meta_tests import RUN, save
 
-        algorithm = self.job.algorithm
-        words = algorithm.test_words()
-        found = MetaTest(done, algorithm.phase, tasks, {RUN: returns}, {}, words)
+        env = self.training.env
+        found = found_in_test(done, self.job, env, tasks, {RUN: scores}, {})
         save(self._path(done), found)
         self.training.reporter.note(console.test_text(found))
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,9 @@ if TYPE_CHECKING:  # what reads a run imports no environment
 
 FORMAT_VERSION = 2  # 1: without what a phase is
 RUN, RANDOM = "run", "random"  # the policy of the run itself, and what it began with
-NAME = re.compile(r"iteration_(\d{6,})_tasks_(\d+)_updates_(\d+)(_episodes_\d+)?(_constant)?\.h5")
+NAME = re.compile(
+    r"iteration_(\d{6,})_tasks_(\d+)_updates_(\d+)(_episodes_\d+)?(_constant)?(_mean)?\.h5"
+)
 
 # Student's t at 97.5 %, for 1 to 30 degrees of freedom
 T_QUANTILES = (
@@ -40,11 +42,21 @@ class MetaTest:
     returns: Mapping[str, np.ndarray]  # by policy: of each phase, [n, K]
     optima: Mapping[str, np.ndarray]  # by strategy: optimal returns, [n]
     how: str = ""  # how the run's policy adapts, in words
+    # By policy: share of the episodes of each phase that succeeded, [n, K], where there is success.
+    success: Mapping[str, np.ndarray] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()  # of the tasks, which begin with an index into them
 
     @property
     def first(self) -> int:
         """The number of the first phase: 0 updates, or episode 1."""
         return 0 if self.phase == "updates" else 1
+
+    def by_class(self) -> dict[str, np.ndarray]:
+        """Return which tasks are of each class, bool ``[n]`` by name, if there are several."""
+        indices = np.unique(self.tasks[:, 0]) if self.classes else ()
+        if len(indices) < 2:
+            return {}
+        return {self.classes[int(index)]: self.tasks[:, 0] == index for index in indices}
 
 
 def meta_test_path(
@@ -53,7 +65,8 @@ def meta_test_path(
     """Return the file of the meta-test after an iteration; ``episodes`` if not as in training."""
     name = f"iteration_{iteration:06d}_tasks_{settings.tasks}_updates_{settings.updates}"
     name += f"_episodes_{episodes}" if episodes else ""
-    return folder / f"{name}{'' if settings.step_sizes == 'halved' else '_constant'}.h5"
+    name += "" if settings.step_sizes == "halved" else "_constant"
+    return folder / f"{name}{'' if settings.last_actions == 'sampled' else '_mean'}.h5"
 
 
 def meta_test_files(folder: Path) -> list[Path]:
@@ -73,11 +86,17 @@ def save(path: Path, test: MetaTest) -> None:
         file.attrs["how"] = test.how
         task = file.create_dataset("task", data=test.tasks)
         task.attrs["unit"], task.attrs["shape"] = "see docs/environments.md", "[task, task_dim]"
-        for group, shape in (("returns", "[task, phase]"), ("optima", "[task]")):
+        if test.classes:
+            file.attrs["classes"] = list(test.classes)
+        for group, unit, shape in (
+            ("returns", "reward", "[task, phase]"),
+            ("optima", "reward", "[task]"),
+            *((("success", "1", "[task, phase]"),) if test.success else ()),
+        ):
             folder = file.create_group(group, track_order=True)
             for name, values in getattr(test, group).items():
                 dataset = folder.create_dataset(name, data=values)
-                dataset.attrs["unit"], dataset.attrs["shape"] = "reward", shape
+                dataset.attrs["unit"], dataset.attrs["shape"] = unit, shape
 
     try:
         path.parent.mkdir(exist_ok=True)
@@ -98,6 +117,8 @@ def read(path: Path) -> MetaTest:
             returns={name: values[...] for name, values in file["returns"].items()},
             optima={name: values[...] for name, values in file["optima"].items()},
             how=str(file.attrs.get("how", "")),
+            success={name: values[...] for name, values in file.get("success", {}).items()},
+            classes=tuple(map(str, file.attrs.get("classes", ()))),
         )
 
 
