@@ -16,7 +16,7 @@ from conftest import FAULT, HERE, SMALL, run, start
 from hpc_maml.config import MetricsConfig, load_config
 from hpc_maml.errors import InputError
 from hpc_maml.run import sinks
-from hpc_maml.run.sinks import DISTRIBUTIONS, Entry, Sink, Sinks, check_installed
+from hpc_maml.run.sinks import Entry, Sink, Sinks, check_installed
 from hpc_maml.storage.metrics import Metrics
 
 BOTH = ("metrics.tensorboard=on", "metrics.wandb=offline")
@@ -40,7 +40,7 @@ def recorded(folder: Path) -> dict[str, np.ndarray]:
     """Return the datasets of metrics.h5 by path, ``[iterations]`` or ``[iterations, tasks]``."""
     with h5py.File(folder / "metrics.h5") as file:
         paths = [f"iterations/{name}" for name in file["iterations"]]
-        paths += [f"tasks/{name}" for name in DISTRIBUTIONS]
+        paths += ["tasks/pre_update_return", "tasks/post_update_return"]
         return {path: file[path][...] for path in paths}
 
 
