@@ -23,7 +23,8 @@ DAMAGED, FAILED, BAD_INPUT = 1, 1, 2
 SUMMARY = """\
 usage: python -m hpc_maml [train] [--config FILE] [--run-dir DIR] [key=value ...]
        python -m hpc_maml evaluate RUN [--tasks N] [--updates K] [--episodes N]
-                          [--step-sizes HOW] [--baseline RUN2 ...] [--json FILE]
+                          [--step-sizes HOW] [--last-actions HOW] [--baseline RUN2 ...]
+                          [--json FILE]
        python -m hpc_maml report RUN [RUN ...] -o DIR
        python -m hpc_maml demo RUN [-o FILE]
        python -m hpc_maml inspect RUN [--tree] [--verify]
@@ -184,6 +185,11 @@ def _evaluate(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
         help="after the first inner step (evaluation.step_sizes)",
     )
     parser.add_argument(
+        "--last-actions",
+        choices=("sampled", "mean"),
+        help="in the last phase (evaluation.last_actions)",
+    )
+    parser.add_argument(
         "--baseline",
         type=Path,
         action="append",
@@ -193,7 +199,7 @@ def _evaluate(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table to FILE")
     options = parser.parse_args(arguments)
-    keys = ("tasks", "updates", "step_sizes")
+    keys = ("tasks", "updates", "step_sizes", "last_actions")
     settings = {key: value for key in keys if (value := getattr(options, key)) is not None}
 
     def run(comm: MPI.Intracomm) -> int:

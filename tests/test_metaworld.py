@@ -130,6 +130,23 @@ def test_batched_rewards_are_those_of_the_package(name):
     assert np.ptp(rewards) > 0.01  # the states are not all alike
 
 
+@needs_metaworld
+def test_a_scripted_policy_succeeds_in_the_benchmark():
+    from benchmarks.against_metaworld import policies
+
+    (row,) = policies(("drawer-close",), 2)
+    assert row["success"] == row["episodes"] == 2
+
+
+@pytest.mark.slow
+@needs_metaworld
+def test_scripted_policies_succeed():
+    from benchmarks.against_metaworld import policies
+
+    rows = policies(tuple(OBJECTS), 2)
+    assert sum(row["success"] for row in rows) >= 0.95 * 2 * len(OBJECTS)
+
+
 # goals and tasks
 
 
