@@ -1,7 +1,9 @@
 """Meta-World against the package itself: physics, observations, rewards, goals; and in runs."""
 
+import gc
 import importlib.metadata
 import re
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -382,3 +384,17 @@ def test_a_goal_that_is_refused_does_not_hang():
     env.reset(seed=1)
     with pytest.raises(ValueError, match="actions hold NaN"):
         env.step(np.full((1, 4), np.nan, np.float32))
+
+
+@needs_metaworld
+def test_what_was_made_for_a_task_goes_with_it():
+    env = ml1("push")
+    tasks = env.sample_tasks(np.random.default_rng(0), 2)
+    env.set_tasks(tasks[:1])
+    kept = [weakref.ref(each) for each in (env._plays[0], env._plays[0].env, env._plays[0].batch)]
+    gc.disable()  # 30 MB a task cannot wait until Python looks for cycles
+    try:
+        env.set_tasks(tasks[1:])
+        assert [each() for each in kept] == [None] * 3
+    finally:
+        gc.enable()

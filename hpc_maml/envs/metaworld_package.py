@@ -77,6 +77,7 @@ def started(name: str, goal: np.ndarray) -> tuple[Any, np.ndarray]:
     env.set_task(load_task(name, task))
     _limit_draws(env, name)
     seen, _ = env.reset()
+    del env._get_state_rand_vec  # a cycle would keep its 20 MB until Python looks for cycles
     return env, seen
 
 
@@ -108,6 +109,7 @@ def draw_goals(name: str, generators: list[np.random.Generator]) -> np.ndarray:
         mujoco.mj_resetData(env.model, env.data)
         env.reset_model()
         goals.append(env._last_rand_vec)
+    del env._reset_hand  # likewise
     return np.array(goals)
 
 
