@@ -1,7 +1,9 @@
 """Meta-World against the package itself: physics, observations, rewards, goals; and in runs."""
 
+import csv
 import gc
 import importlib.metadata
+import json
 import re
 import weakref
 from pathlib import Path
@@ -265,8 +267,8 @@ def ml10(tmp_path_factory):
 @needs_metaworld
 def test_the_same_on_any_ranks_and_after_a_restart(ml10):
     run(HERE, *SMALL, "num_iterations=1", "--run-dir", "continued")
-    folders = {Path("three"): (3, SMALL), Path("five"): (5, (*SMALL, "topology.agents=2"))}
-    train_each(5, folders)
+    folders = {Path("four"): (4, (*SMALL, "topology.agents=2"))}
+    train_each(4, folders)
     run(HERE, *SMALL, "--run-dir", "continued")
     expected = open_run(ml10)
     for folder in (*folders, Path("continued")):
@@ -308,6 +310,26 @@ def test_success_has_a_column_for_each_class_of_training(ml10):
         expected = (data.per_task["post_update_success"] * own).sum(1) / own.sum(1)
         np.testing.assert_allclose(data.columns[f"post_update_success_of_{name}"], expected)
     assert {"mujoco", "metaworld"} <= set(data.versions)
+
+
+@needs_metaworld
+def test_meta_tests_and_reports_have_it_by_class(ml10):
+    test = open_run(ml10).evaluations[-1]
+    table = run(HERE, "evaluate", str(ml10), "--json", "t.json", "--tasks", "5").stdout
+    assert re.search(r"^drawer-open +\d+\.\d ± nan %", table, re.MULTILINE)  # one goal of each
+    rows = {row["name"]: row["value"] for row in json.loads(Path("t.json").read_text())}
+    run(HERE, "report", str(ml10), "-o", "report")
+    assert Path("report/success.png").exists()
+    with Path("report/success.csv").open() as file:
+        found = {
+            row["class"]: float(row["success_mean"])
+            for row in csv.DictReader(file)
+            if (row["iteration"], row["policy"], row["number"]) == ("2", "run", "1")
+        }
+    for name, own in test.by_class().items():
+        expected = test.success["run"][own, -1].mean()
+        assert rows[f"success_of_{name}"] == found[name] == expected
+    assert found[""] == pytest.approx(test.success["run"][:, -1].mean())
 
 
 # bad input

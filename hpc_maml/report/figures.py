@@ -1,7 +1,7 @@
 """The pictures of a report, one function each."""
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -29,6 +29,7 @@ from hpc_maml.report.statistics import (
     success,
     test_returns,
     tests_on_the_way,
+    training_class_success,
 )
 from hpc_maml.storage.meta_tests import RUN
 
@@ -227,14 +228,27 @@ def _during_training(axis: Axes, kind: str, shown: Coloured) -> None:
 
 
 def successes(experiments: Sequence[Experiment]) -> Picture | None:
-    """Draw the share of successful episodes: in training, and of meta-tests by class."""
+    """Draw the share of successful episodes: in training, and by class at the end."""
     known = [each for each in _coloured(experiments) if success(each[0], "post_update")]
     if not known:
         return None
-    by_class = [(class_success(experiment), colour) for experiment, colour in known]
-    names = list(dict.fromkeys(name for found, _ in by_class for name in found))
-    number = 2 if names else 1
-    figure, axes = _panels(number, widths=(1.6, 1)[:number], height=max(3.4, 1 + 0.3 * len(names)))
+    ended = {
+        "Training, in the end": [
+            (training_class_success(experiment), colour) for experiment, colour in known
+        ],
+        "Meta-test, last phase": [
+            (class_success(experiment), colour) for experiment, colour in known
+        ],
+    }
+    shown = {title: found for title, found in ended.items() if any(each for each, _ in found)}
+    most = max((len(each) for found in shown.values() for each, _ in found), default=0)
+    number = 1 + len(shown)
+    figure, axes = _panels(
+        number,
+        widths=(1.3, 1, 1)[:number],
+        width=4 + 3.2 * len(shown),
+        height=max(3.4, 1 + 0.22 * most),
+    )
     before, after = ends(kinds(experiment for experiment, _ in known))
     for experiment, colour in known:
         iterations = np.arange(1, experiment.iterations + 1)
@@ -254,27 +268,33 @@ def successes(experiments: Sequence[Experiment]) -> Picture | None:
         for style, label in (("--", before), ("-", after))
     ]
     axes[0].legend(handles=lines, loc="best", fontsize=8)
-    if names:
-        for (found, colour), aside in zip(by_class, _asides(len(by_class)), strict=True):
-            rows = np.array([names.index(name) for name in found]) + 3 * aside
-            middle = np.array([100 * band.middle[0] for band in found.values()])
-            half = np.array([100 * (band.high - band.middle)[0] for band in found.values()])
-            look = {"color": colour, "marker": "o", "linestyle": "", "capsize": 3}
-            axes[1].errorbar(middle, rows, xerr=np.nan_to_num(half), **look)
-        axes[1].set_yticks(range(len(names)), names)
-        axes[1].invert_yaxis()
-        axes[1].set_xlim(-3, 103)
-        axes[1].set_xlabel("successful episodes [%]")
-        axes[1].set_title("Meta-test, last phase")
+    for axis, (title, found) in zip(axes[1:], shown.items(), strict=True):
+        _by_class(axis, found)
+        axis.set_title(title)
     _legend(figure, experiments)
     return Picture(
         "success",
         "Success",
         f"Share of the episodes that succeeded at any of their steps, {before} (dashed) and "
-        f"{after}, with the 95 % confidence interval of its mean: over the tasks of a run, over "
-        "seeds where there are several.",
+        f"{after}, with the 95 % confidence interval of its mean: over the tasks of a run (of a "
+        "class in training: over iterations), over seeds where there are several.",
         figure,
     )
+
+
+def _by_class(axis: Axes, found: Sequence[tuple[Mapping[str, Band], Any]]) -> None:
+    """Draw shares of successful episodes, a row for each class."""
+    names = list(dict.fromkeys(name for bands, _ in found for name in bands))
+    for (bands, colour), aside in zip(found, _asides(len(found)), strict=True):
+        rows = np.array([names.index(name) for name in bands]) + 3 * aside
+        middle = np.array([100 * band.middle[0] for band in bands.values()])
+        half = np.array([100 * (band.high - band.middle)[0] for band in bands.values()])
+        look = {"color": colour, "marker": "o", "markersize": 4, "linestyle": "", "capsize": 3}
+        axis.errorbar(middle, rows, xerr=np.nan_to_num(half), **look)
+    axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlim(-3, 103)
+    axis.set_xlabel("successful episodes [%]")
 
 
 def task_returns(experiments: Sequence[Experiment]) -> Picture:

@@ -8,6 +8,7 @@ import numpy as np
 from hpc_maml.report.experiments import Experiment
 from hpc_maml.report.phases import EPISODE
 from hpc_maml.storage.meta_tests import RUN, MetaTest, half_width
+from hpc_maml.storage.metrics import CLASS_SUCCESS
 
 
 class Band(NamedTuple):
@@ -52,6 +53,21 @@ def success(experiment: Experiment, phase: str) -> Band | None:
     if len(experiment.runs) > 1:
         return mean_band(metric(experiment, f"{phase}_success_mean"))
     return mean_band(experiment.runs[0].per_task[f"{phase}_success"].T)
+
+
+def training_class_success(experiment: Experiment) -> dict[str, Band]:
+    """Return the share of successful episodes at the end of training, by class ``[1]``.
+
+    Means with 95 % confidence intervals: over seeds, or over the iterations of one run.
+    """
+    prefix = CLASS_SUCCESS.format("")
+    names = [name for name in experiment.runs[0].metrics if name.startswith(prefix)]
+    return {
+        name.removeprefix(prefix): _over_seeds_or_tasks(
+            [run.column(name)[run.final, None] for run in experiment.runs]
+        )
+        for name in names
+    }
 
 
 def class_success(experiment: Experiment) -> dict[str, Band]:
