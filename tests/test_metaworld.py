@@ -5,6 +5,7 @@ import gc
 import importlib.metadata
 import json
 import re
+import sys
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -350,6 +351,16 @@ def test_with_another_version_of_the_package(monkeypatch):
     metaworld_package.load.cache_clear()
     with pytest.raises(ValueError, match=r"metaworld 4.0.0 is installed, but 3.1.1 is needed"):
         ml1("reach")
+
+
+def test_on_the_mujoco_that_the_package_asks_for(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mujoco.batch", None)
+    monkeypatch.setattr(mujoco, "__version__", "3.3.0")
+    for name in [name for name in sys.modules if name.startswith("hpc_maml.envs.metaworld")]:
+        monkeypatch.delitem(sys.modules, name)
+    result = run(HERE, "env.name=metaworld_ml1", code=BAD_INPUT)
+    assert re.search(r"MuJoCo 3.3.0 is installed, but 4.0 or newer is needed", result.stderr)
+    assert result.stderr.count("\n") == 1
 
 
 def test_the_welds_on_any_mujoco():

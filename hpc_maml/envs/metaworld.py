@@ -11,7 +11,14 @@ from typing import Any, ClassVar
 import mujoco
 import numpy as np
 from gymnasium.spaces import Box
-from mujoco.batch import Batch, SimulationError
+
+try:
+    from mujoco.batch import Batch, SimulationError
+except ImportError:
+    raise ImportError(
+        f"MuJoCo {mujoco.__version__} is installed, but 4.0 or newer is needed: pip install "
+        "'mujoco>=4,<5' (metaworld asks for an older one: install it with --no-deps)"
+    ) from None
 
 from hpc_maml.envs import metaworld_package as package
 from hpc_maml.envs.batched import TaskVectorEnv
