@@ -245,14 +245,22 @@ def test_an_episode_is_as_long_as_the_horizon_and_then_rests():
 
 
 @needs_metaworld
-def test_a_diverged_episode_ends_alone():
-    env = ml1("push", episodes_per_task=3)
-    env.reset(seed=1)
-    env._plays[0].batch.bind("qvel")[1] = 1e12
-    observations, rewards, terminated, _, infos = env.step(np.zeros((3, 4), np.float32))
-    assert terminated.tolist() == infos["diverged"].tolist() == [False, True, False]
-    assert rewards[1] == 0
-    assert np.isfinite(observations).all()
+@pytest.mark.parametrize(("name", "value"), [("push", 1e12), ("hammer", 1e12), ("hammer", np.nan)])
+def test_a_diverged_episode_ends_alone(name, value):
+    env, undisturbed = (ml1(name, episodes_per_task=3) for _ in "ab")
+    for each in (env, undisturbed):
+        each.reset(seed=1)
+    env._plays[0].batch.bind("qvel")[1] = value
+    for step in range(3):
+        observations, rewards, terminated, _, infos = env.step(np.zeros((3, 4), np.float32))
+        expected = undisturbed.step(np.zeros((3, 4), np.float32))
+        assert terminated.tolist() == [False, step == 0, False]
+        assert ("diverged" in infos) == (step == 0)
+        assert not observations[1].any()
+        assert not rewards[1]
+        assert not infos["success"][1]
+        assert np.array_equal(observations[[0, 2]], expected[0][[0, 2]])
+        assert np.array_equal(rewards[[0, 2]], expected[1][[0, 2]])
 
 
 # in runs

@@ -124,8 +124,10 @@ class PackageReward:
         """Return rewards and successes ``[B]`` of observations ``[B, 39]`` and actions."""
         env, states = self.env, self.batch.state
         rewards, successes = np.zeros(len(seen)), np.zeros(len(seen), np.bool_)
-        for episode, attributes in enumerate(self.attributes):
-            env.__dict__ = attributes
+        for episode in np.flatnonzero(
+            np.isfinite(states).all(1)
+        ):  # others may raise; they diverged
+            env.__dict__ = self.attributes[episode]
             mujoco.mj_setState(env.model, env.data, states[episode], STATE)
             mujoco.mj_forward(env.model, env.data)
             rewards[episode], infos = env.evaluate_state(seen[episode], actions[episode])
@@ -275,6 +277,8 @@ class Metaworld(TaskVectorEnv):
             if np.count_nonzero(play.divergences) or not np.isfinite(play.batch.state).all():
                 diverged[rows] = play.divergences.any(1) | ~np.isfinite(play.batch.state).all(1)
                 play.batch.reset(diverged[rows], stage=mujoco.mjtStage.mjSTAGE_NONE.value)
+        if active is not None:
+            successes &= active
         infos = {"success": successes}
         if diverged.any():
             observations[diverged], rewards[diverged], successes[diverged] = 0, 0, False
