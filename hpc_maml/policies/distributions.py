@@ -53,8 +53,8 @@ class Distribution(ABC):
         """Return actions ``[..., N, action_size]``, or ``[..., N]`` choices."""
 
     @abstractmethod
-    def mean(self, parameters: Parameters) -> Array:
-        """Return the mean action of each distribution, or its likeliest choice, as ``sample``."""
+    def most_probable(self, parameters: Parameters) -> Array:
+        """Return the most probable actions, in the shape of ``sample``."""
 
     @abstractmethod
     def stacked(self, parameters: Sequence[Parameters], axis: int) -> Parameters:
@@ -158,7 +158,7 @@ class Gaussian(Distribution):
         xp = array_namespace(noise)
         return parameters.mean + xp.exp(parameters.log_std) * noise
 
-    def mean(self, parameters: MeanAndDeviation) -> Array:
+    def most_probable(self, parameters: MeanAndDeviation) -> Array:
         """Return the means ``[..., N, action_size]``."""
         return parameters.mean
 
@@ -315,9 +315,9 @@ class Categorical(Distribution):
         # rounding may leave the last sum below 1: what passes all others is the last action
         return (noise[..., None] >= cumulative[..., :-1]).sum(-1)
 
-    def mean(self, parameters: Array) -> Array:
-        """Return the likeliest choices ``[..., N]``, of equals the first."""
-        return parameters.argmax(-1)
+    def most_probable(self, parameters: Array) -> Array:
+        """Return the choices ``[..., N]``; of equal ones the first."""
+        return array_namespace(parameters).argmax(parameters, axis=-1)
 
     def stacked(self, parameters: Sequence[Array], axis: int) -> Array:
         """Return parameters that are NumPy arrays as one, with a new dimension."""

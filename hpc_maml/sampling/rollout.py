@@ -56,7 +56,7 @@ def roll_out(
         parameters, after = policy.step(layers, memory, seen)
         given.append(parameters)
         actions = (
-            distribution.mean(parameters)
+            distribution.most_probable(parameters)
             if mean_actions
             else distribution.sample(parameters, noise[step])
         )
