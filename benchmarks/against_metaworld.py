@@ -26,6 +26,7 @@ from hpc_maml.envs import make, metaworld_package
 from hpc_maml.storage.meta_tests import half_width
 
 TASKS = ("reach", "push", "pick-place", "drawer-open", "door-open", "peg-insert-side", "hammer")
+TASKS += ("bin-picking",)  # scored by the package
 EPISODES, STEPS = 10, 500  # of a task, as in ML1 and ML10
 
 
