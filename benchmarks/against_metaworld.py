@@ -92,7 +92,7 @@ def policies(tasks: Sequence[str], episodes: int) -> list[dict[str, object]]:
         env.set_tasks(drawn)
         seen, _ = env.reset()
         policy = ENV_POLICY_MAP[f"{name}-v3"]()
-        goals = np.array([play.env._target_pos for play in env._plays])
+        goals = np.array([own.env._target_pos for own in env._of_tasks])
         success, returns = np.zeros(episodes, bool), np.zeros(episodes)
         for _ in range(STEPS):
             seen[:, 36:] = goals

@@ -85,8 +85,8 @@ def check_against_the_package(name, steps):
             reward, info = reference.evaluate_state(seen[row], action.astype(np.float64))
             assert rewards[row] == pytest.approx(reward, rel=0, abs=1e-9)
             assert infos["success"][row] == info["success"]
-            play = env._plays[row // 2]
-            assert np.array_equal(play.batch.qpos[row % 2], reference.data.qpos)
+            own = env._of_tasks[row // 2]
+            assert np.array_equal(own.batch.qpos[row % 2], reference.data.qpos)
         np.testing.assert_array_equal(observations, seen.astype(np.float32))
 
 
@@ -109,25 +109,25 @@ def test_batched_rewards_are_those_of_the_package(name):
     episodes = 250
     env = ml1(name, episodes_per_task=episodes)
     env.reset(seed=3)
-    play, rng = env._plays[0], np.random.default_rng(2)
+    own, rng = env._of_tasks[0], np.random.default_rng(2)
     arm = 9  # joints, before those of the object
-    positions = play.batch.bind("qpos")
+    positions = own.batch.bind("qpos")
     scale = rng.choice([0.001, 0.02, 0.1, 0.5], (episodes, 1))
     positions[:, :arm] += 0.3 * scale * rng.normal(size=(episodes, arm))
     positions[:, arm:] += scale * rng.normal(size=positions[:, arm:].shape)
     if positions.shape[1] == arm + 7:  # a free object: near the fingers, or near the target
-        play.batch.forward(stage=mujoco.mjtStage.mjSTAGE_POS.value)
-        near = play.batch.bind("site_xpos")[:, play.env.data.site("rightEndEffector").id]
-        for rows, place in ((slice(0, 100), near[:100]), (slice(100, 180), play.env._target_pos)):
+        own.batch.forward(stage=mujoco.mjtStage.mjSTAGE_POS.value)
+        near = own.batch.bind("site_xpos")[:, own.env.data.site("rightEndEffector").id]
+        for rows, place in ((slice(0, 100), near[:100]), (slice(100, 180), own.env._target_pos)):
             noise = 0.02 * rng.normal(size=(rows.stop - rows.start, 3))
             positions[rows, arm : arm + 3] = place + noise
-    play.batch.forward(stage=mujoco.mjtStage.mjSTAGE_POS.value)
-    play._look()
-    seen, actions = play.observations(), rng.uniform(-1, 1, (episodes, 4))
-    rewards, successes = play.score(seen, actions)
-    reference = play.env
+    own.batch.forward(stage=mujoco.mjtStage.mjSTAGE_POS.value)
+    own._look()
+    seen, actions = own.observations(), rng.uniform(-1, 1, (episodes, 4))
+    rewards, successes = own.score(seen, actions)
+    reference = own.env
     for row in range(episodes):
-        mujoco.mj_setState(reference.model, reference.data, play.batch.state[row], STATE)
+        mujoco.mj_setState(reference.model, reference.data, own.batch.state[row], STATE)
         mujoco.mj_forward(reference.model, reference.data)
         reward, info = reference.evaluate_state(seen[row], actions[row])
         assert rewards[row] == pytest.approx(reward, rel=0, abs=1e-9), row
@@ -252,7 +252,7 @@ def test_a_diverged_episode_ends_alone(name, value):
     env, undisturbed = (ml1(name, episodes_per_task=3) for _ in "ab")
     for each in (env, undisturbed):
         each.reset(seed=1)
-    env._plays[0].batch.bind("qvel")[1] = value
+    env._of_tasks[0].batch.bind("qvel")[1] = value
     for step in range(3):
         observations, rewards, terminated, _, infos = env.step(np.zeros((3, 4), np.float32))
         expected = undisturbed.step(np.zeros((3, 4), np.float32))
@@ -434,7 +434,9 @@ def test_what_was_made_for_a_task_goes_with_it():
     env = ml1("push")
     tasks = env.sample_tasks(np.random.default_rng(0), 2)
     env.set_tasks(tasks[:1])
-    kept = [weakref.ref(each) for each in (env._plays[0], env._plays[0].env, env._plays[0].batch)]
+    own = env._of_tasks[0]
+    kept = [weakref.ref(each) for each in (own, own.env, own.batch)]
+    del own
     gc.disable()  # 30 MB a task cannot wait until Python looks for cycles
     try:
         env.set_tasks(tasks[1:])

@@ -35,7 +35,7 @@ LARGEST_OPENING = 0.1  # distance of the fingers that counts as 1, in m
 STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 
 
-class Play:
+class Episodes:
     """The B episodes of one task: the package's environment as its reset left it, and a batch."""
 
     def __init__(self, name: str, goal: np.ndarray, episodes: int, threads: int) -> None:
@@ -124,9 +124,8 @@ class PackageReward:
         """Return rewards and successes ``[B]`` of observations ``[B, 39]`` and actions."""
         env, states = self.env, self.batch.state
         rewards, successes = np.zeros(len(seen)), np.zeros(len(seen), np.bool_)
-        for episode in np.flatnonzero(
-            np.isfinite(states).all(1)
-        ):  # others may raise; they diverged
+        sound = np.isfinite(states).all(1)  # of the others, which diverged, the package may raise
+        for episode in np.flatnonzero(sound):
             env.__dict__ = self.attributes[episode]
             mujoco.mj_setState(env.model, env.data, states[episode], STATE)
             mujoco.mj_forward(env.model, env.data)
@@ -162,7 +161,7 @@ class Metaworld(TaskVectorEnv):
             raise ValueError(f"an episode of Meta-World has {HORIZON} steps at most, not {horizon}")
         self.goal_seed = goal_seed
         self._goals: dict[tuple[str, int], np.ndarray] = {}
-        self._plays: list[Play] = []
+        self._of_tasks: list[Episodes] = []
         super().__init__(
             num_tasks=num_tasks,
             episodes_per_task=episodes_per_task,
@@ -236,29 +235,29 @@ class Metaworld(TaskVectorEnv):
     def set_tasks(self, tasks: np.ndarray) -> None:
         """Set the tasks, ``[num_tasks, 7]``; ValueError for another shape or an unknown class."""
         super().set_tasks(tasks)
-        self._plays = []
+        self._of_tasks = []
         for index, *goal in self._tasks[:: self.episodes_per_task].tolist():
             if index not in range(len(self.classes)):
                 raise ValueError(f"there is no class {index:g}: there are {len(self.classes)}")
             name = self.classes[int(index)]
-            play = Play(name, np.array(goal), self.episodes_per_task, self.num_threads)
-            self._plays.append(play)
+            own = Episodes(name, np.array(goal), self.episodes_per_task, self.num_threads)
+            self._of_tasks.append(own)
 
-    def _rows(self) -> list[tuple[Play, slice]]:
+    def _rows(self) -> list[tuple[Episodes, slice]]:
         size = self.episodes_per_task
         return [
-            (play, slice(task * size, (task + 1) * size)) for task, play in enumerate(self._plays)
+            (own, slice(task * size, (task + 1) * size)) for task, own in enumerate(self._of_tasks)
         ]
 
     def _draw_starts(self, rng: np.random.Generator) -> np.ndarray:
         return np.zeros((self.episodes_per_task, 0))  # nothing is left to chance
 
     def _start(self, chosen: np.ndarray, starts: np.ndarray) -> None:
-        for play, rows in self._rows():
-            play.begin(chosen[rows])
+        for own, rows in self._rows():
+            own.begin(chosen[rows])
 
     def _observations(self) -> np.ndarray:
-        return np.concatenate([play.observations() for play in self._plays], dtype=np.float32)
+        return np.concatenate([own.observations() for own in self._of_tasks], dtype=np.float32)
 
     def _advance(
         self, actions: np.ndarray, active: np.ndarray | None
@@ -269,14 +268,14 @@ class Metaworld(TaskVectorEnv):
         observations = np.empty(self.observation_space.shape, np.float32)
         rewards, successes = np.zeros(self.num_envs), np.zeros(self.num_envs, np.bool_)
         diverged = np.zeros(self.num_envs, np.bool_)
-        for play, rows in self._rows():
-            play.advance(actions[rows], None if active is None else active[rows])
-            seen = play.observations()
-            rewards[rows], successes[rows] = play.score(seen, actions[rows].astype(np.float64))
+        for own, rows in self._rows():
+            own.advance(actions[rows], None if active is None else active[rows])
+            seen = own.observations()
+            rewards[rows], successes[rows] = own.score(seen, actions[rows].astype(np.float64))
             observations[rows] = seen
-            if np.count_nonzero(play.divergences) or not np.isfinite(play.batch.state).all():
-                diverged[rows] = play.divergences.any(1) | ~np.isfinite(play.batch.state).all(1)
-                play.batch.reset(diverged[rows], stage=mujoco.mjtStage.mjSTAGE_NONE.value)
+            if np.count_nonzero(own.divergences) or not np.isfinite(own.batch.state).all():
+                diverged[rows] = own.divergences.any(1) | ~np.isfinite(own.batch.state).all(1)
+                own.batch.reset(diverged[rows], stage=mujoco.mjtStage.mjSTAGE_NONE.value)
         if active is not None:
             successes &= active
         infos = {"success": successes}
