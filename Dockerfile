@@ -18,6 +18,8 @@ RUN python -m venv /opt/hpc_maml && pip install --index-url "$TORCH_INDEX" 'torc
 
 COPY pyproject.toml setup.py README.md LICENSE /src/
 COPY hpc_maml /src/hpc_maml
+COPY jobs /src/jobs
+COPY configs /src/configs
 RUN pip install '/src[mpich]' && rm -rf /src
 
 COPY configs /work/configs

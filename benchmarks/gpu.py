@@ -233,7 +233,7 @@ def reduce(device: str) -> None:
     """Compare both ways through memory, on this rank; rank 0 prints rows, or why there are none."""
     world = MPI.COMM_WORLD
     gpu = Gpu(device)
-    topology = build_topology(world, "auto", "colocated", 60)
+    topology = build_topology(world, world.size, "split", 60)
     if device == "cpu":
         direct, words = ExactSum(world, 60, gpu, direct=True), ""
     else:

@@ -15,10 +15,10 @@ WARM_UP = 1  # iterations
 ITERATIONS = 3  # after them, in each round
 JOBS = {
     "navigation": [
-        "1", "1 cores=1", "2", "2 colocated", "4", "4 colocated",
-        "8", "8 agents=1", "16", "16 agents=4",
+        "1", "1 cores=1", "2", "2 agents=2", "2 split", "4", "4 split",
+        "8", "16", "16 split agents=1",
     ],
-    "half_cheetah_vel": ["1", "1 cores=1", "2 colocated", "16"],
+    "half_cheetah_vel": ["1", "1 cores=1", "2", "2 split", "16"],
 }  # fmt: skip
 PLAIN = "the plain way: SyncVectorEnv and autograd"
 PHASES = (
@@ -37,7 +37,7 @@ def measure(rounds: int) -> list[Row]:
 
 def measure_environment(name: str, rounds: int) -> list[Row]:
     """Return the seconds per iteration of all jobs, taken in turn, and the shares of the phases."""
-    jobs = [*JOBS[name], "2 colocated fisher_fraction=0.25"]
+    jobs = [*JOBS[name], "2 fisher_fraction=0.25"]
     found = {job: [] for job in jobs}
     plain = []
     for _ in range(rounds):
@@ -55,7 +55,7 @@ def measure_environment(name: str, rounds: int) -> list[Row]:
     ]
     halves = [each / 2 for each in seconds["1 cores=1"]]
     what = "half of np 1 on one core, the ideal"
-    rows.append(compare(f"{name}, np 2 colocated", "s", seconds["2 colocated"], halves, what))
+    rows.append(compare(f"{name}, np 2", "s", seconds["2"], halves, what))
     for job in jobs:
         for phase in PHASES[1:]:
             shares = [
@@ -67,7 +67,7 @@ def measure_environment(name: str, rounds: int) -> list[Row]:
 
 
 def phases(name: str, job: str) -> dict[str, float]:
-    """Return the medians of the clock over the iterations of a job like 8 agents=2."""
+    """Return the medians of the clock over the iterations of a job like 8 split agents=2."""
     ranks, *words = job.split()
     settings = [
         f"env.name={name}",
@@ -78,8 +78,8 @@ def phases(name: str, job: str) -> dict[str, float]:
     for key, _, value in (word.partition("=") for word in words):
         if key == "cores":
             cores = int(value)
-        elif key == "colocated":
-            settings.append("topology.layout=colocated")
+        elif key in ("split", "team"):
+            settings.append(f"topology.layout={key}")
         elif key == "agents":
             settings.append(f"topology.agents={value}")
         else:

@@ -22,8 +22,9 @@ from mpi4py import MPI
 from hpc_maml.config import Config, load_config
 from hpc_maml.errors import InputError
 from hpc_maml.mpi.runtime import from_rank_0
-from hpc_maml.roles.agent import Agent
-from hpc_maml.run.job import make_env, prepare
+from hpc_maml.parts import make_env
+from hpc_maml.roles.outer_step import OuterStep
+from hpc_maml.run.job import prepare
 from hpc_maml.run.training import Training
 from hpc_maml.stopping import StopSignal
 
@@ -49,10 +50,10 @@ def batches(config: Config) -> float:
 def measure(options: argparse.Namespace, world: MPI.Intracomm, folder: Path) -> list[str]:
     """Train on all ranks; return what this rank found, a line for each, if it is an agent."""
     after_steps: list[float] = []
-    update = Agent._update
+    take = OuterStep.take
 
-    def observed(*args: Any) -> Any:
-        step = update(*args)
+    def observed(*args: Any, **words: Any) -> Any:
+        step = take(*args, **words)
         after_steps.append(resident("VmRSS"))
         return step
 
@@ -63,7 +64,7 @@ def measure(options: argparse.Namespace, world: MPI.Intracomm, folder: Path) -> 
         Training(world, lambda: config, run_dir, StopSignal()).train()
         return batches(config)
 
-    Agent._update = observed
+    OuterStep.take = observed
     of_few = run(2, options.iterations)
     numbers = sorted(set(options.tasks))
     points = [(run(tasks, 1), resident("VmHWM")) for tasks in numbers]

@@ -20,13 +20,13 @@ from hpc_maml.algorithms.algorithm import THETA
 from hpc_maml.algorithms.inner_steps import GradientAdaptation
 from hpc_maml.envs.navigation import GOAL_RANGE
 from hpc_maml.errors import InputError
-from hpc_maml.run.job import make_algorithm, make_env
-from hpc_maml.run.record import last_checkpoint, state_of
+from hpc_maml.parts import make_algorithm, make_env
 from hpc_maml.sampling.random_streams import Purpose, stream
 from hpc_maml.sampling.rollout import Play, roll_out
 from hpc_maml.sampling.trajectory import batch_dtype, samples, trajectories
 from hpc_maml.storage.meta_tests import half_width
 from hpc_maml.storage.run_folder import read_config
+from hpc_maml.storage.states import chosen_checkpoint, state_of
 
 SAMPLES, STREAMS = 4000, 40
 EPISODES = 600  # at most; of which the rule leaves those that it would have sampled
@@ -63,7 +63,7 @@ def meta_test(path: Path, step_sizes: Sequence[float]) -> np.ndarray:
             "takes no inner steps."
         )
     policy = algorithm.policy
-    theta = state_of(last_checkpoint(path, config, algorithm))[THETA]
+    theta = state_of(chosen_checkpoint(path, config, algorithm))[THETA]
     shapes = env.single_observation_space.shape, env.single_action_space.shape, np.float32
     goals = np.random.RandomState(1).uniform(-GOAL_RANGE, GOAL_RANGE, (40, 2))
     returns = np.zeros((len(goals), len(step_sizes) + 1))

@@ -14,9 +14,10 @@ from benchmarks.table import Row, compare
 from hpc_maml.config import Config, load_config
 from hpc_maml.envs.batched import TaskVectorEnv
 from hpc_maml.mpi.runtime import keep_freed_memory
+from hpc_maml.parts import make_env
 from hpc_maml.policies.policy import Policy
 from hpc_maml.roles.agent import MOST_SIDE_BY_SIDE
-from hpc_maml.run.job import Job, make_env, prepare
+from hpc_maml.run.job import Job, prepare
 from hpc_maml.sampling.rollout import roll_out
 
 TURNS = 3  # of ours and the yardstick in a round: a machine whose speed drifts treats both alike

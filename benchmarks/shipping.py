@@ -23,12 +23,13 @@ from hpc_maml.config import load_config
 from hpc_maml.errors import InputError
 from hpc_maml.mpi.runtime import from_rank_0
 from hpc_maml.roles import observer
-from hpc_maml.roles.observer import Observer
+from hpc_maml.roles.observer import SplitObserver
 from hpc_maml.run.training import Training
 from hpc_maml.stopping import StopSignal
 
 SIZE = ("env.name=half_cheetah_vel", "meta_batch_size=40", "fast_batch_size=20", "horizon=100")
 QUIET = ("num_iterations=6", "archive.rollouts=none", "metrics.tensorboard=off")
+QUIET += ("topology.layout=split",)
 
 
 def timed(function: Callable, seconds: Counter[str], what: str) -> Callable:
@@ -65,14 +66,14 @@ def main() -> int:
     seconds: Counter[str] = Counter()
 
     observer.collect = timed_steps(observer.collect, seconds, "collecting")
-    run = Observer.run
+    run = SplitObserver.run
 
-    def run_timed(self: Observer) -> Any:
+    def run_timed(self: SplitObserver) -> Any:
         for each in (self.team, self.sender, self.world):
             each.send = timed(each.send, seconds, "sending")
         return run(self)
 
-    Observer.run = run_timed
+    SplitObserver.run = run_timed
     with tempfile.TemporaryDirectory() as folder:
         path = from_rank_0(world, lambda: Path(folder))
         settings = [*SIZE, *QUIET, *options.settings]

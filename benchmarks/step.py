@@ -43,9 +43,9 @@ from hpc_maml.algorithms.maml_trpo import AllTasks, MamlTrpo
 from hpc_maml.config import Config, differing_keys, load_config
 from hpc_maml.errors import InputError
 from hpc_maml.mpi.runtime import keep_freed_memory
-from hpc_maml.run.job import make_algorithm, make_env
-from hpc_maml.run.record import initial_checkpoint, state_of
+from hpc_maml.parts import make_algorithm, make_env
 from hpc_maml.storage.run_folder import CONFIG
+from hpc_maml.storage.states import initial_checkpoint, state_of
 
 DEFAULT = ("env.name=half_cheetah_vel",)
 PLAIN = ("algorithm.cg_preconditioner=none", "algorithm.fisher_fraction=1")

@@ -16,9 +16,10 @@ from hpc_maml.algorithms.collection import collect
 from hpc_maml.config import Config, load_config
 from hpc_maml.mpi.exact_sum import ExactSum
 from hpc_maml.mpi.runtime import keep_freed_memory
+from hpc_maml.parts import make_algorithm, make_env
 from hpc_maml.policies.mlp import MLP
 from hpc_maml.roles.digests import Digests
-from hpc_maml.run.job import make_algorithm, make_env, prepare
+from hpc_maml.run.job import prepare
 from hpc_maml.sampling.random_streams import Purpose, stream
 from hpc_maml.sampling.trajectory import Samples, Trajectories, samples, trajectories
 

@@ -1,17 +1,32 @@
 """Distributed hierarchical meta-reinforcement learning as an MPI batch job."""
 
-from typing import TYPE_CHECKING
+import importlib
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from hpc_maml.storage.reader import Run
+    from hpc_maml.config import load_config
+    from hpc_maml.errors import InputError
+    from hpc_maml.scripting import evaluate, train
+    from hpc_maml.storage.reader import open_run
 
 __version__ = "0.1.0"
+__all__ = ["InputError", "evaluate", "load_config", "open_run", "train"]
+
+# Loaded when they are asked for: who only reads a run needs neither MPI nor the environments.
+HOMES = {
+    "InputError": "hpc_maml.errors",
+    "evaluate": "hpc_maml.scripting",
+    "load_config": "hpc_maml.config",
+    "open_run": "hpc_maml.storage.reader",
+    "train": "hpc_maml.scripting",
+}
 
 
-def open_run(path: "str | Path") -> "Run":
-    """Open a run folder for analysis, also while it is being written; raises InputError."""
-    from hpc_maml.storage.reader import Run  # not with the package: training does not need it
+def __getattr__(name: str) -> Any:
+    if name in HOMES:
+        return getattr(importlib.import_module(HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
-    return Run(path)
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

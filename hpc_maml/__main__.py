@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from hpc_maml.errors import InputError
+from hpc_maml.mpi.loading import load_mpi
 from hpc_maml.standard_streams import keep_standard_streams
 
 RANK_VARIABLES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
@@ -34,17 +36,10 @@ def start() -> NoReturn:
         sys.path.insert(0, folder)
 
     try:
-        import mpi4py
-
-        mpi4py.rc.thread_level = "serialized"  # one thread talks; some MPIs are slower with more
-        from mpi4py import MPI  # noqa: F401
-    except (ImportError, RuntimeError) as error:
+        load_mpi()
+    except InputError as error:
         if speaks:
-            print(
-                f"hpc_maml: no MPI library can be loaded ({' '.join(str(error).split())}): load "
-                "the site's MPI module, or install one with pip install 'hpc_maml[mpich]'.",
-                file=sys.stderr,
-            )
+            print(f"hpc_maml: {error}", file=sys.stderr)
         sys.exit(2)
 
     try:

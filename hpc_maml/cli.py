@@ -3,33 +3,38 @@
 import argparse
 import contextlib
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mpi4py import MPI
 
 from hpc_maml import __version__
-from hpc_maml.errors import InputError
+from hpc_maml.errors import InputError, nearest, printable
 from hpc_maml.mpi.runtime import check_world, from_rank_0, launcher_rank
 from hpc_maml.stopping import StopSignal
 
 if TYPE_CHECKING:
     from hpc_maml.config import Config
+    from hpc_maml.storage.meta_tests import MetaTest
 
 DAMAGED, FAILED, BAD_INPUT = 1, 1, 2
 
 SUMMARY = """\
-usage: python -m hpc_maml [train] [--config FILE] [--run-dir DIR] [key=value ...]
+usage: python -m hpc_maml [train] [--config FILE] [--run-dir DIR] [--time-limit TIME]
+                          [key=value ...]
        python -m hpc_maml evaluate RUN [--tasks N] [--updates K] [--episodes N]
-                          [--step-sizes HOW] [--last-actions HOW] [--baseline RUN2 ...]
-                          [--json FILE]
-       python -m hpc_maml report RUN [RUN ...] -o DIR
+                          [--step-sizes SIZE ...] [--last-actions HOW]
+                          [--checkpoint WHICH] [--baseline RUN2 ...] [--json FILE]
+                          [--trust]
+       python -m hpc_maml report RUN [RUN ...] [-o DIR]
        python -m hpc_maml demo RUN [-o FILE]
        python -m hpc_maml inspect RUN [--tree] [--verify]
        python -m hpc_maml config [--config FILE] [key=value ...]
        python -m hpc_maml doctor [--config FILE] [--run-dir DIR] [key=value ...]
+       python -m hpc_maml jobs DIR
        python -m hpc_maml bench [NAME ...] [--rounds N] [--json FILE]
        python -m hpc_maml COMMAND --help
 
@@ -82,12 +87,19 @@ def parse(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
         raise SystemExit(0)
     if arguments and arguments[0] in COMMANDS:
         return COMMANDS[arguments[0]](arguments[1:])
+    if arguments and not arguments[0].startswith("-") and "=" not in "".join(arguments[:2]):
+        error = InputError(
+            f"{arguments[0]!r} is no command{nearest(arguments[0], COMMANDS)}: there are "
+            f"{', '.join(COMMANDS)}; settings are written key=value."
+        )
+        error.on_every_rank = True
+        raise error
     return _train(arguments)
 
 
 def only_prints(arguments: Sequence[str]) -> bool:
     """Tell whether the work of a command is what it prints: the others keep theirs in files."""
-    with_files = ("train", "evaluate", "report", "demo")
+    with_files = ("train", "evaluate", "report", "demo", "jobs")
     first = arguments[0] if arguments else "train"
     return first.startswith("-") or (first in COMMANDS and first not in with_files)
 
@@ -97,7 +109,9 @@ def _train(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
 
     def run(comm: MPI.Intracomm) -> int:
         stop = StopSignal()
-        stop.listen()
+        if options.time_limit:
+            stop.limit_time(options.time_limit)
+        stop.listen(speaks=comm.rank == 0)
         from hpc_maml.run.training import Training
 
         return Training(comm, lambda: _load(options), options.run_dir, stop).train()
@@ -131,25 +145,65 @@ def _parse_job(name: str, description: str, arguments: Sequence[str]) -> argpars
         metavar="DIR",
         help="run folder; if it exists, the run goes on, by default with its own configuration",
     )
+    if name == "train":
+        parser.add_argument(
+            "--time-limit",
+            type=_seconds,
+            metavar="TIME",
+            help="stop with a checkpoint before so much time has passed, such as 7.5h, 30m, 90s",
+        )
+    _add_trust(parser)
     parser.add_argument(
         "settings", nargs="*", metavar="key=value", help="for example algorithm.max_kl=0.02"
     )
-    return parser.parse_intermixed_args(arguments)
+    options, unknown = parser.parse_known_intermixed_args(arguments)
+    if unknown:
+        parser.error(_hint(unknown[0]))
+    return options
+
+
+def _hint(option: str) -> str:
+    """Return what is meant by an option that there is not."""
+    name = option.partition("=")[0].lstrip("-").replace("-", "_")
+    if name in ("resume", "restart", "restore"):
+        return f"there is no {option}: give the same --run-dir again, and the run goes on"
+    from hpc_maml.config import keys_named
+
+    if keys := keys_named(name):
+        return f"there is no {option}: settings are written {' or '.join(keys)}=value"
+    return f"unrecognized arguments: {option}"
 
 
 def _load(options: argparse.Namespace) -> "Config":
     from hpc_maml.config import load_config
+    from hpc_maml.storage.run_folder import load_run_config
 
-    return load_config(_files(options), options.settings)
+    files, words, trusted = _sources(options)
+    if files and not options.config:
+        return load_run_config(options.run_dir, words, trusted)
+    return load_config(files, words, trusted)
 
 
-def _files(options: argparse.Namespace) -> Sequence[str | Path]:
-    """Return the files of a configuration: those that are given, or that of the run folder."""
+def _sources(
+    options: argparse.Namespace,
+) -> tuple[Sequence[str | Path], Sequence[str], Collection[str] | None]:
+    """Return the files, the words and the trusted names of a configuration.
+
+    The files are those that are given, or that of the run folder, which may be somebody else's.
+    """
     from hpc_maml.storage.run_folder import CONFIG, has_config
 
     if not options.config and options.run_dir and has_config(options.run_dir):
-        return [options.run_dir / CONFIG]
-    return options.config or []
+        return [options.run_dir / CONFIG], options.settings, None if options.trust else ()
+    return options.config or [], options.settings, None
+
+
+def _add_trust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="import what the run folder names as module:Class, which runs its code",
+    )
 
 
 def _config(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
@@ -159,7 +213,7 @@ def _config(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     def show() -> int:
         from hpc_maml.config_page import config_text
 
-        print(config_text(_files(options), options.settings), end="")
+        print(config_text(*_sources(options)), end="")
         return 0
 
     return lambda comm: from_rank_0(comm, show)
@@ -167,22 +221,35 @@ def _config(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
 
 def _evaluate(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     parser = argparse.ArgumentParser(
-        "hpc_maml evaluate", description="Meta-test the last checkpoint of a run on unseen tasks."
+        "hpc_maml evaluate", description="Meta-test a checkpoint of a run on unseen tasks."
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     parser.add_argument(
-        "--tasks", type=_at_least(2), metavar="N", help="unseen tasks (evaluation.tasks)"
+        "--tasks", type=_number(2, 2**20), metavar="N", help="unseen tasks (evaluation.tasks)"
     )
     parser.add_argument(
-        "--updates", type=_at_least(1), metavar="K", help="inner steps (evaluation.updates)"
+        "--updates", type=_number(1, 1000), metavar="K", help="inner steps (evaluation.updates)"
     )
     parser.add_argument(
-        "--episodes", type=_at_least(2), metavar="N", help="per task and phase (fast_batch_size)"
+        "--episodes",
+        type=_number(2, 2**31),
+        metavar="N",
+        help="per task and phase (fast_batch_size)",
     )
     parser.add_argument(
         "--step-sizes",
-        choices=("halved", "constant"),
-        help="after the first inner step (evaluation.step_sizes)",
+        nargs="+",
+        type=_step_size,
+        metavar="SIZE",
+        help="halved or constant after the first inner step, or one for each "
+        "(evaluation.step_sizes)",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=_checkpoint,
+        default="last",
+        metavar="WHICH",
+        help="last, best (of the meta-tests), or after so many iterations (last)",
     )
     parser.add_argument(
         "--last-actions",
@@ -192,21 +259,38 @@ def _evaluate(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     parser.add_argument(
         "--baseline",
         type=Path,
-        action="append",
+        nargs="+",
+        action="extend",
         default=[],
         metavar="RUN2",
-        help="another run to test on the same tasks; may be given again",
+        help="other runs to test on the same tasks",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the table to FILE")
+    _add_trust(parser)
     options = parser.parse_args(arguments)
-    keys = ("tasks", "updates", "step_sizes", "last_actions")
-    settings = {key: value for key in keys if (value := getattr(options, key)) is not None}
+
+    def show(found: "MetaTest") -> int:
+        from hpc_maml.run.console import print_meta_test
+
+        print_meta_test(found, options.json)
+        return 0
 
     def run(comm: MPI.Intracomm) -> int:
-        from hpc_maml.run.meta_testing import MetaTesting
+        from hpc_maml.run.meta_testing import MetaTesting, test_settings
 
-        testing = MetaTesting(options.run, settings, options.episodes, options.baseline)
-        return testing.evaluate(comm, options.json)
+        settings = test_settings(
+            options.tasks, options.updates, options.step_sizes, options.last_actions
+        )
+        testing = MetaTesting(
+            options.run,
+            settings,
+            options.episodes,
+            options.baseline,
+            options.checkpoint,
+            trust=options.trust,
+        )
+        testing.evaluate(comm)
+        return from_rank_0(comm, lambda: show(testing.found))
 
     return run
 
@@ -217,16 +301,25 @@ def _report(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
         description="Draw runs, side by side, seeds of one configuration as one: a page, PNG, SVG "
         "and CSV files.",
     )
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder")
     parser.add_argument(
-        "-o", dest="folder", type=Path, required=True, metavar="DIR", help="folder to write to"
+        "runs", type=Path, nargs="+", metavar="RUN", help="run folder, or folder of runs"
     )
+    parser.add_argument(
+        "-o",
+        dest="folder",
+        type=Path,
+        default=Path("report"),
+        metavar="DIR",
+        help="folder to write to (report)",
+    )
+    _add_trust(parser)
     options = parser.parse_args(arguments)
 
     def report() -> int:
         from hpc_maml.report.writing import PAGE, write_report
 
-        print(*write_report(options.runs, options.folder), options.folder / PAGE, sep="\n")
+        notes = write_report(options.runs, options.folder, trust=options.trust)
+        print(*map(printable, (*notes, str(options.folder / PAGE))), sep="\n")
         return 0
 
     return lambda comm: from_rank_0(comm, report)
@@ -236,21 +329,40 @@ def _demo(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     parser = argparse.ArgumentParser(
         "hpc_maml demo",
         description="Show the last policy of a run on unseen tasks, before and after adaptation: "
-        "navigation as a picture, robots as an animated GIF.",
+        "navigation as a picture, others as an animated GIF, or as an MP4 film (-o FILE.mp4).",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder")
     parser.add_argument(
         "-o", dest="file", type=Path, metavar="FILE", help="(RUN/demo.png or RUN/demo.gif)"
     )
+    _add_trust(parser)
     options = parser.parse_args(arguments)
 
     def show() -> int:
         from hpc_maml.run.demo import demo
 
-        print(demo(options.run, options.file))
+        print(printable(str(demo(options.run, options.file, trust=options.trust))))
         return 0
 
     return lambda comm: from_rank_0(comm, show)
+
+
+def _jobs(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
+    parser = argparse.ArgumentParser(
+        "hpc_maml jobs",
+        description="Copy the job scripts of Slurm, PBS and LSF, and the configuration files, to "
+        "DIR/jobs and DIR/configs; submit them from DIR.",
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    options = parser.parse_args(arguments)
+
+    def copy() -> int:
+        from hpc_maml.run.job_scripts import copy_scripts
+
+        print(*copy_scripts(options.folder), sep="\n")
+        return 0
+
+    return lambda comm: from_rank_0(comm, copy)
 
 
 def _inspect(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
@@ -271,7 +383,7 @@ def _inspect(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
 
         run = open_run(options.run)
         said = [*describe(run), *(without_checksum(run) if options.verify else ())]
-        print(*said, *(tree(run) if options.tree else ()), sep="\n")
+        print(*map(printable, (*said, *(tree(run) if options.tree else ()))), sep="\n")
         damaged = damages(run, verify=options.verify)
         print(*damaged, sep="\n", end="\n" if damaged else "", file=sys.stderr)
         return DAMAGED if damaged else 0
@@ -294,7 +406,7 @@ def _bench(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
         "names", nargs="*", type=benchmark, metavar="NAME", help=f"{', '.join(names)} (all)"
     )
     parser.add_argument(
-        "--rounds", type=_at_least(1), default=5, metavar="N", help="rounds, for medians (5)"
+        "--rounds", type=_number(1, 10**6), default=5, metavar="N", help="rounds, for medians (5)"
     )
     parser.add_argument(
         "--build",
@@ -332,10 +444,35 @@ def _bench(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     return run
 
 
-def _at_least(smallest: int) -> Callable[[str], int]:
+def _seconds(text: str) -> float:
+    units = {"s": 1, "m": 60, "h": 3600}
+    number, unit = text[:-1], text[-1:]
+    if not re.fullmatch(r"\d+(\.\d+)?", number) or unit not in units or float(number) == 0:
+        raise argparse.ArgumentTypeError("must be a time such as 7.5h, 30m or 90s")
+    return float(number) * units[unit]
+
+
+def _step_size(text: str) -> str | float:
+    try:
+        return text if text in ("halved", "constant") else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError("must be halved, constant, or numbers") from None
+
+
+def _checkpoint(text: str) -> str | int:
+    if text in ("last", "best"):
+        return text
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError("must be last, best, or a number of iterations")
+    return int(text)
+
+
+def _number(smallest: int, largest: int) -> Callable[[str], int]:
     def number(text: str) -> int:
         if int(text) < smallest:
             raise argparse.ArgumentTypeError(f"must be at least {smallest}")
+        if int(text) > largest:
+            raise argparse.ArgumentTypeError(f"must be at most {largest}")
         return int(text)
 
     return number
@@ -348,6 +485,7 @@ COMMANDS = {
     "demo": _demo,
     "inspect": _inspect,
     "config": _config,
+    "jobs": _jobs,
     "doctor": _doctor,
     "bench": _bench,
 }

@@ -6,28 +6,32 @@ lineage and of the algorithm, then the files, then the words.
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import yaml
-from pydantic import Field, ValidationError, create_model
+from pydantic import Field, ValidationError, create_model, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
-from hpc_maml.algorithms import algorithm_class
+from hpc_maml.algorithms import ALGORITHMS, algorithm_class
 from hpc_maml.algorithms.algorithm import AlgorithmSettings
 from hpc_maml.envs import DEFAULT_LINEAGE, declared_defaults
 from hpc_maml.errors import InputError, nearest, shown
-from hpc_maml.policies import network_class
+from hpc_maml.names import UntrustedError, is_ones_own
+from hpc_maml.policies import NETWORKS, network_class
 from hpc_maml.policies.network import NetworkSettings
 from hpc_maml.settings import Count, Positive, Section, UnitInterval
+from hpc_maml.yaml_text import DEEPEST, Dumper, parse_yaml, read_yaml
 
-BOOLEAN, INTEGER, MERGE = (f"tag:yaml.org,2002:{name}" for name in ("bool", "int", "merge"))
-LARGEST_FILE = 2**18  # characters of a configuration file
-DEEPEST = 50  # levels of lists and dictionaries in each other
+OLD_LAYOUT = "colocated"  # before there were teams
+MOST_TASKS, MOST_UPDATES = 2**20, 1000  # of a meta-test
 OLD_ALGORITHMS = ("maml", "pretrain")  # in files of 0.1, where ``algorithm`` was no section
+
+NAMES = ("env.name", "algorithm.name", "policy.name")  # keys whose values may be imported
 
 Files = str | Path | Sequence[str | Path] | None
 
@@ -41,16 +45,32 @@ class EnvConfig(Section):
 
 class TopologyConfig(Section):
     agents: Count | Literal["auto"] = Field(
-        "auto", description="a number, or auto: a quarter of the ranks, at most one per core"
+        "auto",
+        description="number of teams, or auto: one a node; with GPUs one for each",
     )
-    layout: Literal["split", "colocated"] = Field(
-        "split", description="split: ranks of their own; colocated: every rank agent and observer"
+    layout: Literal["auto", "team", "split"] = Field(
+        "auto",
+        description="team: every rank observes and computes; split: agents have ranks of their "
+        "own; auto: split where there are GPUs, else team on as many ranks as there are cores",
     )
+
+    @field_validator("layout", mode="before")
+    @classmethod
+    def _explain_colocated(cls, value: Any) -> Any:
+        if value == OLD_LAYOUT:
+            raise ValueError("use team, in which every rank observes and computes")
+        return value
 
 
 class CheckpointConfig(Section):
     every: Count = Field(1, description="iterations between checkpoints")
-    keep: Count = Field(3, description="checkpoints kept")
+    keep: Count = Field(3, description="last checkpoints kept")
+    keep_every: Count | None = Field(
+        None, description="every n-th is written and kept as well; null: none"
+    )
+    keep_best: bool = Field(
+        True, description="true: that of the best meta-test (evaluation.every) is kept as well"
+    )
 
 
 class MetricsConfig(Section):
@@ -83,15 +103,25 @@ class EvaluationConfig(Section):
     every: Count | None = Field(
         None, description="iterations from one meta-test to the next; null: never"
     )
-    tasks: Annotated[int, Field(ge=2, le=2**20)] = Field(40, description="unseen tasks")
-    updates: Count = Field(3, description="inner steps, each on fresh trajectories")
-    step_sizes: Literal["halved", "constant"] = Field(
-        "halved", description="after the first inner step: halved (as published) or constant"
+    tasks: Annotated[int, Field(ge=2, le=MOST_TASKS)] = Field(40, description="unseen tasks")
+    updates: Annotated[int, Field(ge=1, le=MOST_UPDATES)] = Field(
+        3, description="inner steps, each on fresh trajectories"
+    )
+    step_sizes: Literal["halved", "constant"] | list[Positive] = Field(
+        "halved",
+        description="after the first inner step: halved (as published) or constant; or a list of "
+        "the size of each",
     )
     last_actions: Literal["sampled", "mean"] = Field(
         "sampled",
         description="in the last phase: sampled, or the policy's mean (the likeliest choice)",
     )
+
+    @model_validator(mode="after")
+    def _one_size_for_each_update(self) -> Self:
+        if not isinstance(self.step_sizes, str) and len(self.step_sizes) != self.updates:
+            raise ValueError(f"it has {len(self.step_sizes)} step_sizes for {self.updates} updates")
+        return self
 
 
 class MpiConfig(Section):
@@ -169,15 +199,21 @@ class Resolved(NamedTuple):
     sources: Mapping[str, str]  # by dotted key
 
 
-def load_config(files: Files, words: Sequence[str] = ()) -> Config:
+def load_config(
+    files: Files = None, words: Sequence[str] = (), trusted: Collection[str] | None = None
+) -> Config:
     """Return the checked configuration of YAML files, in order, and ``key=value`` words.
 
-    Raises InputError for a missing or malformed file, an unknown key, a wrong type or range.
+    Of names ``module:Class`` in the files only those in ``trusted`` are imported, without it all.
+    Raises InputError for a missing or malformed file, an unknown key, a wrong type or range, and
+    UntrustedError for a name that is not to be imported.
     """
-    return resolve(files, words).config
+    return resolve(files, words, trusted).config
 
 
-def resolve(files: Files, words: Sequence[str] = ()) -> Resolved:
+def resolve(
+    files: Files, words: Sequence[str] = (), trusted: Collection[str] | None = None
+) -> Resolved:
     """Return ``load_config``, and where its values come from."""
     if files is None:
         files = []
@@ -186,9 +222,41 @@ def resolve(files: Files, words: Sequence[str] = ()) -> Resolved:
     given: dict[str, Setting] = {}
     for file in files:
         given |= _settings(_read_yaml(Path(file)), f"file {file}")
+    in_files = dict(given)
+    _check_spaces(words)
     for word in words:
         given |= _read_word(word, given)
+    untrusted = {
+        key: setting.value
+        for key, setting in given.items()
+        if key in NAMES
+        and trusted is not None
+        and is_ones_own(setting.value)
+        and setting is in_files.get(key)  # a word may give the same
+        and setting.value not in trusted
+    }
+    if untrusted:
+        raise UntrustedError(files[-1], untrusted)
     return _resolve(given)
+
+
+def keys_named(name: str) -> list[str]:
+    """Return the dotted keys of this name, or those whose last part it is."""
+    sections: dict[str, list[type[Section]]] = {
+        "algorithm": [algorithm_class(each).Settings for each in ALGORITHMS],
+        "policy": [network_class(each).Settings for each in NETWORKS],
+    }
+    known = dict.fromkeys(KEYS)
+    for section, classes in sections.items():
+        for fields in (each.model_fields for each in classes):
+            known |= dict.fromkeys(f"{section}.{key}" for key in fields)
+    return [key for key in known if name in (key, key.rpartition(".")[2])]
+
+
+def own_names(config: Config) -> list[str]:
+    """Return the names ``module:Class`` in a configuration."""
+    names = (getattr(config, key.partition(".")[0]).name for key in NAMES)
+    return [name for name in names if is_ones_own(name)]
 
 
 def check_config(data: Mapping[str, Any]) -> Config:
@@ -210,7 +278,7 @@ def fingerprint(config: Config) -> str:
 def differing_keys(config: Config, other: Config) -> list[str]:
     """Return the dotted keys, of those that affect results, in which two configurations differ."""
     mine, theirs = (
-        dict(_leaves(each.model_dump(exclude=set(NEUTRAL_KEYS)))) for each in (config, other)
+        dict(leaves(each.model_dump(exclude=set(NEUTRAL_KEYS)))) for each in (config, other)
     )
     return [key for key in mine | theirs if mine.get(key) != theirs.get(key)]
 
@@ -276,7 +344,7 @@ def _read_word(word: str, given: Mapping[str, Setting]) -> dict[str, Setting]:
     dotted_key, equals, text = word.partition("=")
     if not equals or not dotted_key:
         raise InputError(f"'{word}' is not understood: settings are written key=value.")
-    value = _parse(text, f"the value of {dotted_key}")
+    value = parse_yaml(text, f"the value of {dotted_key}")
     section, *inner = dotted_key.split(".")
     if len(inner) > DEEPEST:
         raise InputError(f"{dotted_key}: keys go {DEEPEST} levels deep at most.")
@@ -287,6 +355,14 @@ def _read_word(word: str, given: Mapping[str, Setting]) -> dict[str, Setting]:
         raise InputError(f"{dotted_key}: '{section}' is not a section of keys.")
     old = given[key].value if key in given else {}
     return {key: Setting(_replaced(old, inner[1:], value, dotted_key), "word")}
+
+
+def _check_spaces(words: Sequence[str]) -> None:
+    """Raise InputError for a setting that spaces around its = have made several words."""
+    for before, word in pairwise(words):
+        if word.startswith("=") or (before.endswith("=") and "=" not in word):
+            meant = re.sub(" *= *", "=", " ".join(words))
+            raise InputError(f"Settings are written without spaces around the =: {meant}.")
 
 
 def _replaced(data: Any, path: Sequence[str], value: Any, dotted_key: str) -> Any:
@@ -312,10 +388,11 @@ def _nested(settings: Mapping[str, Setting]) -> dict[str, Any]:
     return data
 
 
-def _leaves(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(data: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of nested dictionaries with their dotted keys."""
     for key, value in data.items():
         if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
@@ -374,7 +451,7 @@ def _sentence(error: ValidationError, config: type[Config], names: Mapping[str, 
     if complaint["type"] == "extra_forbidden":
         key = ".".join(path)
         if isinstance(given, dict) and given:  # a section that is not known
-            key = next(_leaves(given, f"{key}."))[0]
+            key = next(leaves(given, f"{key}."))[0]
         return f"Unknown config key '{key}'{_hint(key, known, names)}."
     # "agents: int or 'auto'" reports one complaint per alternative, named after the alternative
     while len(path) > 1 and ".".join(path) not in known:
@@ -411,92 +488,8 @@ def _hint(key: str, known: Iterable[str], names: Mapping[str, Setting]) -> str:
     return nearest(key.partition(".")[0], SECTIONS)
 
 
-# YAML
-
-
-class Loader(yaml.SafeLoader):
-    """YAML 1.2: ``1e-2`` is a number, ``on`` and ``off`` are words; and no key twice.
-
-    Nothing stands for something else, as aliases and merge keys do: a few lines of aliases can
-    stand for more than fits into memory.
-    """
-
-    yaml_implicit_resolvers = {  # noqa: RUF012 (where PyYAML looks for them)
-        first: [each for each in resolvers if each[0] != BOOLEAN or first in "tTfF"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-    depth = 0  # of the node that is being composed
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Return the node; raises ComposerError for an alias, and for one that is too deep."""
-        mistake = ""
-        if self.check_event(yaml.AliasEvent):
-            mistake = f"aliases (*{self.peek_event().anchor}) are not read: write the value again"
-        elif self.depth > DEEPEST:
-            mistake = f"lists and keys go {DEEPEST} levels deep at most"
-        if mistake:
-            mark = self.peek_event().start_mark
-            raise yaml.composer.ComposerError(None, None, mistake, mark)
-        self.depth += 1
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        """Return the mapping; raises ConstructorError for a key twice, and for a merge key."""
-        seen = set()
-        for each, _ in node.value:
-            mistake = ""
-            if each.tag == MERGE:
-                mistake = "merge keys (<<) are not read: write the keys that they stand for"
-            elif isinstance(each, yaml.ScalarNode):  # others are no keys, see below
-                key = self.construct_object(each, deep=True)
-                mistake = f"the key '{key}' stands there twice" if key in seen else ""
-                seen.add(key)
-            if mistake:
-                raise yaml.constructor.ConstructorError(None, None, mistake, each.start_mark)
-        return super().construct_mapping(node, deep)
-
-    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        """Return the number; raises ValueError for one that Python would not write again."""
-        value = super().construct_yaml_int(node)
-        str(value)
-        return value
-
-
-Loader.add_constructor(INTEGER, Loader.construct_yaml_int)
-
-
-class Dumper(yaml.SafeDumper):
-    """YAML that readers of 1.1 and of 1.2 take for the same values, without aliases."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        """Tell that a value which stands in two places is written twice."""
-        return True
-
-
-EXPONENT = (
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$"),
-    list("-+.0123456789"),
-)
-Loader.add_implicit_resolver(*EXPONENT)
-Dumper.add_implicit_resolver(*EXPONENT)
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = str(error)
-    except Exception as error:  # of PyYAML, which does not check what stands behind a tag
-        reason = f"a tag does not fit its value ({type(error).__name__}: {error})"
-    raise InputError(f"{where} is not valid YAML: {' '.join(reason.split())}.")
-
-
 def _read_yaml(file: Path) -> dict[str, Any]:
-    text = _read_text(file)
-    data = _parse(text, f"The config file {file}")
+    data = read_yaml(file)
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -506,19 +499,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
             f"The config file {file} was written by an older hpc_maml (0.1 layout): its run can "
             "be read, reported and inspected, but not continued or tested."
         )
+    topology = data.get("topology")
+    if isinstance(topology, dict) and topology.get("layout") == OLD_LAYOUT:
+        topology["layout"] = "team"  # of an older run, whose result no layout changes
     return data
-
-
-def _read_text(file: Path) -> str:
-    """Return the text of a file; a pipe or a device, which may have no end, is refused."""
-    try:
-        if file.exists() and not (file.is_file() or file.is_dir()):
-            raise InputError(f"The config file {file} is no regular file.")
-        with file.open(encoding="utf-8") as opened:
-            text = opened.read(LARGEST_FILE + 1)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not a text file"
-        raise InputError(f"The config file {file} cannot be read: {reason}.") from None
-    if len(text) > LARGEST_FILE:
-        raise InputError(f"The config file {file} is too long: {LARGEST_FILE} characters at most.")
-    return text

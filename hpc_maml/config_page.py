@@ -3,13 +3,14 @@
 import json
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import yaml
 
-from hpc_maml.config import Dumper, Files, Resolved, resolve
+from hpc_maml.config import Files, Resolved, resolve
 from hpc_maml.settings import Section
+from hpc_maml.yaml_text import Dumper
 
 WIDTH = 100  # columns of the page
 WIDEST_KEY = 36  # columns before a comment; what is longer has its comment behind it
@@ -26,12 +27,14 @@ class Line(NamedTuple):
     comment: str = ""
 
 
-def config_text(files: Files, words: Sequence[str] = ()) -> str:
+def config_text(
+    files: Files, words: Sequence[str] = (), trusted: Collection[str] | None = None
+) -> str:
     """Return the configuration of files and words as YAML that ``load_config`` reads.
 
-    Raises InputError as ``load_config`` does.
+    Takes the same arguments, and raises the same.
     """
-    lines = list(_lines(resolve(files, words)))
+    lines = list(_lines(resolve(files, words, trusted)))
     column = 2 + max(len(text) for text, comment in lines if comment and len(text) <= WIDEST_KEY)
     return "\n".join([HEADER, *(row for line in lines for row in _rows(line, column)), ""])
 

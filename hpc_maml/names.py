@@ -6,9 +6,33 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import TypeVar
 
-from hpc_maml.errors import InputError, nearest
+from hpc_maml.errors import InputError, nearest, origin_of
 
 T = TypeVar("T")
+
+
+class UntrustedError(InputError):
+    """A run folder asks for code that the user has not asked for."""
+
+    def __init__(self, where: object, names: Mapping[str, str]) -> None:
+        """``names`` are the names ``module:Class`` by configuration key."""
+        named = ", ".join(f"{key} {name}" for key, name in names.items())
+        sentence = (
+            f"{where} names {named}: to import that runs code. Give --trust, "
+            "or trust=True in Python, if you know who wrote the run folder; to go on with a run, "
+            "you may also give these names yourself."
+        )
+        super().__init__(sentence)
+        self.keys = list(names)
+
+    def __reduce__(self) -> tuple[type[InputError], tuple[str]]:
+        """Travel between ranks as the sentence."""
+        return InputError, self.args
+
+
+def is_ones_own(name: object) -> bool:
+    """Tell whether a name stands for a module to be imported, not for a class of a table."""
+    return isinstance(name, str) and ":" in name
 
 
 def find_class(kind: str, name: str, table: Mapping[str, str], base: type[T]) -> type[T]:
@@ -48,4 +72,4 @@ def import_module(name: str) -> ModuleType:
     except ImportError:
         raise
     except (Exception, SystemExit) as error:
-        raise ImportError(f"{type(error).__name__}: {error}".rstrip(": ")) from None
+        raise ImportError(origin_of(error)) from None

@@ -9,6 +9,9 @@
 #SBATCH --cpus-per-task=1
 #SBATCH --time=00:30:00
 #SBATCH --output=%x-%j.log
+##SBATCH --account=account
+##SBATCH --partition=partition
+##SBATCH --mem-per-cpu=1G
 
-. jobs/launch.sh || exit 2 # found from the checkout only
+. jobs/launch.sh || exit 2 # found from the folder that holds jobs/ only
 launch evaluate "$@"

@@ -16,9 +16,12 @@
 #SBATCH --nodes=1 --ntasks=3 --cpus-per-task=1 --gres=gpu:2
 #SBATCH hetjob
 #SBATCH --ntasks=32 --cpus-per-task=1 --time=04:00:00
+##SBATCH --account=account
+##SBATCH --partition=partition
+##SBATCH --mem-per-cpu=1G
 
 config=configs/ant_vel.yaml
 run_dir=runs/gpu-$SLURM_JOB_ID
 
-. jobs/launch.sh || exit 2 # found from the checkout only
+. jobs/launch.sh || exit 2 # found from the folder that holds jobs/ only
 launch train --config "$config" --run-dir "$run_dir" "$@"

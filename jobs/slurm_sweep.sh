@@ -13,6 +13,9 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%A_%a.log
+##SBATCH --account=account
+##SBATCH --partition=partition
+##SBATCH --mem-per-cpu=1G
 
 config=configs/half_cheetah_vel.yaml
 key=${KEY:-algorithm.fast_lr}
@@ -28,5 +31,5 @@ value=${values[SLURM_ARRAY_TASK_ID / ${#seeds[@]}]}
 seed=${seeds[SLURM_ARRAY_TASK_ID % ${#seeds[@]}]}
 run_dir=runs/sweep-$SLURM_ARRAY_JOB_ID/$key=$value-seed=$seed
 
-. jobs/launch.sh || exit 2 # found from the checkout only
+. jobs/launch.sh || exit 2 # found from the folder that holds jobs/ only
 launch train --config "$config" --run-dir "$run_dir" "$@" "$key=$value" "seed=$seed"

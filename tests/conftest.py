@@ -43,6 +43,7 @@ SMALL = (
     "policy.hidden_sizes=[8, 8]",
     "mpi.wait_limit=60",
     "device=cpu",
+    "topology.layout=team",  # every rank works, also where there are few cores
     "metrics.tensorboard=off",  # half a second of imports in each of many jobs
 )
 

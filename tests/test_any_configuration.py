@@ -16,10 +16,11 @@ from pydantic.fields import FieldInfo
 
 from hpc_maml.algorithms import ALGORITHMS, algorithm_class
 from hpc_maml.algorithms.pretrain import Pretrain
-from hpc_maml.config import KEYS, Loader, load_config
+from hpc_maml.config import KEYS, load_config
 from hpc_maml.policies import NETWORKS, network_class
 from hpc_maml.sampling.trajectory import batch_dtype
 from hpc_maml.storage.archive_plan import Shapes, estimate, is_archived
+from hpc_maml.yaml_text import Loader
 
 # Environments that need no package beside those of hpc_maml, with keywords they take.
 KWARGS: dict[str, list[str]] = {
@@ -64,6 +65,8 @@ def words_of_type(annotation: Any) -> st.SearchStrategy[Any]:
         return st.sampled_from([str(value) for value in parts])
     if get_origin(annotation) in (Union, types.UnionType):
         return st.one_of(*(words_of_type(part) for part in parts))
+    if get_origin(annotation) is list:
+        return st.lists(words_of_type(parts[0]), max_size=3)
     if hasattr(annotation, "__metadata__"):  # Annotated
         return words_of_type(parts[0])
     choices = {

@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT, environment, run
 
 from benchmarks import estimators, iteration, published_navigation, step, update
-from benchmarks.scale import Model, split
+from benchmarks.scale import Model, teams
 from benchmarks.table import compare, show, write
 from hpc_maml import open_run
 from hpc_maml.algorithms import Sampling
@@ -21,9 +21,10 @@ from hpc_maml.algorithms.algorithm import THETA
 from hpc_maml.algorithms.maml_trpo import MamlTrpo, MamlTrpoSettings
 from hpc_maml.config import load_config
 from hpc_maml.errors import InputError
+from hpc_maml.parts import make_env
 from hpc_maml.policies import make_policy
 from hpc_maml.policies.mlp import MLPSettings
-from hpc_maml.run.job import make_env, prepare
+from hpc_maml.run.job import prepare
 from hpc_maml.sampling.trajectory import Trajectories, batch_dtype, samples, trajectories
 
 
@@ -97,15 +98,14 @@ def test_the_model_of_scale_by_hand():
         per_byte=1e-6,
         num_reductions=10,
         reduction_bytes=1000,
-        batch_bytes=1,
     )
-    assert split(1, 1) == (1, 1)
-    assert model.seconds(1, 40, 1) == pytest.approx(40 * 0.3)
-    agents, observers = split(64, 64)
-    assert (agents, observers) == (16, 47)
-    # one task each to collect, three at most for an agent; 2 * 4 messages, 2 * 15/16 of the bytes
-    expected = 0.2 + 3 * 0.1 + 10 * (8e-3 + 1.875e-3)
-    assert model.seconds(64, 47, 64) == pytest.approx(expected)
+    assert model.seconds(1, 40) == pytest.approx(40 * 0.3)
+    # three tasks at most; 2 * 4 messages, 2 * 15/16 of the bytes
+    assert model.seconds(16, 40) == pytest.approx(3 * 0.3 + 10 * (8e-3 + 1.875e-3))
+    # the sums of four teams of 64: 2 * 6 and 2 * 2 messages, 2 * 63/64 and 2 * 3/4 of the bytes
+    assert [teams(ranks) for ranks in (64, 65, 256)] == [1, 2, 4]
+    expected = 0.3 + 10 * (16e-3 + (2 * 63 / 64 + 1.5) * 1e-3)
+    assert model.seconds(256, 256) == pytest.approx(expected)
 
 
 @pytest.mark.skipif(not shutil.which("cc"), reason="the yardstick in C needs a C compiler")
@@ -160,12 +160,12 @@ def test_the_clock_of_a_job(tmp_path):
 def test_the_parts_of_a_job(monkeypatch):
     given = []
     monkeypatch.setattr(iteration, "medians", lambda *words, **more: given.append((words, more)))
-    iteration.phases("navigation", "8 agents=2 colocated cores=1 fisher_fraction=0.25")
+    iteration.phases("navigation", "8 agents=2 split cores=1 fisher_fraction=0.25")
     ((ranks, settings), more) = given[0]
     assert (ranks, more) == (8, {"cores": 1})
     assert settings[-3:] == [
         "topology.agents=2",
-        "topology.layout=colocated",
+        "topology.layout=split",
         "algorithm.fisher_fraction=0.25",
     ]
     assert load_config(None, settings).algorithm.fisher_fraction == 0.25

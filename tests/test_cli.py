@@ -30,9 +30,50 @@ def test_plain_lines_in_a_log():
     result = run(4, *SMALL, "--run-dir", "run")
     lines = result.stdout.splitlines()
     assert sum(bool(LINE.match(line)) for line in lines) == 5, result.stdout
-    assert re.search(r"^2-3 +observer ", result.stdout, re.MULTILINE)
+    assert re.search(r"^1-3 +observer ", result.stdout, re.MULTILINE)
     assert lines[-1].endswith("done: 5 iterations in run")
     assert not result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "columns"),
+    [
+        ((), "before adaptation -> after      [nat]       took"),
+        (("algorithm.name=pretrain",), "mean return        [nat]       took"),
+    ],
+)
+def test_names_stand_above_the_columns(words, columns):
+    lines = run(HERE, *SMALL, *words, "num_iterations=2").stdout.splitlines()
+    (number,) = [number for number, line in enumerate(lines) if columns in line]
+    header, line = lines[number : number + 2]
+    assert LINE.match(line.replace("/2", "/5")) or words
+    for name, part in (("done", "iteration"), ("[nat]", "kl"), ("left", "eta")):
+        assert header.index(name) == line.index(part)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("trian", "'trian' is no command (did you mean 'train'?)"),
+        ("algorithm.fast_lr = 0.1", "without spaces around the =: algorithm.fast_lr=0.1."),
+        ("seed= 2 horizon=3", "without spaces around the =: seed=2 horizon=3."),
+        ("seed =2", "without spaces around the =: seed=2."),
+        ("--fast_lr 0.1", "settings are written algorithm.fast_lr=value"),
+        ("--algorithm.fast-lr=0.1", "settings are written algorithm.fast_lr=value"),
+        ("--every 3", "written checkpoint.every or evaluation.every=value"),
+        ("--hidden_size 3", "settings are written policy.hidden_size=value"),
+        ("--resume runs/x", "give the same --run-dir again, and the run goes on"),
+        ("--runs", "unrecognized arguments: --runs"),
+    ],
+)
+def test_hints_for_what_is_written_otherwise(words, sentence):
+    refused = run(HERE, *words.split(), code=BAD_INPUT)
+    assert sentence in refused.stderr
+    assert not refused.stdout
+
+
+def test_a_hint_comes_from_one_rank():
+    assert run(3, "trian", code=BAD_INPUT).stderr.count("did you mean") == 1
 
 
 def test_a_live_line_on_a_terminal():

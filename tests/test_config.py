@@ -517,6 +517,14 @@ class TestAsAnObject:
         assert differing_keys(config, neutral) == []
         assert differing_keys(config, other) == ["seed", "algorithm.max_kl"]
 
+    def test_a_layout_that_is_no_more(self, tmp_path):
+        sentence = "Config key 'topology.layout' is refused: use team, in which every rank"
+        with pytest.raises(InputError, match=sentence):
+            load_config(None, ["topology.layout=colocated"])
+        file = tmp_path / "config.yaml"  # of an older run, which goes on
+        file.write_text("topology: {layout: colocated}")
+        assert load_config(file).topology.layout == "team"
+
     def test_another_algorithm_is_another_run(self):
         one, other = load_config(None), load_config(None, ["algorithm.name=pretrain"])
         assert differing_keys(one, other) == [

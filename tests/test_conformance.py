@@ -77,7 +77,11 @@ FEW = [
 EACH = [
     name if name in FEW else pytest.param(name, marks=pytest.mark.slow, id=name) for name in RUNS
 ]
-LAYOUTS = {"split": ("topology.agents=auto",), "colocated": ("topology.layout=colocated",)}
+LAYOUTS = {
+    "split": ("topology.layout=split",),
+    "team": ("topology.layout=team",),
+    "teams": ("topology.layout=team", "topology.agents=3"),
+}
 ADAM = {"adam_first_moment", "adam_second_moment", "adam_steps"}
 STATISTICS = {"observation_count", "observation_mean", "observation_variance"}
 
@@ -106,7 +110,7 @@ def on_three_ranks(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def on_many_ranks(tmp_path_factory) -> Path:
-    """Return the folder with all runs on 3 and on 16 ranks, in both layouts."""
+    """Return the folder with all runs on 3 and on 16 ranks, in all layouts."""
     top = tmp_path_factory.mktemp("many")
     for ranks in (3, 16):
         runs = {
@@ -232,7 +236,7 @@ def test_an_update_that_is_not_finite_leaves_the_state_and_is_shown(name, monkey
 @pytest.mark.parametrize("name", EACH)
 def test_a_run_can_be_tested_inspected_and_read(name, serial):
     shutil.copytree(serial[name], "run")
-    words = ("evaluate", "run", "--tasks", "3", "--updates", "2", "--json", "test.json")
+    words = ("evaluate", "run", "--trust", "--tasks", "3", "--updates", "2", "--json", "test.json")
     shown = run(HERE, *words).stdout
     assert "mean return on 3 unseen tasks" in shown
     (test,) = open_run("run").evaluations
@@ -355,7 +359,7 @@ def test_a_state_of_another_shape_is_refused(group, dataset, serial):
         values = file[group][dataset][...]
         del file[group][dataset]
         file[group][dataset] = np.concatenate([values, values])
-    for words in ((*WORDS, *RUNS[name], "--run-dir", "run"), ("evaluate", "run")):
+    for words in ((*WORDS, *RUNS[name], "--run-dir", "run"), ("evaluate", "run", "--trust")):
         sentence = refused(*words)
         assert "iteration_000004.h5" in sentence
         assert f"the {group} have other names or shapes than the algorithm's" in sentence

@@ -29,6 +29,9 @@ def shown(tmp_path_factory) -> dict[str, Path]:
         "bandit": [*SMALL, "env.name=bandit"],
         "robot": [*SMALL, "env.name=half_cheetah_dir"],
         "one episode": [*RL2, "env.name=half_cheetah_dir"],
+        "own": [*SMALL, "env.name=drawn:Drawn"],
+        "own vector": [*SMALL, "env.name=drawn:DrawnVector"],
+        "blind": [*SMALL, "env.name=drawn:Blind"],
     }
     for name, settings in words.items():
         run(HERE, *settings, "num_iterations=1", "--run-dir", str(top / name))
@@ -90,6 +93,46 @@ def test_environments_say_what_can_be_seen():
     assert of("tabular_mdp") == (False, False)
 
 
+@pytest.mark.parametrize("name", ["own", "own vector"])
+def test_an_environment_of_ones_own_that_draws_is_a_film(name, shown):
+    done = run(HERE, "demo", shown[name], "-o", "film.gif", "--trust")
+    assert (done.stdout, done.stderr) == ("film.gif\n", "")
+    with Image.open("film.gif") as film:
+        assert film.size == (2 * 320, 2 * 240)
+        assert film.n_frames == 7  # the start, then every second of 12 steps: 40 a second
+        assert film.info["duration"] == 50
+        for number in (0, 6):
+            film.seek(number)
+            image = np.asarray(film.convert("RGB"), np.int64)
+            # the image of a step is red by 20 for each
+            assert abs(image[120, 300, 0] - 40 * number) < 8, number
+            assert image[120, 300, 2] > 100
+
+
+def test_a_film_may_be_an_mp4(shown):
+    pytest.importorskip("imageio_ffmpeg")
+    import imageio.v3
+
+    run(HERE, "demo", shown["own"], "-o", "film.mp4", "--trust")
+    frames = imageio.v3.imread("film.mp4", plugin="FFMPEG")
+    assert frames.shape == (7, 2 * 240, 2 * 320, 3)
+    assert imageio.v3.immeta("film.mp4", plugin="FFMPEG")["fps"] == 20
+
+
+def test_tasks_are_shown_in_words_with_units():
+    def words(name, task, **kwargs):
+        env = envs.make(name, num_tasks=1, episodes_per_task=1, **kwargs)
+        return env.task_words(np.array(task))
+
+    assert words("navigation", [0.3, -0.2]) == "goal (0.30, -0.20)"
+    assert words("half_cheetah_vel", [1.5]) == "velocity 1.50 m/s"
+    assert words("half_cheetah_dir", [-1]) == "backwards"
+    assert words("ant_goal", [1, -2]) == "goal (1.00, -2.00) m"
+    assert words("bandit", [0.1] * 5) == "task 0.10, 0.10, 0.10, 0.10, 0.10"
+    ranges = {"g": [8, 12]}
+    assert words("Pendulum-v1", [9.81], task_ranges=ranges) == "g 9.81"
+
+
 @pytest.fixture
 def _renderer():
     try:
@@ -149,9 +192,11 @@ def test_no_renderer_is_one_sentence(shown):
         (("demo", "nowhere"), "nowhere is not a run folder"),
         (
             ("demo", "bandit"),
-            "demo has nothing to show of bandit: it has no picture and no film.",
+            "demo has nothing to show of bandit: it has no picture, no film, and no images",
         ),
         (("demo", "navigation", "-o", "a.xyz"), "a.xyz cannot be written"),
+        (("demo", "blind", "--trust"), "nothing to show of drawn:Blind"),
+        (("demo", "own", "-o", "a.png", "--trust"), "a film is a .gif or an .mp4, not .png"),
         (
             ("demo", "navigation", "-o", "no/a.png"),
             "no/a.png cannot be written: No such file",

@@ -91,6 +91,7 @@ def test_the_memory_of_an_agent_does_not_grow():
         "algorithm.cg_iters=2",
         "mpi.wait_limit=60",
         "device=cpu",
+        "topology.layout=split",
         "metrics.tensorboard=off",
         python=(str(Path(__file__).parent / "resident.py"),),
         OPENBLAS_NUM_THREADS="1",

@@ -14,9 +14,10 @@ from hpc_maml.config import Config, check_config
 from hpc_maml.run.doctor import Facts, check_run_folder, examine
 
 LINE = re.compile(r"^(ok|warning|error) +(MPI|CUDA-aware MPI|run folder|\S+)  +\S")
-CPU = check_config({"device": "cpu"})
-SUBJECTS = ["MPI", "launcher", "versions", "ranks", "cores", "GPUs", "run folder", "HDF5"]
-SUBJECTS += ["MuJoCo", "torch", "Slurm"]
+CPU = check_config({"device": "cpu", "meta_batch_size": 16})
+SPLIT = check_config({"device": "cpu", "topology": {"layout": "split"}})
+SUBJECTS = ["MPI", "launcher", "versions", "ranks", "cores", "tasks", "GPUs", "memory"]
+SUBJECTS += ["run folder", "HDF5", "MuJoCo", "torch", "Slurm"]
 
 
 def ranks(host: str, number: int, cores: int, *, of: int = 8, **changes) -> list[Facts]:
@@ -48,15 +49,27 @@ def test_all_is_well_on_two_nodes():
 
 
 def test_ranks_bound_to_few_of_the_cores():
-    # of 8 ranks are 2 agents and 5 observers, so up to 5 are busy at once
     found = findings(ranks("a", 8, 4))["cores"]
+    assert found.startswith("warning: a: 8 ranks on 4 of 8 cores, 4 of them rest: unbind them")
+    # of 8 ranks are 2 agents and 5 observers, so up to 5 are busy at once
+    found = findings(ranks("a", 8, 4), SPLIT)["cores"]
     assert found.startswith("warning: a: 8 ranks on 4 of 8 cores: unbind them")
-    assert findings(ranks("a", 8, 5))["cores"] == "ok: a: 8 ranks on 5 of 8 cores"
+    assert findings(ranks("a", 8, 5), SPLIT)["cores"] == "ok: a: 8 ranks on 5 of 8 cores"
 
 
 def test_more_ranks_than_cores():
     found = findings(ranks("a", 8, 4, of=4))["cores"]
+    assert found == "ok: a: 8 ranks on 4 of 4 cores: 4 of them rest"
+    found = findings(ranks("a", 8, 4, of=4), SPLIT)["cores"]
     assert found.startswith("warning: a: 8 ranks on 4 of 4 cores, 5 of them busy at once")
+
+
+def test_tasks_that_are_not_even_for_the_ranks():
+    assert findings(ranks("a", 8, 8))["tasks"] == "ok: 16 on 8 ranks"
+    assert findings(ranks("a", 16, 8))["tasks"] == "ok: 16 on 8 ranks"  # the others rest
+    found = findings(ranks("a", 5, 8))["tasks"]
+    assert found.startswith("warning: 16 tasks on 5 ranks: ranks are idle for 20 % of the time")
+    assert "tasks" not in findings(ranks("a", 5, 8), SPLIT)
 
 
 def test_cores_of_ranks_bound_one_by_one_are_added_up():

@@ -67,7 +67,7 @@ def test_an_environment_that_exits_is_a_failure(statement, last):
     ],
 )
 def test_on_one_rank_of_three_it_ends_all(rank, statement):
-    error = end(3, rank, statement, "topology.layout=colocated")
+    error = end(3, rank, statement)
     assert f"hpc_maml: rank {rank} (observer) on " in error
     assert error.count("Traceback (most recent call last)") == 1
 

@@ -1,6 +1,7 @@
 """Meta-tests: what they say, that training is the same with and without, and what is kept."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from conftest import BAD_INPUT, HERE, SMALL, checkpoints, run, train_each
 from hpc_maml import open_run
 from hpc_maml.config import load_config
 from hpc_maml.envs import make
-from hpc_maml.run.job import make_algorithm, make_env
+from hpc_maml.errors import InputError
+from hpc_maml.parts import make_algorithm, make_env
 from hpc_maml.sampling.random_streams import Purpose, stream
 
 EVALUATION = ("evaluation.every=2", "evaluation.tasks=5", "evaluation.updates=2")
@@ -123,6 +125,97 @@ def test_a_baseline_of_another_world(runs):
     sentence = "cannot be tested beside"
     assert sentence in (text := refused(runs / "tested", "--baseline", "other"))
     assert "they differ in horizon." in text
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory) -> Path:
+    """Return a run of which the checkpoints of every second iteration and the best are kept."""
+    folder = tmp_path_factory.mktemp("kept") / "run"
+    words = ("checkpoint.keep=1", "checkpoint.keep_every=2", "checkpoint.every=9")
+    words += ("evaluation.every=1", "evaluation.tasks=4", "evaluation.updates=1")
+    run(HERE, *SMALL, *words, "--run-dir", folder)
+    return folder
+
+
+def test_the_best_and_every_second_checkpoint_are_kept(kept):
+    data = open_run(kept)
+    scores = {test.iteration: test.returns["run"][:, -1].mean() for test in data.evaluations}
+    assert len(scores) == 6
+    best = max(range(1, 6), key=scores.__getitem__)
+    assert data.checkpoints == sorted({2, 4, 5, best})
+    assert data.policy("best").iteration == best
+    assert data.policy(2).iteration == 2
+    assert data.policy().iteration == 5
+
+
+def test_without_keep_best_only_the_last_is_kept():
+    words = ("checkpoint.keep=1", "checkpoint.keep_best=false", *EVALUATION)
+    run(HERE, *SMALL, *words, "--run-dir", "run")
+    assert open_run("run").checkpoints == [5]
+    assert len(open_run("run").evaluations) == 3
+
+
+def test_a_chosen_checkpoint_is_tested(kept, tmp_path):
+    folder = shutil.copytree(kept, tmp_path / "copied")
+    scheduled = {test.iteration: test for test in open_run(folder).evaluations}
+    for which in (2, "best"):
+        iteration = open_run(folder).policy(which).iteration
+        run(HERE, "evaluate", folder, "--checkpoint", str(which))
+        tests = [each for each in open_run(folder).evaluations if "random" in each.returns]
+        assert iteration in [each.iteration for each in tests]
+        for each in tests:
+            expected = scheduled[each.iteration].returns["run"]
+            np.testing.assert_array_equal(each.returns["run"], expected)
+    there = ", ".join(map(str, open_run(folder).checkpoints))
+    sentence = f"no checkpoint of iteration 99; there is {there}"
+    assert sentence in refused(folder, "--checkpoint", "99")
+    assert "must be last, best" in refused(folder, "--checkpoint", "newest")
+
+
+def test_no_checkpoint_is_the_best_before_any_is_tested(runs):
+    with pytest.raises(InputError, match=r"No checkpoint of the run in .* has been tested"):
+        open_run(runs / "pretrained").policy("best")
+
+
+def test_step_sizes_one_by_one(runs):
+    words = ("--tasks", "3", "--step-sizes", "0.1", "0.05", "0.0125")
+    out = run(HERE, "evaluate", runs / "untested", *words).stdout
+    assert "step sizes 0.1, 0.05, 0.0125" in out
+    run(HERE, "evaluate", runs / "untested", "--tasks", "3", "--updates", "3")
+    one, other = (
+        test.returns["run"]
+        for test in open_run(runs / "untested").evaluations
+        if len(test.tasks) == 3
+    )
+    np.testing.assert_array_equal(one[:, :3], other[:, :3])
+    assert not np.array_equal(one[:, 3], other[:, 3])
+    for sizes, sentence in (
+        (["halved", "0.1"], "Step sizes are halved, constant, or numbers."),
+        (["0.1", "-0.1"], "must be 'halved' or 'constant' or greater than 0"),
+        (["0.1", "--updates", "2"], "There are 2 updates, but 1 step sizes."),
+        (["quartered"], "must be halved, constant, or numbers"),
+    ):
+        assert sentence in refused(runs / "untested", "--step-sizes", *sizes)
+    with pytest.raises(InputError, match="it has 2 step_sizes for 3 updates"):
+        load_config(None, ["evaluation.step_sizes=[0.1, 0.2]"])
+
+
+def test_baselines_of_another_kind_of_phases(runs):
+    words = ("algorithm.name=rl2", "policy.hidden_size=8", "algorithm.episodes_per_trial=2")
+    without = [word for word in SMALL if not word.startswith("policy")]
+    run(HERE, *without, *words, "--run-dir", "rl2")
+    words = ("--tasks", "4", "--updates", "2", "--json", "t.json")
+    several = ("--baseline", "rl2", runs / "pretrained")
+    out = run(2, "evaluate", runs / "untested", *words, *several).stdout
+    assert "baseline rl2 (episodes 1, 2, ...)" in out
+    names = {row["name"] for row in json.loads(Path("t.json").read_text())}
+    assert {"baseline_rl2_return_episode_2", "baseline_pretrained_return_after_2_updates"} <= names
+    run(HERE, "evaluate", "rl2", "--tasks", "4")
+    (alone,) = open_run("rl2").evaluations
+    (beside,) = [each for each in open_run(runs / "untested").evaluations if len(each.returns) == 4]
+    assert beside.phase_of("baseline rl2") == "episode"
+    assert beside.phase_of("run") == beside.phase_of("baseline pretrained") == "updates"
+    np.testing.assert_array_equal(beside.returns["baseline rl2"], alone.returns["run"])
 
 
 def test_two_baselines_of_one_name(runs):

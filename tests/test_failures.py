@@ -43,20 +43,26 @@ def run_with_fault(ranks, rank, module, function, count, action, *settings, limi
     return out, err
 
 
+# With two agents: ranks 0, 1, 2 are principal and agents in the split layout; in teams, ranks 0
+# and 1 are one team, 2 to 4 another.
 FAULTS = [
     (0, "principal", "hpc_maml.run.record", "RunRecord.record", 2),
-    (1, "agent", "hpc_maml.algorithms.maml_trpo", "MamlTrpo.update", 2),
+    (1, "agent split", "hpc_maml.algorithms.maml_trpo", "MamlTrpo.update", 2),
+    (1, "observer", "hpc_maml.algorithms.maml_trpo", "MamlTrpo.update", 2),
     (4, "observer", "hpc_maml.algorithms.inner_steps", "adapt", 2),
     (1, "start-up", "hpc_maml.run.job", "build_topology", 1),
 ]
 MORE_FAULTS = [
     (0, "principal", "hpc_maml.roles.principal", "summarise", 1),
     (0, "principal", "hpc_maml.storage.checkpoint", "write_hdf5", 3),
-    (1, "agent", "hpc_maml.algorithms.maml_trpo", "MamlTrpo.digest", 1),
-    (2, "agent", "hpc_maml.mpi.exact_sum", "ExactSum.__call__", 9),
-    (2, "agent", "hpc_maml.roles.agent", "_result", 4),
+    (1, "agent split", "hpc_maml.algorithms.maml_trpo", "MamlTrpo.digest", 1),
+    (1, "observer", "hpc_maml.algorithms.maml_trpo", "MamlTrpo.digest", 1),
+    (2, "agent split", "hpc_maml.mpi.exact_sum", "ExactSum.__call__", 9),
+    (3, "observer", "hpc_maml.mpi.exact_sum", "ExactSum.__call__", 9),
+    (2, "agent split", "hpc_maml.roles.agent", "task_result", 4),
+    (2, "agent", "hpc_maml.roles.agent", "agreed", 1),
     (3, "observer", "hpc_maml.algorithms.collection", "roll_out", 1),
-    (3, "observer", "hpc_maml.mpi.exchange", "BatchSender.send", 3),
+    (3, "observer split", "hpc_maml.mpi.exchange", "BatchSender.send", 3),
     (4, "observer", "hpc_maml.run.job", "make_env", 1),
     (0, "start-up", "hpc_maml.run.training", "prepare", 1),
 ]
@@ -67,7 +73,9 @@ MORE_FAULTS = [
     [*FAULTS, *(pytest.param(*fault, marks=slow) for fault in MORE_FAULTS)],
 )
 def test_an_exception_ends_the_job_with_one_traceback(rank, role, module, function, count):
-    _, err = run_with_fault(5, rank, module, function, count, "raise", "topology.agents=2")
+    role, _, layout = role.partition(" ")
+    words = ("topology.agents=2", f"topology.layout={layout or 'team'}")
+    _, err = run_with_fault(5, rank, module, function, count, "raise", *words)
     assert err.count("Traceback (most recent call last)") == 1, err
     assert f"hpc_maml: rank {rank} ({role}) on " in err
     assert "RuntimeError: planted fault" in err
@@ -93,7 +101,8 @@ def test_a_wait_has_a_limit_and_says_for_what(seconds):
     words = ("hpc_maml.algorithms.inner_steps", "adapt", 2, "hang", f"mpi.wait_limit={seconds}")
     _, err = run_with_fault(3, 2, *words, limit=2 * seconds)
     assert f"TimeoutError: waited {seconds} s for " in err
-    assert "trajectory batches from the observers" in err or "the outcome of an agent" in err
+    assert err.count("Traceback") == 1
+    assert "for tasks from the observers" in err or "for the outcome of an agent" in err
 
 
 @slow

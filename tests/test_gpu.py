@@ -9,8 +9,9 @@ from mpi4py import MPI
 from hpc_maml.config import load_config
 from hpc_maml.mpi.exact_sum import from_integers, to_integers
 from hpc_maml.mpi.gpu import Gpu
+from hpc_maml.parts import make_env
 from hpc_maml.roles.agent import choose_gpu
-from hpc_maml.run.job import make_env, prepare
+from hpc_maml.run.job import prepare
 from hpc_maml.sampling.trajectory import batch_dtype, samples, trajectories
 
 TASKS, PHASES = 3, 2
@@ -94,11 +95,11 @@ def test_tensors_become_the_integers_of_arrays(kind):
     terms = terms.astype(kind)
     expected = to_integers(terms)
     assert expected.dtype == np.int64
-    assert (expected[2] > 0).sum() > 5
+    assert expected[-1] > 5
     gpu = Gpu("cpu")
     found = gpu.to_host(to_integers(gpu.array(terms)))
     assert found.tobytes() == expected.tobytes()
-    assert to_integers(gpu.array(terms[:0])).tolist() == np.zeros((3, 400)).tolist()
+    assert to_integers(gpu.array(terms[:0])).tolist() == [0] * 801
 
 
 WORDS = {

@@ -13,18 +13,19 @@ PACKAGE = ROOT / "hpc_maml"
 
 # From the bottom up; a package may import from those on lines above its own, and on its own line.
 LAYERS = [
-    ["errors", "settings", "names", "stopping", "standard_streams"],
+    ["errors", "settings", "names", "yaml_text", "stopping", "standard_streams"],
     ["policies"],
     ["envs"],
     ["sampling"],
     ["algorithms"],
     ["config", "config_page"],
+    ["parts", "trained_policy", "torch_export"],
     ["storage"],
     ["mpi"],
     ["report"],
     ["roles"],
     ["run"],
-    ["cli", "__main__"],
+    ["cli", "scripting", "__main__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
@@ -77,8 +78,8 @@ def test_algorithms_policies_sampling_and_environments_know_neither_mpi_nor_file
         assert not found & {"algorithms", "policies", "sampling", "envs"}
 
 
-def test_only_networks_of_a_user_and_agents_with_a_gpu_need_torch():
-    assert importers("torch") == {"policies/torch_module.py", "mpi/gpu.py"}
+def test_only_networks_of_a_user_agents_with_a_gpu_and_exports_need_torch():
+    assert importers("torch") == {"policies/torch_module.py", "mpi/gpu.py", "torch_export.py"}
 
 
 @pytest.mark.parametrize("part", ["roles", "mpi", "storage", "report", "run/console.py"])

@@ -11,7 +11,7 @@ from reference import add
 from torch.autograd.functional import hessian
 
 from hpc_maml.algorithms.adaptation import adapt
-from hpc_maml.algorithms.algorithm import THETA
+from hpc_maml.algorithms.algorithm import NO_SIGNAL, THETA
 from hpc_maml.algorithms.maml_trpo import (
     MamlTrpo,
     MamlTrpoSettings,
@@ -429,7 +429,7 @@ def test_tasks_without_room_are_linearised_anew_with_the_same_bits():
 
 def rejected(found, theta, bits, reason):
     assert not found.accepted
-    assert found.reason == reason
+    assert found.reason.startswith(reason)
     assert found.state[THETA] is theta
     assert theta.tobytes() == bits
     return found.metrics
@@ -444,7 +444,7 @@ def test_advantages_that_are_not_finite_reject_the_update():
     bits = theta.tobytes()
     groups = grouped(policy, problem, theta, tasks, [4])
     found = update(problem, theta, groups, 4)
-    metrics = rejected(found, theta, bits, "non-finite gradient")
+    metrics = rejected(found, theta, bits, "non-finite gradient: an adaptation has diverged")
     assert np.isnan(metrics["surrogate_before"])
     assert np.isnan(metrics["gradient_norm"])
     assert "line_search_steps" not in metrics
@@ -459,9 +459,21 @@ def test_a_line_search_that_cannot_succeed_rejects_the_update():
         return add(terms) + (np.array([0.0, 1e3]) if terms.shape[1] == 2 else 0)
 
     found = update(problem, theta, groups, 4, inflating, ls_max_steps=3)
-    metrics = rejected(found, theta, bits, "line search failed")
+    metrics = rejected(found, theta, bits, "line search failed: the KL divergence is 2.5e+02 at")
     assert metrics["line_search_steps"] == 3
     assert metrics["kl_after"] > 1e2
+
+    def worse(terms):  # a loss that is too large
+        return add(terms) + (np.array([1.0, 0.0]) if terms.shape[1] == 2 else 0)
+
+    found = update(problem, theta, groups, 4, worse, ls_max_steps=3)
+    rejected(found, theta, bits, "line search failed: the surrogate loss does not fall")
+
+    def diverging(terms):
+        return add(terms) * (np.nan if terms.shape[1] == 2 else 1)
+
+    found = update(problem, theta, groups, 4, diverging, ls_max_steps=3)
+    rejected(found, theta, bits, "line search failed: the adaptation diverges")
 
 
 def test_a_zero_gradient_or_a_curvature_that_is_not_finite_rejects_the_update():
@@ -480,7 +492,7 @@ def test_a_zero_gradient_or_a_curvature_that_is_not_finite_rejects_the_update():
             batch.advantages.zero_()
     groups = grouped(policy, problem, theta, tasks, [4])
     found = update(problem, theta, groups, 4)
-    assert rejected(found, theta, bits, "no finite step")["gradient_norm"] == 0
+    assert rejected(found, theta, bits, NO_SIGNAL)["gradient_norm"] == 0
 
 
 def test_observers_and_agents_adapt_alike_in_float32():

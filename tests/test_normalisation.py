@@ -4,17 +4,19 @@ import numpy as np
 import pytest
 import reference
 import torch
+from mpi4py import MPI
 from reference import add, same_state
 
-from hpc_maml.algorithms.algorithm import THETA
+from hpc_maml.algorithms.algorithm import NOT_FINITE, THETA
 from hpc_maml.algorithms.collection import collect
 from hpc_maml.algorithms.maml_trpo import MamlTrpo
 from hpc_maml.algorithms.normalised import Normalised
 from hpc_maml.algorithms.promp import ProMP
 from hpc_maml.config import load_config
-from hpc_maml.mpi.exact_sum import from_integers, to_integers
+from hpc_maml.mpi.exact_sum import ExactSum
+from hpc_maml.parts import make_env
 from hpc_maml.roles.digests import Digests
-from hpc_maml.run.job import make_env, prepare
+from hpc_maml.run.job import prepare
 from hpc_maml.sampling.normalisation import (
     NAMES,
     UNIT,
@@ -31,8 +33,7 @@ SCALE, SHIFT = np.array([5.0, 0.01, 300.0]), np.array([100.0, -3.0, 0.0])
 TASKS = 4
 
 
-def exact(terms):
-    return from_integers(to_integers(terms))
+exact = ExactSum(MPI.COMM_SELF, 60.0)
 
 
 def make(kind=MamlTrpo, **settings):
@@ -251,7 +252,7 @@ def test_a_rejected_update_leaves_the_statistics():
     kept = {name: value.copy() for name, value in state.items()}
     phases[1].advantages[2, 0, 0] = np.nan
     found = algorithm.update(state, digests(algorithm, state, phases), TASKS, add, rng)
-    assert found.reason == "non-finite gradient"
+    assert found.reason == NOT_FINITE
     assert found.state is state
     assert same_state(state, kept)
 

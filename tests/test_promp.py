@@ -11,7 +11,7 @@ from torch.distributions import kl_divergence
 
 from hpc_maml.algorithms.adam import STEPS, adam_state
 from hpc_maml.algorithms.adaptation import log_ratio
-from hpc_maml.algorithms.algorithm import THETA
+from hpc_maml.algorithms.algorithm import NOT_FINITE, THETA
 from hpc_maml.algorithms.promp import (
     KL_COEFFICIENTS,
     ProMP,
@@ -369,7 +369,7 @@ def test_an_agent_without_tasks_takes_part_in_every_reduction_and_has_the_same_r
 
 @pytest.mark.parametrize(
     ("fails_at", "reason"),
-    [(0, "non-finite gradient"), (3, "non-finite gradient"), (5, "non-finite loss")],
+    [(0, NOT_FINITE), (3, NOT_FINITE), (5, "non-finite loss")],
 )
 def test_what_is_not_finite_rejects_the_whole_update(fails_at, reason):
     case, calls = draw(False, "tanh", (0.3,)), []
@@ -393,7 +393,7 @@ def test_advantages_that_are_not_finite_reject_the_update():
     case.tasks[2][0][0].advantages[0] = np.nan
     state = state_of(case)
     found = update(algorithm(case), state, digests(case, [4]), 4)
-    assert (found.accepted, found.reason) == (False, "non-finite gradient")
+    assert (found.accepted, found.reason) == (False, NOT_FINITE)
     assert found.state is state
 
 

@@ -23,9 +23,18 @@ from hpc_maml.report.writing import write_report
 from hpc_maml.storage.meta_tests import T_QUANTILES, half_width
 from hpc_maml.storage.metrics import METRICS
 
-NAMES = {"learning_curves", "adaptation_curve", "task_returns", "outer_step", "time_use", "speed"}
+NAMES = {
+    "learning_curves",
+    "sample_efficiency",
+    "adaptation_curve",
+    "task_returns",
+    "outer_step",
+    "time_use",
+    "speed",
+}
 TABLES = {
-    f"{name}.csv" for name in ("runs", "experiments", "learning_curves", "meta_tests", "metrics")
+    f"{name}.csv"
+    for name in ("runs", "experiments", "aggregates", "learning_curves", "meta_tests", "metrics")
 }
 OLD = ROOT / "tests" / "data" / "run_format_1"  # of the 0.1 layout
 TESTED = ("evaluation.every=2", "evaluation.tasks=4", "num_iterations=4")
@@ -124,7 +133,7 @@ def test_files(report):
     drawn = {f"1_{name}" for name in NAMES | {"trajectories", "meta_test"}} | {
         f"2_{name}" for name in NAMES
     }
-    pictures = {f"{name}.{kind}" for name in drawn for kind in ("png", "svg")}
+    pictures = {f"{name}.{kind}" for name in drawn for kind in ("png", "svg", "pdf")}
     assert {path.name for path in report.iterdir()} == pictures | TABLES | {"report.html"}
     for path in report.glob("*.png"):
         assert path.read_bytes().startswith(b"\x89PNG")
@@ -562,6 +571,61 @@ class TestReader:
             del file["iterations/kl_after"].attrs["unit"]
         with pytest.raises(ValueError, match=r"metrics.h5 is damaged"):
             _ = open_run(changed).declared
+
+
+def test_a_meta_test_has_the_colour_of_its_run(folders):
+    runs = read_runs([folders["faster"], folders["one"]])
+    (environment_,) = by_environment(runs)
+    figure = figures.meta_test(environment_.experiments).figure
+    colours = [
+        container.lines[0].get_color() for axis in figure.axes for container in axis.containers
+    ]
+    assert not environment_.experiments[0].runs[0].evaluations
+    assert colours[0] == figures.PALETTE[1]
+    assert len(colours) == 3  # the run, the random policy and the baseline
+    assert not set(colours[1:]) & set(figures.PALETTE)
+
+
+def test_few_seeds_are_lines_and_many_a_band(folders):
+    (three,) = by_environment(read_runs([folders[name] for name in ("one", "two", "three")]))
+    for draw in (figures.learning_curves, figures.sample_efficiency):
+        axis = draw(three.experiments).figure.axes[0]
+        assert len(axis.lines) == 2 * (1 + 3)
+        assert not axis.collections
+        (five,) = [
+            dataclasses.replace(each, runs=each.runs + each.runs[:2]) for each in three.experiments
+        ]
+        axis = draw([five]).figure.axes[0]
+        assert (len(axis.lines), len(axis.collections)) == (2, 2)
+
+
+def test_returns_by_environment_steps(folders):
+    (only,) = by_environment(read_runs([folders["one"]]))
+    line = figures.sample_efficiency(only.experiments).figure.axes[0].lines[-1]
+    metrics = open_run(folders["one"]).metrics
+    assert line.get_xdata().tolist() == metrics["environment_steps_total"].tolist()
+    assert line.get_ydata().tolist() == metrics["post_update_return_mean"].tolist()
+
+
+def test_a_folder_of_runs_of_which_some_have_not_begun(folders):
+    Path("runs").mkdir()
+    for name in ("one", "two", "three", "promp"):
+        shutil.copytree(folders[name], Path("runs", name))
+    Path("runs/notes.txt").write_text("")
+    Path("runs/promp/metrics.h5").unlink()
+    done = run(HERE, "report", "runs")
+    sentence = "The run in runs/promp has not done an iteration yet: it is left out."
+    assert done.stdout == f"{sentence}\nreport/report.html\n"
+    assert sentence in Page(Path("report/report.html").read_text(encoding="utf-8")).shown
+    assert {row["run"] for row in rows(Path("report/runs.csv"))} == {"one", "two", "three"}
+    assert Path("report/learning_curves.pdf").read_bytes().startswith(b"%PDF")
+    (row,) = rows(Path("report/aggregates.csv"))  # not all of the seeds were tested
+    finals = [float(each["return_after"]) for each in rows(Path("report/runs.csv"))]
+    assert (row["score"], row["seeds"]) == ("training", "3")
+    assert float(row["interquartile_mean"]) == pytest.approx(np.mean(finals))
+    assert min(finals) <= float(row["low_95"]) < float(row["high_95"]) <= max(finals)
+    shown = Page(Path("report/report.html").read_text(encoding="utf-8")).shown
+    assert "Aggregates over seeds" in shown
 
 
 class TestMistakes:

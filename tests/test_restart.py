@@ -79,7 +79,8 @@ def test_sigkill_at_random_moments(number, undisturbed, tmp_path):
             subprocess.run(["kill", "-9", str(victim)], check=False, capture_output=True)
         job.communicate(timeout=20)
         assert job.returncode
-    run(chance.choice([None, 2, 4]), *SETTINGS, "--run-dir", str(folder))
+    layout = chance.choice(["topology.layout=split", "topology.layout=team"])
+    run(chance.choice([None, 2, 4]), *SETTINGS, layout, "--run-dir", str(folder))
     assert state(folder) == undisturbed
 
 
@@ -106,6 +107,7 @@ def test_signals_stop_at_an_iteration_with_a_checkpoint(number, every, undisturb
     out, err = job.communicate(timeout=30)
     assert job.returncode == STOPPED_EARLY, out + err
     assert "stopped early after" in out
+    assert err.count("stopping after this iteration") == 1
     assert "Traceback" not in err
     with h5py.File(folder / "metrics.h5") as file:
         done = int(file.attrs["committed_iterations"])
@@ -150,10 +152,12 @@ def test_the_run_folder_alone_is_enough_to_go_on(undisturbed, tmp_path):
     assert state(folder) == undisturbed
 
 
+@pytest.mark.parametrize("layout", ["team", pytest.param("split", marks=slow)])
 @pytest.mark.parametrize("rank", [2, *(pytest.param(n, marks=slow) for n in (0, 1, 3))])
-def test_a_signal_to_any_single_rank_stops_the_run(rank, tmp_path):
+def test_a_signal_to_any_single_rank_stops_the_run(rank, layout, tmp_path):
     folder = tmp_path / "run"
-    job = start(4, *SETTINGS, "num_iterations=500", "--run-dir", str(folder))
+    words = (f"topology.layout={layout}", "num_iterations=500", "--run-dir", str(folder))
+    job = start(4, *SETTINGS, *words)
     wait_for_checkpoint(folder, 1, job)
     for process in processes_of(folder):
         variables = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
@@ -163,7 +167,7 @@ def test_a_signal_to_any_single_rank_stops_the_run(rank, tmp_path):
     assert job.returncode == STOPPED_EARLY
 
 
-def test_a_finished_run_is_left_alone_and_can_be_prolonged(undisturbed):
+def test_a_finished_run_is_left_alone_and_can_be_extended(undisturbed):
     short = (*SETTINGS, "num_iterations=5", "--run-dir", "run")
     run(HERE, *short)
     before = {path: path.stat().st_mtime_ns for path in Path("run").glob("checkpoints/*")}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+from mpi4py import MPI
 from reference import add, same_state
 from test_gru import (
     ACTIONS,
@@ -27,8 +28,9 @@ from hpc_maml.algorithms.algorithm import THETA
 from hpc_maml.algorithms.collection import collect
 from hpc_maml.algorithms.rl2 import RL2, RL2Settings, Trials
 from hpc_maml.config import load_config
-from hpc_maml.mpi.exact_sum import from_integers, to_integers
-from hpc_maml.run.job import make_env, prepare
+from hpc_maml.mpi.exact_sum import ExactSum
+from hpc_maml.parts import make_env
+from hpc_maml.run.job import prepare
 from hpc_maml.sampling.trajectory import Trajectories, trajectories
 
 GAMMA, GAE_LAMBDA = 0.9, 0.7
@@ -368,8 +370,7 @@ def test_an_update_agrees_with_autograd_and_torch_adam(policy, minibatches, conv
     assert found.metrics["trial_return"] == pytest.approx(mean_return)
 
 
-def exact(terms):
-    return from_integers(to_integers(terms))
+exact = ExactSum(MPI.COMM_SELF, 60.0)
 
 
 @pytest.mark.parametrize("together", [1, 2, 3])

@@ -10,7 +10,8 @@ from hpc_maml.algorithms import inner_steps
 from hpc_maml.algorithms.collection import collect
 from hpc_maml.config import load_config
 from hpc_maml.envs import ENVIRONMENTS
-from hpc_maml.run.job import make_env, prepare
+from hpc_maml.parts import make_env
+from hpc_maml.run.job import prepare
 from hpc_maml.sampling.trajectory import (
     Samples,
     Trajectories,

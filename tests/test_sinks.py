@@ -1,5 +1,6 @@
 """TensorBoard and Weights & Biases: the numbers of metrics.h5, and never at the cost of the run."""
 
+import contextlib
 import json
 import struct
 import threading
@@ -13,11 +14,14 @@ import numpy as np
 import pytest
 from conftest import FAULT, HERE, SMALL, run, start
 
+from hpc_maml import open_run
+from hpc_maml.algorithms.algorithm import Metric
+from hpc_maml.algorithms.maml_trpo import MamlTrpo
 from hpc_maml.config import MetricsConfig, load_config
 from hpc_maml.errors import InputError
 from hpc_maml.run import sinks
-from hpc_maml.run.sinks import Entry, Sink, Sinks, check_installed
-from hpc_maml.storage.metrics import Metrics
+from hpc_maml.run.sinks import Entry, Sink, Sinks, check_sinks, shown, tags
+from hpc_maml.storage.metrics import METRICS, Metrics
 
 BOTH = ("metrics.tensorboard=on", "metrics.wandb=offline")
 
@@ -26,10 +30,21 @@ BOTH = ("metrics.tensorboard=on", "metrics.wandb=offline")
 def killed_and_resumed(tmp_path_factory) -> Path:
     """Return the folder of 8 iterations: the first job was killed after 5, of which it kept 3."""
     folder = tmp_path_factory.mktemp("sinks") / "run"
-    words = (*SMALL, *BOTH, "num_iterations=8", "checkpoint.every=3", "--run-dir", str(folder))
+    tests = ("evaluation.every=2", "evaluation.tasks=3", "evaluation.updates=1")
+    words = (
+        *SMALL,
+        *BOTH,
+        *tests,
+        "num_iterations=8",
+        "checkpoint.every=3",
+        "checkpoint.keep_best=false",
+        "--run-dir",
+        str(folder),
+    )
     killed = ("0", "hpc_maml.run.record", "RunRecord.record", "6", "kill")
-    job = start(2, *killed, *words, python=(FAULT,))
-    job.communicate(timeout=60)
+    with contextlib.chdir(folder.parent):  # where the job notes when it was killed
+        job = start(2, *killed, *words, python=(FAULT,))
+        job.communicate(timeout=60)
     assert job.returncode
     assert len(list((folder / "tensorboard").iterdir())) == 1
     run(3, *words, timeout=60)
@@ -37,11 +52,48 @@ def killed_and_resumed(tmp_path_factory) -> Path:
 
 
 def recorded(folder: Path) -> dict[str, np.ndarray]:
-    """Return the datasets of metrics.h5 by path, ``[iterations]`` or ``[iterations, tasks]``."""
+    """Return the datasets of metrics.h5 by tag, ``[iterations]`` or ``[iterations, tasks]``."""
     with h5py.File(folder / "metrics.h5") as file:
-        paths = [f"iterations/{name}" for name in file["iterations"]]
-        paths += ["tasks/pre_update_return", "tasks/post_update_return"]
-        return {path: file[path][...] for path in paths}
+        what = shown(Metrics(folder, {}, MamlTrpo.metrics, "updates"))
+        columns = tags(what.columns)
+        assert set(columns) == set(file["iterations"])
+        found = {tag: file[f"iterations/{name}"][...] for name, tag in columns.items()}
+        named = tags(what.distributions)
+        assert set(named) == {"pre_update_return", "post_update_return"}
+        return found | {tag: file[f"tasks/{name}"][...] for name, tag in named.items()}
+
+
+def means_of_tests(folder: Path) -> dict[str, dict[int, float]]:
+    """Return the means of the scheduled meta-tests by tag and iteration."""
+    found: dict[str, dict[int, float]] = {}
+    for test in open_run(folder).evaluations:
+        for phase, mean in enumerate(test.returns["run"].mean(0)):
+            tag = f"meta_test/return_after_{phase}_updates"
+            found.setdefault(tag, {})[test.iteration] = mean
+    return found
+
+
+def test_metrics_stand_in_groups(killed_and_resumed):
+    groups = {tag.partition("/")[0] for tag in recorded(killed_and_resumed)}
+    assert groups == {"return", "outer_step", "time", "run"}
+    named = tags({"sampling_seconds": METRICS["sampling_seconds"], "kl_after": Metric("nat", "")})
+    assert named == {
+        "sampling_seconds": "time/sampling_seconds",
+        "kl_after": "outer_step/kl_after",
+    }
+
+
+def test_hyper_parameters_are_those_that_affect_the_result(killed_and_resumed):
+    from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    events = EventAccumulator(str(killed_and_resumed / "tensorboard")).Reload()
+    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    given = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+    assert given["algorithm.max_kl"].number_value == 0.01
+    assert given["env.name"].string_value == "navigation"
+    assert given["policy.hidden_sizes"].string_value == "[8, 8]"
+    assert "topology.agents" not in given
 
 
 def test_tensorboard_reads_each_row_once(killed_and_resumed):
@@ -52,8 +104,15 @@ def test_tensorboard_reads_each_row_once(killed_and_resumed):
     assert len(list(folder.iterdir())) == 2
     keep_all = {"scalars": 0, "histograms": 0}
     events = EventAccumulator(str(folder), tensor_size_guidance=keep_all).Reload()
-    expected = recorded(killed_and_resumed)
-    assert set(events.Tags()["tensors"]) == set(expected)
+    expected, tests = recorded(killed_and_resumed), means_of_tests(killed_and_resumed)
+    assert list(tests["meta_test/return_after_1_updates"]) == [0, 2, 4, 6, 8]
+    others = {"_hparams_/session_start_info"}
+    assert set(events.Tags()["tensors"]) == {*expected, *tests, *others}
+    for tag, means in tests.items():
+        found = events.Tensors(tag)
+        assert [event.step for event in found] == list(means)
+        values = [make_ndarray(event.tensor_proto) for event in found]
+        np.testing.assert_allclose(values, list(means.values()), rtol=1e-6)
     for path, values in expected.items():
         found = events.Tensors(path)
         assert [event.step for event in found] == list(range(1, 9)), path
@@ -64,9 +123,9 @@ def test_tensorboard_reads_each_row_once(killed_and_resumed):
             if values.ndim == 2:  # buckets: left edge, right edge, count
                 assert np.allclose((array[0, 0], array[-1, 1]), (row.min(), row.max()))
                 assert array[:, 2].sum() == len(row)
-    times = [event.wall_time for event in events.Tensors("iterations/accepted")]
+    times = [event.wall_time for event in events.Tensors("run/accepted")]
     assert times == sorted(times)
-    unit = events.SummaryMetadata("iterations/kl_after").summary_description
+    unit = events.SummaryMetadata("outer_step/kl_after").summary_description
     assert unit == "mean KL after adaptation, old to new meta-policy [nat]"
 
 
@@ -113,8 +172,10 @@ def test_wandb_offline_holds_the_whole_run_under_one_id(killed_and_resumed):
     # named after the second and the id: two starts within a second share one
     assert len({folder.name.rsplit("-", 1)[1] for folder in folders}) == 1
     (file,) = folders[-1].glob("*.wandb")
-    rows = wandb_history(file)
-    assert [row["_step"] for row in rows] == list(range(1, 9))
+    first, *rows = wandb_history(file)
+    assert [row["_step"] for row in (first, *rows)] == list(range(9))
+    for tag, means in means_of_tests(killed_and_resumed).items():
+        assert {row["_step"]: row[tag] for row in (first, *rows) if tag in row} == means
     for path, values in recorded(killed_and_resumed).items():
         for row, value in zip(rows, values, strict=True):
             if value.ndim:
@@ -158,7 +219,7 @@ def test_a_run_does_not_wait_for_a_sink_that_hangs(monkeypatch):
     said: list[str] = []
     config = load_config(None, ["metrics.tensorboard=off", "metrics.wandb=offline"])
     several = Sinks(
-        config, Path("run"), Metrics(Path("metrics.h5"), {}, {}, "updates"), said.append
+        config, Path("run"), Metrics(Path("metrics.h5"), {}, {}, "updates"), [], said.append
     )
     began = time.monotonic()
     several.put({"a": 1})
@@ -203,10 +264,10 @@ def test_every_row_is_written_before_the_end():
 
 def test_what_is_asked_for_must_be_installed(monkeypatch):
     monkeypatch.setattr(sinks, "_is_installed", lambda name: False)
-    check_installed(MetricsConfig())
+    check_sinks(MetricsConfig())
     for key, setting in (("tensorboard", "on"), ("wandb", "offline")):
         with pytest.raises(InputError, match=rf"pip install 'hpc_maml\[{key}\]'"):
-            check_installed(MetricsConfig(**{key: setting}))
+            check_sinks(MetricsConfig(**{key: setting}))
 
 
 def test_a_folder_is_no_installation(tmp_path, monkeypatch):

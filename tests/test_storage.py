@@ -266,7 +266,7 @@ class TestOthers:
         found, _ = checkpoint.read(folder / "iteration_000002.h5")
         checkpoint.save(folder, found, "of another", "")
         checkpoint.save(folder, replace(found, iteration=3), "fingerprint", "")
-        checkpoint.prune(folder, 1, "fingerprint")
+        checkpoint.prune(folder, {3}, "fingerprint")
         assert list(checkpoint.checkpoints(folder)) == [2, 3]
 
     @pytest.mark.parametrize("name", ["rollouts", "checkpoints", "evaluations"])

@@ -114,7 +114,8 @@ def test_the_same_on_any_ranks_and_after_a_restart(ranks, guessed):
 
 
 def test_evaluate_shows_it_with_confidence(guessed):
-    table = run(HERE, "evaluate", str(guessed), "--tasks", "3", "--updates", "1", "--json", "t")
+    words = ("--tasks", "3", "--updates", "1", "--json", "t", "--trust")
+    table = run(HERE, "evaluate", str(guessed), *words)
     assert "successful episodes\n" in table.stdout
     assert "100.0 ± 0.0 %" in table.stdout
     rows = {row["name"]: row for row in json.loads(Path("t").read_text())}
@@ -133,10 +134,12 @@ def test_it_is_in_console_tensorboard_and_report(guessed):
     said = run(HERE, *SETTINGS, "num_iterations=1", "--run-dir", "run").stdout
     assert "success " in said
     events = EventAccumulator(str(guessed / "tensorboard")).Reload()
-    found = [event.value for event in events.Scalars("iterations/post_update_success_mean")]
+    found = [event.value for event in events.Scalars("success/post_update_success_mean")]
     expected = open_run(guessed).columns["post_update_success_mean"]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
-    assert "tasks/post_update_success" in events.Tags()["histograms"]
+    assert "success/post_update_success" in events.Tags()["histograms"]
+    tests = events.Scalars("meta_test/success_after_1_updates")
+    assert [(test.step, test.value) for test in tests] == [(0, 1.0), (3, 1.0)]
     run(HERE, "report", str(guessed), "-o", "report")
     assert Path("report/success.svg").exists()
     assert "success, after adaptation" in Path("report/report.html").read_text()

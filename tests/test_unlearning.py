@@ -1,5 +1,6 @@
 """The warning of a run that unlearns: never by noise, always by a fall, and not again and again."""
 
+import pickle
 import shutil
 from itertools import pairwise
 from pathlib import Path
@@ -12,8 +13,9 @@ from conftest import ROOT
 
 from hpc_maml.report.experiments import by_environment, read_runs
 from hpc_maml.report.page import page
-from hpc_maml.report.unlearning import WINDOW, Fall, falls, unlearning
+from hpc_maml.report.unlearning import USED, WINDOW, Fall, Watch, falls, unlearning
 from hpc_maml.run.training import _Record
+from hpc_maml.stopping import StopSignal
 
 NUMBERS = np.arange(200)
 RISING = 10 * (1 - np.exp(-NUMBERS / 30))  # in units of the noise
@@ -90,31 +92,66 @@ def table(returns, **columns):
 
 def test_the_sentence():
     returns = np.repeat([5.0, 9.0, 1.0], WINDOW)
-    said = unlearning(table(returns, accepted=np.arange(60) < 50), now=False)
+    said = unlearning(table(returns, accepted=np.arange(60) < 50))
     # (17 x 9 + 3 x 5) / 20 and (3 x 9 + 17 x 1) / 20
     assert said.startswith(
         "the return after adaptation fell from 8.40 (mean of 20 iterations up to 37) to 2.20 "
         "(up to 57), with a spread of 2.32, though 13 of 20 updates were accepted; look at "
     )
     assert said.endswith("which is near 1 where the gradient is noise (median 1.2)")
-    assert unlearning(table(returns), now=True) == ""  # it was said before
-    assert unlearning({"pre_update_return_mean": returns}, now=False) == ""
+    assert unlearning({"pre_update_return_mean": returns}) == ""
 
 
-def test_it_is_said_once_wherever_a_run_is_continued():
-    columns = table(curves(FALLING, 1)[0])
-    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+@pytest.mark.parametrize("continued_at", [0, 10, 110, 150])
+def test_it_is_said_once_wherever_a_run_is_continued(continued_at):
+    """What a run says on its way is what a report finds of the rows up to there."""
+    columns = table(curves(FALLING, 1)[0], accepted=(NUMBERS % 3 > 0).astype(int))
     kept, notes = [], []
     reporter = SimpleNamespace(iteration=lambda *_: None, note=notes.append)
     sinks = SimpleNamespace(put=lambda _: None)
-    metrics = SimpleNamespace(rows=kept)
-    run = SimpleNamespace(metrics=metrics, record=lambda done, state, row, _: kept.append(row))
-    training = SimpleNamespace(run=run, reporter=reporter, sinks=sinks, job_size={})
-    for done, row in enumerate(rows, 1):  # a continued run has the rows of before
+    run = SimpleNamespace(
+        metrics=SimpleNamespace(rows=kept),
+        record=lambda done, state, row, _: kept.append(row),
+        scheduled_test=lambda done: None,
+    )
+    watch = Watch({name: column[:continued_at] for name, column in columns.items()})
+    training = SimpleNamespace(
+        run=run,
+        reporter=reporter,
+        sinks=sinks,
+        job_size={},
+        watch=watch,
+        stop=StopSignal(),
+        callbacks=(),
+    )
+    for done in range(continued_at + 1, len(NUMBERS) + 1):
+        row = {name: column[done - 1] for name, column in columns.items()}
+        row |= {"iteration_seconds": 1.0}
         result = SimpleNamespace(done=done, state={}, row=row, reason="")
         _Record(training, None).iteration(result, [])
-    found = falls(columns["post_update_return_mean"])
-    assert [note.partition(":")[0] for note in notes] == [f"iteration {x.iteration}" for x in found]
+    found = [each.iteration for each in falls(columns["post_update_return_mean"])]
+    assert len(found) > 1
+    expected = [
+        f"iteration {end}: {unlearning({name: column[:end] for name, column in columns.items()})}"
+        for end in found
+        if end > continued_at
+    ]
+    assert notes == expected
+
+
+def test_what_is_watched_does_not_grow():
+    watch = Watch(table(np.empty(0)))
+    row = dict.fromkeys(USED, 1.0)
+
+    def size() -> int:
+        return len(pickle.dumps(watch))
+
+    for _ in range(100):
+        watch.sentence(row)
+    before = size()
+    for _ in range(1000):
+        watch.sentence(row)
+    assert size() < before + 100
 
 
 def test_a_report_says_it(tmp_path):
@@ -122,6 +159,7 @@ def test_a_report_says_it(tmp_path):
 
     def written(returns) -> str:
         with h5py.File(tmp_path / "run" / "metrics.h5", "a") as file:
+            file.attrs["committed_iterations"] = len(returns)
             for group in ("iterations", "tasks"):
                 for name, dataset in list(file[group].items()):
                     values = np.resize(dataset[...], (len(returns), *dataset.shape[1:]))

@@ -10,7 +10,7 @@ learn() { # name, configuration, seed, settings
     shift 3
     mkdir -p runs
     mpirun -np "$ranks" python -m hpc_maml --config "configs/$config.yaml" --run-dir "runs/$name-$seed" \
-        topology.layout=colocated archive.rollouts=none "seed=$seed" "$@" >>"runs/$name-$seed.log"
+        archive.rollouts=none "seed=$seed" "$@" >>"runs/$name-$seed.log"
 }
 
 for seed in 1 2 3; do

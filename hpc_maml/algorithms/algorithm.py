@@ -2,14 +2,14 @@
 
 A phase of play ends, the task learns something, and the next phase is played with it: adapted
 parameters, or a memory. Then every task is digested, and what outlives the iteration, the state, is
-updated from sums over tasks. Observers call ``begin`` and ``adapt``, agents ``digest`` and
-``update``, the principal ``initial_state`` and ``played``.
+updated from sums over tasks. Observers call ``begin`` and ``adapt``, the ranks that take the outer
+step (agents, or all of a team) ``digest`` and ``update``, the principal ``initial_state``.
 
 The promises of a run rest on these rules, which tests/test_conformance.py checks:
 
 - On a CPU ``digest`` sees one task at a time, so that its shapes never depend on the ranks.
 - Nothing crosses tasks but through ``reduce``; what follows from a sum is computed elementwise in
-  NumPy, by every agent alike.
+  NumPy, by every rank alike.
 - Random numbers come from the generator that is handed in, and from nowhere else.
 - ``update`` returns a new state and leaves the old one as it was; a rejected update returns it.
 """
@@ -68,7 +68,8 @@ class Sampling:
     gamma: float
     gae_lambda: float
     test_updates: int  # inner steps of a meta-test
-    test_step_sizes: Literal["halved", "constant"]  # of the inner steps after the first
+    # Of the inner steps after the first, or the size of each.
+    test_step_sizes: Literal["halved", "constant"] | Sequence[float]
     last_test_actions: Literal["sampled", "mean"] = "sampled"  # of the last phase of a meta-test
 
 
@@ -168,6 +169,13 @@ class Algorithm(ABC):
             self.sampling.gae_lambda,
         )
 
+
+# why an update is rejected whose gradient is not finite, or exactly zero
+NOT_FINITE = (
+    "non-finite gradient: an adaptation has diverged (a smaller step size may help), or a reward "
+    "is not finite"
+)
+NO_SIGNAL = "no signal: in every task all episodes have the same rewards"
 
 GRADIENT_METRICS = {
     "gradient_norm": Metric("1", "Euclidean norm of the iteration's first meta-gradient"),

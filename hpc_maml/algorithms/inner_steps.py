@@ -63,7 +63,7 @@ class GradientAdaptation(Algorithm):
 
     def test_words(self) -> str:
         """Say which step sizes a meta-test takes."""
-        if self.groups:
+        if self.groups and isinstance(self.sampling.test_step_sizes, str):
             later = ", halved in later steps" if self.sampling.test_step_sizes == "halved" else ""
             return f"learned step sizes{later}"
         steps = range(self.sampling.test_updates)
@@ -85,10 +85,14 @@ class GradientAdaptation(Algorithm):
     def step_size(self, state: State, step: int, *, evaluation: bool) -> StepSize:
         """Return the size of an inner step, counted from 0.
 
-        In a meta-test, steps after the first are halved where ``sampling.test_step_sizes`` says so
-        (Finn et al. 2017, appendix A.2); of learned sizes, the steps after those of training are.
+        In a meta-test they may be given one by one (``sampling.test_step_sizes``). Otherwise steps
+        after the first are halved there if it says so (Finn et al. 2017, appendix A.2); of learned
+        sizes, the steps after those of training are.
         """
-        halved = evaluation and self.sampling.test_step_sizes == "halved"
+        sizes = self.sampling.test_step_sizes
+        if evaluation and not isinstance(sizes, str):
+            return float(sizes[min(step, len(sizes) - 1)])
+        halved = evaluation and sizes == "halved"
         if self.groups:
             known = min(step, self.num_inner_steps - 1)
             size = self.groups.expand(state[STEP_SIZES][known])

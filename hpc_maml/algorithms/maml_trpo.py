@@ -29,6 +29,8 @@ from hpc_maml.algorithms.adaptation import (
 )
 from hpc_maml.algorithms.algorithm import (
     GRADIENT_METRICS,
+    NO_SIGNAL,
+    NOT_FINITE,
     THETA,
     Metric,
     Reduce,
@@ -47,14 +49,19 @@ from hpc_maml.algorithms.inner_steps import (
     like,
 )
 from hpc_maml.algorithms.step_sizes import StepSizeGroups
-from hpc_maml.algorithms.trust_region import ConjugateGradient, conjugate_gradient, line_search
+from hpc_maml.algorithms.trust_region import (
+    ConjugateGradient,
+    LineSearch,
+    conjugate_gradient,
+    line_search,
+)
 from hpc_maml.errors import InputError
 from hpc_maml.policies.distributions import Parameters
 from hpc_maml.policies.network import Array
 from hpc_maml.policies.policy import Evaluation, Policy
 from hpc_maml.policies.preconditioner import Inverse, blockwise, diagonal_inverse
 from hpc_maml.sampling.trajectory import Samples, Trajectories, samples, thinned
-from hpc_maml.settings import Count, NonNegative, Positive
+from hpc_maml.settings import NonNegative, Positive
 
 FACTOR_SAMPLES = 0.25  # fraction of the samples that a preconditioner is made of
 
@@ -63,7 +70,9 @@ class TrustRegionSettings(FastLearningRate):
     """The keys of an outer step by TRPO."""
 
     max_kl: Positive = Field(1.0e-2, description="trust region: mean KL after adaptation, in nats")
-    cg_iters: Count = Field(10, description="conjugate gradient iterations")
+    cg_iters: Annotated[int, Field(ge=1, le=10000)] = Field(
+        10, description="conjugate gradient iterations"
+    )
     cg_preconditioner: Literal["none", "kronecker"] = Field(
         "none",
         description="none, or kronecker: of the layers' Kronecker factors (torch modules: of the "
@@ -80,7 +89,9 @@ class TrustRegionSettings(FastLearningRate):
         description="fraction of the samples that the Fisher matrix is computed on; below 1 some "
         "runs get stuck, see docs/results",
     )
-    ls_max_steps: Count = Field(15, description="line search steps before the update is rejected")
+    ls_max_steps: Annotated[int, Field(ge=1, le=1000)] = Field(
+        15, description="line search steps before the update is rejected"
+    )
     ls_backtrack_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.8, description="ratio of one line search step to the one before"
     )
@@ -264,6 +275,18 @@ class AllTasks:
         )
 
 
+def _why(search: LineSearch, surrogate_before: float, max_kl: float) -> str:
+    """Say why a line search failed, by its last and shortest candidate."""
+    if not np.isfinite([search.surrogate, search.kl]).all():
+        found = "the adaptation diverges at the last candidate"
+    elif search.kl > max_kl:
+        found = f"the KL divergence is {search.kl:.2g} at the last candidate, above {max_kl:g}"
+    else:
+        change = search.surrogate - surrogate_before
+        found = f"the surrogate loss does not fall (by {change:+.1e} at the last candidate)"
+    return f"line search failed: {found}"
+
+
 class MamlTrpo(GradientAdaptation):
     """MAML: the outer step is one of TRPO on the losses after adaptation."""
 
@@ -339,7 +362,9 @@ class MamlTrpo(GradientAdaptation):
         found["step_size"] = self.mean_step_size(state)
         found |= gradient_metrics(gradient, square, num_tasks)
         if not np.isfinite(gradient).all():
-            return Update(state, "non-finite gradient", found)
+            return Update(state, NOT_FINITE, found)
+        if not gradient.any():
+            return Update(state, NO_SIGNAL, found)
 
         # step direction x = F^-1 g
         direction = self.step_direction(tasks, gradient)
@@ -349,7 +374,8 @@ class MamlTrpo(GradientAdaptation):
         # Lagrange multiplier; x . F x needs no further product, as F x = g - residual
         curvature = (direction.solution * (gradient - direction.residual)).sum()
         if not 0 < curvature < np.inf:
-            return Update(state, "no finite step", found)
+            reason = "no finite step: the curvature along it is not positive and finite"
+            return Update(state, reason, found)
         full_step = -direction.solution / np.sqrt(curvature / (2 * settings.max_kl))
 
         # line search
@@ -365,7 +391,7 @@ class MamlTrpo(GradientAdaptation):
         found |= {"surrogate_after": search.surrogate, "kl_after": search.kl}
         found["line_search_steps"] = search.steps
         if search.theta is None:
-            return Update(state, "line search failed", found)
+            return Update(state, _why(search, found["surrogate_before"], settings.max_kl), found)
         return Update(self.with_outer_parameters(state, search.theta), "", found)
 
     def step_direction(self, tasks: AllTasks, gradient: np.ndarray) -> ConjugateGradient:

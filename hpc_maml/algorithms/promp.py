@@ -23,6 +23,8 @@ from hpc_maml.algorithms.adaptation import (
 from hpc_maml.algorithms.algorithm import (
     GRADIENT_METRICS,
     NAME,
+    NO_SIGNAL,
+    NOT_FINITE,
     THETA,
     Metric,
     Reduce,
@@ -38,7 +40,7 @@ from hpc_maml.policies.distributions import Parameters
 from hpc_maml.policies.network import Array
 from hpc_maml.policies.policy import Policy
 from hpc_maml.sampling.trajectory import Samples, Trajectories, samples
-from hpc_maml.settings import Count, NonNegative, Positive
+from hpc_maml.settings import NonNegative, Positive
 
 KL_COEFFICIENTS = "kl_coefficients"  # in the state, float64 [num_inner_steps]
 FAR = 1.5  # ratio of the KL divergence to its target, either way, that changes a coefficient
@@ -49,7 +51,9 @@ class ProMPSettings(InnerStepSettings):
 
     name: str = Field("promp", description=NAME)
     outer_lr: Positive = Field(1.0e-2, description="learning rate of Adam in the outer step")
-    adam_steps: Count = Field(5, description="steps of Adam on one collection")
+    adam_steps: Annotated[int, Field(ge=1, le=10000)] = Field(
+        5, description="steps of Adam on one collection"
+    )
     clip: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.3, description="importance ratios count between 1 - clip and 1 + clip"
     )
@@ -252,7 +256,9 @@ class ProMP(GradientAdaptation):
                 found |= {"clipped_loss_before": loss.item(), "kl_before": kl.item()}
                 found |= gradient_metrics(gradient, square.item(), num_tasks)
             if not np.isfinite(gradient).all():
-                return Update(state, "non-finite gradient", found)
+                return Update(state, NOT_FINITE, found)
+            if not gradient.any() and candidate is outer:
+                return Update(state, NO_SIGNAL, found)
             candidate, moments = adam_step(candidate, gradient, new, settings.outer_lr)
             new = new | moments
         loss, kl, clip_fraction, inner_kls, *_ = mean(at(candidate))

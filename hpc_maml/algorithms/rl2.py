@@ -32,7 +32,7 @@ from hpc_maml.policies.network import Array
 from hpc_maml.policies.policy import Policy
 from hpc_maml.sampling.rollout import Play
 from hpc_maml.sampling.trajectory import Trajectories, valid_steps
-from hpc_maml.settings import Count, NonNegative, Positive
+from hpc_maml.settings import NonNegative, Positive
 
 Rest = TypeVarTuple("Rest")
 
@@ -49,8 +49,12 @@ class RL2Settings(AlgorithmSettings):
         1, description="episodes of a task through which the memory lives on"
     )
     outer_lr: Positive = Field(1.0e-3, description="learning rate of Adam")
-    epochs: Count = Field(3, description="passes over the trials of an iteration")
-    minibatches: Count = Field(10, description="steps of Adam in a pass, each on part of the tasks")
+    epochs: Annotated[int, Field(ge=1, le=10000)] = Field(
+        3, description="passes over the trials of an iteration"
+    )
+    minibatches: Annotated[int, Field(ge=1, le=8192)] = Field(
+        10, description="steps of Adam in a pass, each on part of the tasks"
+    )
     clip: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.2, description="importance ratios count between 1 - clip and 1 + clip"
     )

@@ -10,6 +10,7 @@ from hpc_maml.envs.bandit_strategies import EPISODES, strategies, strategy_retur
 from hpc_maml.envs.batched import TaskVectorEnv, check_choices
 
 PULLS = 10  # of an episode, where nobody says otherwise
+MOST_ARMS = 2**16
 
 # What luck is drawn from, and what a pull pays with it, for an arm of mean p in [0, 1].
 REWARDS = {
@@ -41,9 +42,9 @@ class Bandit(TaskVectorEnv):
         arms: int = 5,
         rewards: str = "bernoulli",
     ) -> None:
-        """Make the batch; ValueError for fewer than two arms or unknown rewards."""
-        if not isinstance(arms, int) or arms < 2:
-            raise ValueError(f"a bandit needs at least 2 arms, not {arms!r}")
+        """Make the batch; ValueError for a number of arms or rewards that there are not."""
+        if not isinstance(arms, int) or not 2 <= arms <= MOST_ARMS:
+            raise ValueError(f"a bandit has 2 to {MOST_ARMS} arms, not {arms!r}")
         if rewards not in REWARDS:
             raise ValueError(f"rewards are {' or '.join(REWARDS)}, not {rewards!r}")
         self.task_dim = arms

@@ -105,6 +105,10 @@ class TaskVectorEnv(VectorEnv, ABC):
         """Return the optimal returns ``[n]`` of an episode on tasks, by name, where known."""
         return {}
 
+    def task_words(self, task: np.ndarray) -> str:
+        """Return a task ``[task_dim]`` in words, with units, as pictures and films show it."""
+        return f"task {', '.join(f'{value:.2f}' for value in task)}"
+
     @abstractmethod
     def _draw_starts(self, rng: np.random.Generator) -> np.ndarray:
         """Draw the initial states of one task's episodes, ``[B, state_dim]``."""

@@ -13,6 +13,7 @@ from gymnasium.envs.registration import load_env_creator
 from hpc_maml.envs.batched import TaskVectorEnv, check_choices
 
 LONGEST_EPISODE = 1000  # where nothing else is said
+IMAGES_PER_SECOND = 30
 Maker = Callable[..., Any]  # an environment class, or gymnasium.make with an ID
 
 
@@ -129,6 +130,15 @@ class SingleEnvs(Foreign):
         self.reports_success = bool(getattr(envs[0].unwrapped, "reports_success", False))
         super().__init__(name, envs[0].observation_space, envs[0].action_space, **sizes)
 
+    def image(self, row: int) -> np.ndarray:
+        """Return an image of an episode, uint8 ``[height, width, 3]``; needs ``rgb_array``."""
+        return np.asarray(self._envs[row].render())
+
+    @property
+    def seconds_per_step(self) -> float:
+        """The time that a step takes in a film, where the environment says so."""
+        return 1 / float(self._envs[0].metadata.get("render_fps", IMAGES_PER_SECOND))
+
     def _start(self, chosen: np.ndarray, starts: np.ndarray) -> None:
         for row, seed in zip(np.flatnonzero(chosen), starts[:, 0], strict=True):
             self._seen[row] = self._flat(self._envs[row].reset(seed=int(seed))[0])
@@ -144,3 +154,18 @@ class SingleEnvs(Foreign):
             self._seen[row] = self._flat(observation)
             if self.reports_success:
                 self._succeeded[row] = info["success"]
+
+
+class GivenEnv(SingleEnvs):
+    """One environment that somebody made, with whatever task it has."""
+
+    task_dim = 0
+
+    def __init__(self, env: gymnasium.Env, horizon: int) -> None:
+        """Keep it; ValueError for spaces that cannot be used."""
+        sizes = {"num_tasks": 1, "episodes_per_task": 1, "horizon": horizon, "num_threads": 1}
+        super().__init__(type(env.unwrapped).__name__, [env], **sizes)
+
+    def sample_tasks(self, rng: np.random.Generator, n: int) -> np.ndarray:
+        """Return n times nothing, ``[n, 0]``."""
+        return np.zeros((n, 0))

@@ -30,6 +30,7 @@ class Lander(ParameterTasks):
         num_threads: int = 1,
         continuous: bool = True,
         vary_gravity: bool = False,
+        render_mode: str | None = None,
     ) -> None:
         """Make the batch; ValueError without Box2D."""
         if importlib.util.find_spec("Box2D") is None:
@@ -42,6 +43,6 @@ class Lander(ParameterTasks):
                 "horizon": horizon,
                 "num_threads": num_threads,
             },
-            {"continuous": continuous, "enable_wind": True},
+            {"continuous": continuous, "enable_wind": True, "render_mode": render_mode},
             TASK_RANGES | ({"gravity": GRAVITY_RANGE} if vary_gravity else {}),
         )

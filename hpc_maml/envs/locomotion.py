@@ -273,6 +273,10 @@ class TargetVelocity:
     task_dim = 1
     fastest: float
 
+    def task_words(self, task: np.ndarray) -> str:
+        """Return the velocity."""
+        return f"velocity {task[0]:.2f} m/s"
+
     def sample_tasks(self, rng: np.random.Generator, n: int) -> np.ndarray:
         """Draw n velocities, float64 ``[n, 1]``."""
         return rng.uniform(0.0, self.fastest, (n, 1))
@@ -282,6 +286,10 @@ class TargetDirection:
     """The task is a direction: forwards, 1, or backwards, -1."""
 
     task_dim = 1
+
+    def task_words(self, task: np.ndarray) -> str:
+        """Return the direction."""
+        return "forwards" if task[0] > 0 else "backwards"
 
     def sample_tasks(self, rng: np.random.Generator, n: int) -> np.ndarray:
         """Draw n directions, float64 ``[n, 1]``."""
@@ -380,6 +388,10 @@ class AntGoal(Ant):
     def _bind(self) -> None:
         super()._bind()
         self._place = self._view(self._lineage.position)[:, :2]
+
+    def task_words(self, task: np.ndarray) -> str:
+        """Return the goal."""
+        return f"goal ({task[0]:.2f}, {task[1]:.2f}) m"
 
     def sample_tasks(self, rng: np.random.Generator, n: int) -> np.ndarray:
         """Draw n points, float64 ``[n, 2]``, in m."""

@@ -76,6 +76,10 @@ class Navigation(TaskVectorEnv):
         """Return what is paid for the straight way to goals ``[n, 2]`` that are known."""
         return {"optimal return with the goal known": optimal_returns(tasks, self.horizon)}
 
+    def task_words(self, task: np.ndarray) -> str:
+        """Return the goal."""
+        return f"goal ({task[0]:.2f}, {task[1]:.2f})"
+
     def picture(
         self, axes: Any, task: np.ndarray, phases: Mapping[str, Sequence[np.ndarray]]
     ) -> None:

@@ -7,7 +7,14 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import iterate
 
-from hpc_maml.envs.foreign import Foreign, Maker, SingleEnvs, make_one, title
+from hpc_maml.envs.foreign import (
+    IMAGES_PER_SECOND,
+    Foreign,
+    Maker,
+    SingleEnvs,
+    make_one,
+    title,
+)
 
 
 class OwnTasks:
@@ -92,6 +99,16 @@ class VectorEnvsWithTasks(OwnTasks, Foreign):
         super().set_tasks(tasks)
         for env, task in zip(self._envs, self._tasks[:: self.episodes_per_task], strict=True):
             env.set_task(self._original_task(task))
+
+    def image(self, row: int) -> np.ndarray:
+        """Return an image, uint8 ``[height, width, 3]``, of an episode."""
+        task, episode = divmod(row, self.episodes_per_task)
+        return np.asarray(self._envs[task].render()[episode])
+
+    @property
+    def seconds_per_step(self) -> float:
+        """The time that a step takes in a film, where the environment says so."""
+        return 1 / float(self._envs[0].metadata.get("render_fps", IMAGES_PER_SECOND))
 
     def _rows(self) -> list[slice]:
         size = self.episodes_per_task

@@ -42,6 +42,11 @@ class ParameterTasks(SingleEnvs):
                 )
         self._arguments = [name for name in self._names if name in arguments]
 
+    def task_words(self, task: np.ndarray) -> str:
+        """Return the parameters by name."""
+        pairs = zip(self._names, task, strict=True)
+        return ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in pairs)
+
     def sample_tasks(self, rng: np.random.Generator, n: int) -> np.ndarray:
         """Draw n tasks, float64 ``[n, task_dim]``, in the order of ``task_ranges``."""
         return rng.uniform(*self._ranges, (n, self.task_dim))

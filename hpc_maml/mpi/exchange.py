@@ -17,6 +17,7 @@ class Messenger:
     def __init__(self, comm: MPI.Comm) -> None:
         self.comm = comm
         self.in_flight: list[MPI.Request] = []
+        self.arriving: list[tuple[int, MPI.Request, int]] = []  # tag, request, source
 
     def send(self, message: Any, dest: int, tag: int) -> None:
         """Send a message without waiting."""
@@ -46,14 +47,21 @@ class Messenger:
         await Until(complete, what)
         return received[-1], status.Get_source()
 
-    def take(self, tag: int) -> list[int]:
-        """Receive all messages with ``tag`` that have arrived; return the ranks they came from."""
+    def arrived(self, tag: int) -> list[tuple[Any, int]]:
+        """Return the messages with ``tag`` that are here now, each with the rank it came from."""
         status = MPI.Status()
-        sources = []
         while (message := self.comm.improbe(MPI.ANY_SOURCE, tag, status)) is not None:
-            message.recv()
-            sources.append(status.Get_source())
-        return sources
+            self.arriving.append((tag, message.irecv(), status.Get_source()))
+        whole, arriving = [], []
+        for each in self.arriving:
+            kind, request, source = each
+            done, content = request.test() if kind == tag else (False, None)
+            if done:
+                whole.append((content, source))
+            else:
+                arriving.append(each)
+        self.arriving = arriving
+        return whole
 
     def poll(self) -> bool:
         """Let go of completed sends; tell whether none is left."""

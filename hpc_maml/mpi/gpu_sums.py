@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from mpi4py import MPI
 
-from hpc_maml.errors import InputError
+from hpc_maml.errors import InputError, reason_of
 from hpc_maml.mpi.exact_sum import ExactSum
 from hpc_maml.mpi.topology import Topology, smallest
 
@@ -35,7 +35,7 @@ NO_SETTINGS = tuple(f"OMPI_MCA_{name}" for name in ("ess", "orte", "prte", "pmix
 
 
 def sum_of_agents(
-    setting: str, gpu: "Gpu | None", topology: Topology, limit: float
+    setting: str, gpu: "Gpu | None", topology: Topology, limit: float, spin: float = 0.0
 ) -> tuple[ExactSum, str]:
     """Return the sum over agents, and through which memory it goes, in words, for one with a GPU.
 
@@ -50,12 +50,12 @@ def sum_of_agents(
         raise InputError(
             "mpi.cuda_aware is on, but the MPI library says that it cannot take memory of a GPU."
         )
-    through_host = ExactSum(agents, limit, gpu)
+    through_host = ExactSum(agents, limit, gpu, spin=spin)
     if agents.size == 1:
         return through_host, "none, as there is one agent" if gpu else ""
     trial_limit = min(TRIAL_LIMIT, limit / 2)  # the others wait for it
     objection = _objection(setting, gpu, answer, topology.local_agent == 0, trial_limit)
-    direct = ExactSum(agents, limit, gpu, direct=True)
+    direct = ExactSum(agents, limit, gpu, direct=True, spin=spin)
     if smallest(agents, not objection, limit):
         # what one process proved by itself must hold between them
         terms = np.arange(1000.0)
@@ -113,7 +113,7 @@ def try_sum(device: str, limit: float, command: Sequence[str] = TRIAL) -> str:
     except subprocess.TimeoutExpired:
         return f"a trial had no end within {limit:g} s"
     except OSError as error:
-        return f"a trial did not start: {error.strerror}"
+        return f"a trial did not start: {reason_of(error)}"
     if child.returncode == WRONG_SUM:
         return "a trial gave a wrong sum"
     if child.returncode < 0:

@@ -4,8 +4,9 @@ import os
 import socket
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -18,14 +19,17 @@ from hpc_maml.mpi.waiting import wait
 HOST = np.dtype([("name", "S64"), ("cores", np.int64), ("affinity", np.uint64), ("gpus", np.int64)])
 
 
+Layout = Literal["team", "split"]
+
+
 @dataclass(frozen=True)
 class Place:
-    """The roles of one rank; ``team`` is the index of the agent it works with."""
+    """The roles of one rank, none if it rests; ``team`` is the index of the agent it works with."""
 
     principal: bool
     agent: bool
     observer: bool
-    team: int | None  # None for a principal that is neither agent nor observer
+    team: int | None  # None for a rank that is neither agent nor observer
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -33,48 +37,128 @@ class Place:
         return tuple(r for r in ("principal", "agent", "observer") if getattr(self, r))
 
 
-def assign_roles(
-    nodes: Sequence[int],
+@dataclass(frozen=True)
+class Plan:
+    """Which rank holds which roles."""
+
+    layout: Layout
+    reason: str  # for the layout, in words
+    places: tuple[Place, ...]  # by rank
+
+    def takes_step(self, place: Place) -> bool:
+        """Tell whether a rank of this place keeps the digests of tasks and takes the outer step."""
+        return place.agent or (self.layout == "team" and place.observer)
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Where a rank runs."""
+
+    node: int  # any number that names it
+    cores: Hashable = 0  # any name of the set of cores that the rank is bound to
+    num_cores: int = 2**31  # in this set
+    gpus: int = 0  # of the node, for agents
+
+
+def plan_roles(
+    seats: Sequence[Seat],
     agents: int | Literal["auto"],
-    layout: Literal["split", "colocated"],
-    cores: int | None = None,
-    gpus: Sequence[int] = (),
-) -> list[Place]:
-    """Return the place of every rank; ``nodes[rank]`` is any number that names its node.
+    layout: Literal["auto", "team", "split"],
+    device: Literal["auto", "cpu", "cuda"] = "cpu",
+) -> Plan:
+    """Return the places of all ranks, from where each of them runs.
+
+    ``auto`` is ``split`` where there are GPUs that the ``device`` allows. Without, it is ``team``
+    for as many ranks as have a core, and at least one for each agent; the others rest. ``team`` and
+    ``split`` have all ranks work.
+
+    Raises InputError for more agents than ranks, and for teams that are to use GPUs.
+    """
+    if agents != "auto" and agents > len(seats):
+        raise InputError(f"topology.agents is {agents}, but there are only {len(seats)} MPI ranks.")
+    if layout == "team" and device == "cuda":
+        raise InputError(
+            "topology.layout=team computes on CPUs: device=cuda needs topology.layout=split."
+        )
+    has_gpus = device != "cpu" and any(seat.gpus for seat in seats)
+    if layout != "auto":
+        ranks = [*range(len(seats))]
+        chosen, reason = layout, f"topology.layout={layout}"
+    elif has_gpus or device == "cuda":
+        ranks = [*range(len(seats))]
+        chosen, reason = "split", "agents compute on GPUs, observers on CPUs"
+    else:
+        ranks = _ranks_with_a_core(seats, 1 if agents == "auto" else agents)
+        chosen, reason = "team", "without GPUs every rank that observes also computes"
+        if resting := len(seats) - len(ranks):
+            reason += f"; {resting} of {len(seats)} ranks rest, as they have no core of their own"
+    assign = _assign_split if chosen == "split" else _assign_teams
+    found = dict(zip(ranks, assign([seats[rank] for rank in ranks], agents), strict=True))
+    rest = Place(principal=False, agent=False, observer=False, team=None)
+    return Plan(chosen, reason, tuple(found.get(rank, rest) for rank in range(len(seats))))
+
+
+def _ranks_with_a_core(seats: Sequence[Seat], least: int) -> list[int]:
+    """Return the ranks that get a core each, rank 0 among them, and ``least`` at any rate."""
+    working: Counter[tuple[int, Hashable]] = Counter()
+    ranks: list[int] = []
+    others: list[int] = []
+    for rank, seat in enumerate(seats):
+        place = (seat.node, seat.cores)
+        (ranks if working[place] < seat.num_cores else others).append(rank)
+        working[place] += 1
+    return sorted(ranks + others[: max(0, least - len(ranks))])
+
+
+def _assign_teams(seats: Sequence[Seat], agents: int | Literal["auto"]) -> list[Place]:
+    """Return places where every rank observes, and the first of each team is its agent.
+
+    ``auto`` makes one team of each node. Agents are dealt to nodes in proportion to their ranks,
+    and neighbours form a team; the ranks of nodes without an agent go to the smallest teams.
+    """
+    free = _ranks_of_nodes(seats, range(len(seats)))
+    number = len(free) if isinstance(agents, str) else agents
+    dealt = _agents_of_nodes(number, free, dict.fromkeys(free, 0))
+    groups = []
+    for node, ranks in free.items():
+        edges = [len(ranks) * index // max(1, dealt[node]) for index in range(dealt[node] + 1)]
+        groups += [ranks[start:end] for start, end in pairwise(edges)]
+    for node, ranks in free.items():
+        for rank in ranks if not dealt[node] else ():
+            min(groups, key=len).append(rank)
+    # rank 0 is on the first node, but that may have no agent where there are few
+    groups = sorted(map(sorted, groups))
+    teams = {rank: index for index, group in enumerate(groups) for rank in group}
+    first = {group[0] for group in groups}
+    return [
+        Place(principal=rank == 0, agent=rank in first, observer=True, team=teams[rank])
+        for rank in range(len(seats))
+    ]
+
+
+def _assign_split(seats: Sequence[Seat], agents: int | Literal["auto"]) -> list[Place]:
+    """Return places where agents and observers have ranks of their own.
 
     ``auto`` makes one agent for each GPU, at most half of the ranks; without GPUs a quarter of the
-    ranks, but not more than there are ``cores``. ``gpus[rank]`` are those that its node has.
+    ranks, but not more than there are cores.
 
     Teams are formed node by node: agents are dealt to nodes in proportion to their GPUs, or without
     any to their free ranks; observers join an agent of their own node, and only those of nodes
     without an agent go to the smallest teams elsewhere. Roles are composed where ranks are few:
     without 1 + 2 agents ranks the principal shares rank 0 with another role, and an agent without
     an observer observes for itself.
-
-    Raises InputError for more agents than ranks.
     """
-    size = len(nodes)
-    if layout == "colocated":
-        if agents not in ("auto", size):
-            raise InputError(
-                f"The colocated layout makes every rank an agent, {size} here: "
-                f"topology.agents must be auto, not {agents}."
-            )
-        return [Place(rank == 0, True, True, rank) for rank in range(size)]
-    gpus_of = dict.fromkeys(nodes, 0)
-    for node, number in zip(nodes, gpus, strict=False):
-        gpus_of[node] = max(gpus_of[node], number)
-    if isinstance(agents, str):
-        agents = _default_agents(size, sum(gpus_of.values()), cores)
-    if agents > size:
-        raise InputError(f"topology.agents is {agents}, but there are only {size} MPI ranks.")
+    size = len(seats)
+    gpus = dict.fromkeys((seat.node for seat in seats), 0)
+    for seat in seats:
+        gpus[seat.node] = max(gpus[seat.node], seat.gpus)
+    found = sum(gpus.values())
+    most = min(size // 2, found) if found else min(size // 4, count_cores(seats))
+    number = max(1, most) if isinstance(agents, str) else agents
 
-    principal_alone = size >= 1 + 2 * agents
-    free: dict[int, list[int]] = {node: [] for node in sorted(set(nodes), key=list(nodes).index)}
-    for rank in range(1 if principal_alone else 0, size):
-        free[nodes[rank]].append(rank)
-
-    dealt = _agents_of_nodes(agents, free, gpus_of)
+    principal_alone = size >= 1 + 2 * number
+    free = _ranks_of_nodes(seats, range(1 if principal_alone else 0, size))
+    dealt = _agents_of_nodes(number, free, gpus)
     agent_ranks = [rank for node in free for rank in free[node][: dealt[node]]]
 
     teams = {rank: index for index, rank in enumerate(sorted(agent_ranks))}
@@ -97,9 +181,17 @@ def assign_roles(
     ]
 
 
-def _default_agents(size: int, gpus: int, cores: int | None) -> int:
-    """Return the number of agents for ``topology.agents: auto``."""
-    return max(1, min(size // 2, gpus) if gpus else min(size // 4, cores or size))
+def _ranks_of_nodes(seats: Sequence[Seat], ranks: Iterable[int]) -> dict[int, list[int]]:
+    """Return which of ``ranks`` are on which node, in the order in which nodes appear."""
+    found: dict[int, list[int]] = {seat.node: [] for seat in seats}
+    for rank in ranks:
+        found[seats[rank].node].append(rank)
+    return found
+
+
+def count_cores(seats: Iterable[Seat]) -> int:
+    """Return the cores of all ranks together, those that ranks share counted once."""
+    return sum(cores for *_, cores in {(seat.node, seat.cores, seat.num_cores) for seat in seats})
 
 
 def _agents_of_nodes(
@@ -127,16 +219,20 @@ class Topology:
     """
 
     world: MPI.Intracomm
-    places: tuple[Place, ...]
+    plan: Plan
     hosts: tuple[str, ...]  # by rank
     cores: int  # of all ranks together
     threads: int  # this rank's share of the cores it may run on
+    owns_core: bool  # there is one for each working rank bound to the cores of this one
     local_agent: int  # index of this agent among the agents of its node
-    principal_comm: MPI.Comm
     agent_comm: MPI.Comm
-    observer_comm: MPI.Comm
     learner_comm: MPI.Comm
     team_comm: MPI.Comm
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """The places of all ranks."""
+        return self.plan.places
 
     @property
     def place(self) -> Place:
@@ -147,6 +243,11 @@ class Topology:
     def agent_ranks(self) -> list[int]:
         """World ranks of the agents, by team index."""
         return [rank for rank, place in enumerate(self.places) if place.agent]
+
+    @property
+    def resting_ranks(self) -> list[int]:
+        """World ranks without a role."""
+        return [rank for rank, place in enumerate(self.places) if not place.roles]
 
     @property
     def learner_ranks_of_agents(self) -> tuple[int, ...]:
@@ -160,6 +261,10 @@ class Topology:
         """Return the number of observers of a team."""
         return sum(place.observer and place.team == team for place in self.places)
 
+    def stepping_ranks(self, team: int) -> int:
+        """Return how many ranks of a team digest tasks and take the outer step."""
+        return self.team_observers(team) if self.plan.layout == "team" else 1
+
     def observers_at_once(self, team: int) -> int:
         """Return the number of observers of a team that have a core each."""
         observers = sum(place.observer for place in self.places)
@@ -168,13 +273,7 @@ class Topology:
 
     def free(self) -> None:
         """Free the communicators."""
-        for comm in (
-            self.principal_comm,
-            self.agent_comm,
-            self.observer_comm,
-            self.learner_comm,
-            self.team_comm,
-        ):
+        for comm in (self.agent_comm, self.learner_comm, self.team_comm):
             if comm != MPI.COMM_NULL:
                 comm.Free()
 
@@ -182,27 +281,27 @@ class Topology:
 def build_topology(
     world: MPI.Intracomm,
     agents: int | Literal["auto"],
-    layout: Literal["split", "colocated"],
+    layout: Literal["auto", "team", "split"],
     limit: float,
-    gpus: int = 0,
+    device: Literal["auto", "cpu", "cuda"] = "cpu",
 ) -> Topology:
-    """Assign the roles on ``world`` and split it; collective. Raises InputError on every rank.
-
-    ``gpus`` are those of this host that agents are to use.
-    """
-    hosts = _gather_hosts(world, limit, gpus)
+    """Assign the roles on ``world`` and split it; collective. Raises InputError on every rank."""
+    hosts = _gather_hosts(world, limit, 0 if device == "cpu" else len(visible_gpus()))
     node_comm = world.Split_type(MPI.COMM_TYPE_SHARED)
     nodes = np.zeros(world.size, np.int64)
     node = np.array([smallest(node_comm, world.rank, limit)], np.int64)
     node_comm.Free()
     wait(world.Iallgather(node, nodes), "the nodes of all ranks", limit)
-    cores = _count_cores(hosts, nodes)
+    seats = [
+        Seat(int(nodes[rank]), int(host["affinity"]), int(host["cores"]), int(host["gpus"]))
+        for rank, host in enumerate(hosts)
+    ]
     try:
-        places = assign_roles(nodes.tolist(), agents, layout, cores, hosts["gpus"].tolist())
+        plan = plan_roles(seats, agents, layout, device)
     except InputError as error:
         error.on_every_rank = True
         raise
-    place = places[world.rank]
+    places, place, seat = plan.places, plan.places[world.rank], seats[world.rank]
 
     def split(member: bool, colour: int = 0, key: int = 0) -> MPI.Comm:
         return world.Split(colour if member else MPI.UNDEFINED, key)
@@ -210,16 +309,20 @@ def build_topology(
     same_node_agents = [
         rank for rank in range(world.size) if places[rank].agent and nodes[rank] == node[0]
     ]
+    sharing = sum(
+        (other.node, other.cores) == (seat.node, seat.cores)
+        for other, role in zip(seats, places, strict=True)
+        if role.agent or role.observer
+    )
     return Topology(
         world=world,
-        places=tuple(places),
+        plan=plan,
         hosts=tuple(host["name"].decode() for host in hosts),
-        cores=cores,
-        threads=_threads(world.rank, hosts, nodes, places),
+        cores=count_cores(seats),
+        threads=max(1, seat.num_cores // max(1, sharing)),
+        owns_core=bool(place.roles) and sharing <= seat.num_cores,
         local_agent=same_node_agents.index(world.rank) if place.agent else 0,
-        principal_comm=split(place.principal),
         agent_comm=split(place.agent),
-        observer_comm=split(place.observer),
         learner_comm=split(place.principal or place.agent),
         team_comm=split(place.team is not None, place.team or 0, 0 if place.agent else 1),
     )
@@ -260,24 +363,6 @@ def _gather_hosts(world: MPI.Comm, limit: float, gpus: int) -> np.ndarray:
         limit,
     )
     return everyone
-
-
-def _count_cores(hosts: np.ndarray, nodes: np.ndarray) -> int:
-    """Return the cores of all ranks together, those that ranks share counted once."""
-    shared = zip(nodes.tolist(), hosts["affinity"].tolist(), hosts["cores"].tolist(), strict=True)
-    return sum(cores for _, _, cores in set(shared))
-
-
-def _threads(rank: int, hosts: np.ndarray, nodes: np.ndarray, places: Sequence[Place]) -> int:
-    """Return the cores a rank may use, shared with the working ranks bound to the same cores."""
-    sharing = [
-        other
-        for other in range(len(places))
-        if nodes[other] == nodes[rank]
-        and hosts[other]["affinity"] == hosts[rank]["affinity"]
-        and (places[other].agent or places[other].observer)
-    ]
-    return max(1, int(hosts[rank]["cores"]) // max(1, len(sharing)))
 
 
 def rank_ranges(numbers: Sequence[int]) -> str:

@@ -1,9 +1,10 @@
-"""Waiting without using a core, for one request or for all roles of a rank.
+"""Waiting at little cost, for one request or for all roles of a rank.
 
 MPI libraries spin while they wait. Many ranks on few cores then take the cores from the ranks that
 have work, so every wait here polls, and sleeps between polls for a fraction of the time it has
 waited so far: short waits stay short, long ones cost nothing. On a busy machine a poll costs its
-neighbours a tenth to half a millisecond.
+neighbours a tenth to half a millisecond, and a sleep lasts for that long at least. So a rank with a
+core of its own, which takes it from nobody, polls for a moment before it sleeps.
 """
 
 import time
@@ -12,11 +13,13 @@ from dataclasses import dataclass
 
 from mpi4py import MPI
 
+SPIN = 2e-3  # seconds that a rank with a core of its own polls before it sleeps
 SHORTEST_SLEEP, LONGEST_SLEEP = 1e-4, 0.5  # seconds
 LONGEST_LOOK = 1.0  # seconds between two looks; a process that was suspended looked for less
 # Fractions of the time waited so far: of an outer step's reductions, of which there are many in a
 # row; of the roles of a rank; and of either beyond 20 ms.
 OF_A_REQUEST, OF_ROLES, OF_LONG_WAITS = 1 / 20, 1 / 8, 1 / 50
+GIVE_WAY = 2e-3  # seconds that a role works before others of its rank get a turn
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,11 @@ class Idle:
     Time in which the process did not run, as while its job is suspended, hardly counts.
     """
 
-    def __init__(self, limit: float, fraction: float) -> None:
+    def __init__(self, limit: float, fraction: float, spin: float = 0.0) -> None:
+        """Begin to wait; in the first ``spin`` seconds ``sleep`` returns at once."""
         self.limit = limit
         self.fraction = fraction
+        self.spin = spin
         self.waited = 0.0  # seconds
         self.looked = time.monotonic()
 
@@ -48,43 +53,83 @@ class Idle:
         now = time.monotonic()
         self.waited += min(now - self.looked, LONGEST_LOOK)
         self.looked = now
+        if self.waited < self.spin:
+            return
         if self.waited > self.limit:
             raise TimeoutError(f"waited {self.waited:.0f} s for {what}")
         seconds = min(self.waited * self.fraction, max(self.waited * OF_LONG_WAITS, 0.02))
         time.sleep(min(max(seconds, SHORTEST_SLEEP), LONGEST_SLEEP))
 
 
-def wait(request: MPI.Request, what: str, limit: float) -> None:
+def wait(request: MPI.Request, what: str, limit: float, spin: float = 0.0) -> None:
     """Return when an MPI request is complete; raise TimeoutError after ``limit`` seconds."""
-    idle = Idle(limit, OF_A_REQUEST)
+    idle = Idle(limit, OF_A_REQUEST, spin)
     while not request.Test():
         idle.sleep(what)
 
 
-def run_roles(roles: dict[str, Coroutine[Until, None, None]], limit: float) -> None:
-    """Run the roles of this rank, each until it awaits something, until all have returned.
+class Roles:
+    """The roles of this rank, each of which runs until it awaits something."""
 
-    An exception is given the attribute ``role``, the name of the role that raised it. Raises
-    TimeoutError when no role could go on for ``limit`` seconds.
-    """
-    waiting: dict[str, Until | None] = dict.fromkeys(roles)
-    idle = Idle(limit, OF_ROLES)
-    try:
-        while waiting:
-            role = " and ".join(waiting)
-            ready = [name for name, awaited in waiting.items() if not awaited or awaited.ready()]
-            for role in ready:
-                try:
-                    waiting[role] = roles[role].send(None)
-                except StopIteration:
-                    del waiting[role]
-            if ready:
-                idle = Idle(limit, OF_ROLES)
-            else:
-                idle.sleep(" and ".join(awaited.what for awaited in waiting.values() if awaited))
-    except BaseException as error:
-        error.role = role  # type: ignore[attr-defined]
-        raise
-    finally:
-        for coroutine in roles.values():
-            coroutine.close()
+    def __init__(self, limit: float, spin: float = 0.0) -> None:
+        """Begin without any; a wait polls for ``spin`` seconds, and ends after ``limit``."""
+        self.limit = limit
+        self.spin = spin
+        self.coroutines: dict[str, Coroutine[Until, None, None]] = {}
+        self.awaited: dict[str, Until | None] = {}  # by those that have not returned
+        self.running: set[str] = set()
+        self.looked = time.monotonic()
+
+    def run(self, roles: dict[str, Coroutine[Until, None, None]]) -> None:
+        """Run these roles until all have returned.
+
+        An exception is given the attribute ``role``, the name of the role that raised it. Raises
+        TimeoutError when no role could go on for ``limit`` seconds.
+        """
+        self.coroutines = roles
+        self.awaited = dict.fromkeys(roles)
+        idle = Idle(self.limit, OF_ROLES, self.spin)
+        try:
+            while self.awaited:
+                if self._go_on():
+                    idle = Idle(self.limit, OF_ROLES, self.spin)
+                else:
+                    idle.sleep(" and ".join(each.what for each in self.awaited.values() if each))
+        except BaseException as error:
+            if not hasattr(error, "role"):
+                error.role = " and ".join(self.awaited)  # type: ignore[attr-defined]
+            raise
+        finally:
+            for coroutine in roles.values():
+                coroutine.close()
+
+    def give_way(self) -> None:
+        """Let the other roles of this rank go on; a role that works for long calls it often."""
+        now = time.monotonic()
+        if now - self.looked > GIVE_WAY:
+            self._go_on()
+            self.looked = time.monotonic()
+
+    def _go_on(self) -> bool:
+        """Run each role that can go on until it awaits something; tell whether there was one."""
+        found = False
+        for role in list(self.awaited):
+            # What is awaited is asked right before the role runs: an answer may take a message.
+            if role in self.running or role not in self.awaited:
+                continue
+            awaited = self.awaited[role]
+            if awaited and not awaited.ready():
+                continue
+            found = True
+            self.running.add(role)
+            try:
+                self.awaited[role] = self.coroutines[role].send(None)
+            except StopIteration:
+                del self.awaited[role]
+            except BaseException as error:
+                if not hasattr(error, "role"):  # of a role that this one gave way to
+                    error.role = role  # type: ignore[attr-defined]
+                raise
+            finally:
+                self.running.discard(role)
+        return found

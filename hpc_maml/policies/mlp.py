@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -35,7 +35,9 @@ from hpc_maml.settings import Count
 class MLPSettings(NetworkSettings):
     """The keys of a multilayer perceptron."""
 
-    hidden_sizes: list[Count] = Field([64, 64], description="units of each hidden layer")
+    hidden_sizes: Annotated[list[Count], Field(max_length=100)] = Field(
+        [64, 64], description="units of each hidden layer"
+    )
     activation: Literal["tanh", "relu"] = Field("tanh", description="tanh or relu")
 
 

@@ -72,9 +72,7 @@ class Policy:
         """Return parameters by name as one vector ``[P]``."""
         return np.concatenate([np.asarray(layers[name]).ravel() for name in self.shapes])
 
-    def step(
-        self, layers: Layers, memory: np.ndarray | None, observations: np.ndarray
-    ) -> tuple[Parameters, np.ndarray | None]:
+    def step(self, layers: Layers, memory: Array, observations: Array) -> tuple[Parameters, Array]:
         """Return the distribution for observations ``[G, B, observation]``, and the new memory."""
         if not self.memory_size:
             return self.forward(layers, observations), memory

@@ -186,6 +186,14 @@ class TorchModule(FeedForward):
         for name, parameter in _learned(_construct(self, int(rng.integers(2**63)))).items():
             layers[name][:] = parameter.detach().numpy().reshape(self.shapes[name])
 
+    def module(self, layers: Layers) -> torch.nn.Module:
+        """Return a new module with these parameters, tensors ``[*shape]``."""
+        module = _construct(self, seed=0)
+        with torch.no_grad():
+            for name, parameter in _learned(module).items():
+                parameter.copy_(layers[name].reshape(parameter.shape))
+        return module
+
     def forward(self, layers: Layers, observations: Array) -> Array:
         """Return the outputs ``[..., N, output]``."""
         tasks = self._tasks(layers, observations)

@@ -10,11 +10,11 @@ import numpy as np
 
 from hpc_maml.algorithms.algorithm import Metric
 from hpc_maml.config import NEUTRAL_KEYS
-from hpc_maml.errors import InputError
+from hpc_maml.errors import InputError, printable
 from hpc_maml.storage.hdf5_files import DamagedError
 from hpc_maml.storage.meta_tests import MetaTest
 from hpc_maml.storage.reader import Run
-from hpc_maml.storage.run_folder import METRICS
+from hpc_maml.storage.run_folder import METRICS, has_config
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,6 +36,7 @@ class RunData:
     declared: Mapping[str, Metric]  # metrics of the algorithm
     versions: dict[str, str]
     evaluations: list[MetaTest]  # meta-tests, by iteration
+    trusted: bool  # what the run names as module:Class may be imported
 
     def column(self, name: str) -> np.ndarray:
         """Return a metric of all iterations, NaN where the run has none of that name."""
@@ -110,14 +111,40 @@ def declared(runs: Iterable[RunData]) -> dict[str, Metric]:
     return found
 
 
-def read_runs(folders: Sequence[Path]) -> list[RunData]:
-    """Read every run once; raises InputError for a folder without a run, or a damaged one."""
+def find_runs(folders: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """Return the run folders that are meant, also those in a folder of runs, and what is left out.
+
+    Left out are runs without an iteration; raises InputError if nothing is left.
+    """
+    found = [run for folder in folders for run in _runs_in(folder)]
+    begun = [folder for folder in found if Run(folder).committed_iterations]
+    sentences = [f"The run in {each} has not done an iteration yet" for each in found]
+    left_out = [
+        sentence for folder, sentence in zip(found, sentences, strict=True) if folder not in begun
+    ]
+    if not begun:
+        raise InputError(f"{'; '.join(left_out)}.")
+    return begun, [f"{each}: it is left out." for each in left_out]
+
+
+def read_runs(folders: Sequence[Path], *, trust: bool = False) -> list[RunData]:
+    """Read every run once; raises InputError for a folder without a run, or a damaged one.
+
+    With ``trust``, what they name as ``module:Class`` may be imported.
+    """
     unique = list({folder.resolve(): folder for folder in folders}.values())
-    names = [folder.resolve().name for folder in unique]
+    names = [printable(folder.resolve().name) for folder in unique]
     return [
-        _read(folder, name if names.count(name) == 1 else str(folder))
+        _read(folder, name if names.count(name) == 1 else printable(str(folder)), trust)
         for folder, name in zip(unique, names, strict=True)
     ]
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    """Return a run folder itself, or the runs in a folder of runs."""
+    if has_config(folder) or not folder.is_dir():
+        return [folder]
+    return sorted(path for path in folder.iterdir() if has_config(path)) or [folder]
 
 
 def by_environment(runs: Sequence[RunData]) -> list[Environment]:
@@ -149,11 +176,9 @@ def settings_of(run: RunData) -> dict[str, Any]:
     return dict(_leaves(kept))
 
 
-def _read(folder: Path, name: str) -> RunData:
+def _read(folder: Path, name: str, trust: bool) -> RunData:
     run = Run(folder)
     metrics, per_task = run.metrics, run.per_task
-    if metrics.empty:
-        raise InputError(f"The run in {folder} has not done an iteration yet.")
     if missing := [each for each in NEEDED if each not in per_task]:
         raise DamagedError(folder / METRICS, f"it has no {', '.join(missing)}")
     rows = min(len(metrics), *(len(values) for values in per_task.values()))
@@ -168,6 +193,7 @@ def _read(folder: Path, name: str) -> RunData:
         declared=run.declared,
         versions=run.versions,
         evaluations=evaluations,
+        trusted=trust,
     )
 
 

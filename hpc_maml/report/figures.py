@@ -1,6 +1,7 @@
 """The pictures of a report, one function each."""
 
 import textwrap
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -11,11 +12,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from hpc_maml.algorithms.algorithm import Metric
 from hpc_maml.envs import make
 from hpc_maml.envs.batched import TaskVectorEnv
+from hpc_maml.errors import printable
+from hpc_maml.names import UntrustedError, is_ones_own
 from hpc_maml.report.experiments import Environment, Experiment, RunData, declared, kinds
 from hpc_maml.report.phases import AXIS, FIRST, GAIN, UPDATES, each, ends, ends_by_index
 from hpc_maml.report.statistics import (
@@ -48,8 +52,11 @@ STYLE = {
     "legend.frameon": False,
     "lines.linewidth": 1.7,
     "svg.hashsalt": "hpc_maml",  # the same picture gives the same file
+    "text.parse_math": False,  # a $ in the name of a folder is a $
 }
 STYLES = ("-", "--", ":", "-.")
+GREYS = ("0.35", "0.55", "0.7")
+FEW_SEEDS = 5  # fewer are drawn one by one: an interval of so few says little
 SHOWN_TASKS, SHOWN_EPISODES = 6, 2
 COLUMNS = 3  # of small pictures in a figure
 
@@ -72,10 +79,16 @@ def pictures(environment: Environment) -> list[Picture]:
 
 
 def render(picture: Picture, kind: str) -> bytes:
-    """Return the content of a picture's file, ``svg`` or ``png``."""
+    """Return the content of a picture's file, ``svg``, ``png`` or ``pdf``."""
     content = BytesIO()
-    with mpl.rc_context(STYLE):
-        metadata = {"Date": None} if kind == "svg" else None
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        # of letters that the font lacks: they are boxes in the picture, and stand on the page
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
+        for text in picture.figure.findobj(Text):
+            lines = text.get_text().split("\n")  # type: ignore[attr-defined] # of a Text
+            text.set_text("\n".join(map(printable, lines)))  # type: ignore[attr-defined]
+        dates = {"svg": "Date", "pdf": "CreationDate"}  # the same picture gives the same file
+        metadata = {dates[kind]: None} if kind in dates else None
         picture.figure.savefig(content, format=kind, dpi=160, metadata=metadata)
     return content.getvalue()
 
@@ -83,18 +96,10 @@ def render(picture: Picture, kind: str) -> bytes:
 def learning_curves(experiments: Sequence[Experiment]) -> Picture:
     """Draw the returns of the first and the last phase, and what lies between them."""
     figure, (left, right) = _panels(2, widths=(1.6, 1))
-    one = len(experiments) == 1
     before, after = ends(kinds(experiments))
     for experiment, colour in _coloured(experiments):
         iterations = np.arange(1, experiment.iterations + 1)
-        for phase, style, only in (("pre_update", "--", BEFORE), ("post_update", "-", AFTER)):
-            band = returns(experiment, phase)
-            shade = only if one else colour
-            left.plot(iterations, band.middle, color=shade, linestyle=style)
-            if one or phase == "post_update":
-                left.fill_between(
-                    iterations, band.low, band.high, color=shade, alpha=0.18, linewidth=0
-                )
+        _curves(left, experiment, iterations, colour, one=len(experiments) == 1)
         gain = metric(experiment, "post_update_return_mean") - metric(
             experiment, "pre_update_return_mean"
         )
@@ -103,21 +108,13 @@ def learning_curves(experiments: Sequence[Experiment]) -> Picture:
             for values in gain:
                 right.plot(iterations, values, color=colour, alpha=0.35, linewidth=0.7)
     right.axhline(0, color="0.5", linewidth=0.8)
-    # The first iterations of few seeds have bands so wide that nothing else would be seen.
-    left.set_ylim(*_reach(experiments))
+    _returns_axis(left, experiments)
     _iterations(left)
     _iterations(right)
-    left.set_ylabel("return of an episode [reward]")
     right.set_ylabel("difference of returns [reward]")
     left.set_title("Return of an episode")
     found = kinds(experiments)
     right.set_title(GAIN[found[0]] if len(found) == 1 else "Gain within a task")
-    colours = (BEFORE, AFTER) if one else ("0.3", "0.3")
-    lines = [
-        Line2D([], [], color=colours[0], linestyle="--", label=before),
-        Line2D([], [], color=colours[1], label=after),
-    ]
-    left.legend(handles=lines, loc="best", fontsize=8)
     _legend(figure, experiments)
     return Picture(
         "learning_curves",
@@ -126,6 +123,56 @@ def learning_curves(experiments: Sequence[Experiment]) -> Picture:
         + _bands(experiments, after),
         figure,
     )
+
+
+def sample_efficiency(experiments: Sequence[Experiment]) -> Picture:
+    """Draw the returns of the first and the last phase by environment steps."""
+    figure, (axis,) = _panels(1, widths=(1,), width=6.5)
+    _, after = ends(kinds(experiments))
+    for experiment, colour in _coloured(experiments):
+        steps = metric(experiment, "environment_steps").cumsum(1).mean(0)
+        _curves(axis, experiment, steps, colour, one=len(experiments) == 1)
+    _returns_axis(axis, experiments)
+    axis.set_xlabel("environment steps")
+    axis.ticklabel_format(axis="x", scilimits=(-3, 5))
+    axis.margins(x=0.01)
+    _legend(figure, experiments)
+    return Picture(
+        "sample_efficiency",
+        "Return by environment steps",
+        "The same returns by the environment steps of all tasks and phases so far. "
+        + _bands(experiments, after),
+        figure,
+    )
+
+
+def _curves(axis: Axes, experiment: Experiment, x: np.ndarray, colour: Any, *, one: bool) -> None:
+    """Draw the returns of the first and the last phase; of few seeds each, of many a band."""
+    for phase, style, only in (("pre_update", "--", BEFORE), ("post_update", "-", AFTER)):
+        band = returns(experiment, phase)
+        shade = only if one else colour
+        axis.plot(x, band.middle, color=shade, linestyle=style)
+        if not (one or phase == "post_update"):
+            continue
+        if 1 < len(experiment.runs) < FEW_SEEDS:
+            for values in metric(experiment, f"{phase}_return_mean"):
+                axis.plot(x, values, style, color=shade, alpha=0.4, linewidth=0.7)
+        else:
+            axis.fill_between(x, band.low, band.high, color=shade, alpha=0.18, linewidth=0)
+
+
+def _returns_axis(axis: Axes, experiments: Sequence[Experiment]) -> None:
+    """Name the axis of returns, and say which lines are of which phase."""
+    before, after = ends(kinds(experiments))
+    colours = (BEFORE, AFTER) if len(experiments) == 1 else ("0.3", "0.3")
+    lines = [
+        Line2D([], [], color=colours[0], linestyle="--", label=before),
+        Line2D([], [], color=colours[1], label=after),
+    ]
+    axis.legend(handles=lines, loc="best", fontsize=8)
+    # The first iterations of few seeds have bands so wide that nothing else would be seen.
+    axis.set_ylim(*_reach(experiments))
+    axis.set_ylabel("return of an episode [reward]")
 
 
 def adaptation_curve(experiments: Sequence[Experiment]) -> Picture:
@@ -185,9 +232,13 @@ Coloured = Sequence[tuple[Experiment, Any]]
 
 def _after_training(axis: Axes, kind: str, shown: Coloured, *, alone: bool) -> None:
     for (experiment, colour), aside in zip(shown, _asides(len(shown)), strict=True):
+        # The run has the colour that it has everywhere; beside it stand the policies it is tested
+        # with, where no other run is.
         for number, policy in enumerate(policies(experiment) if alone else [RUN]):
-            look = {"color": PALETTE[number % len(PALETTE)], "linestyle": STYLES[min(number, 3)]}
-            look = look | {"label": policy} if alone else {"color": colour}
+            look = {"color": colour}
+            if alone:
+                grey = {} if policy == RUN else {"color": GREYS[(number - 1) % len(GREYS)]}
+                look |= grey | {"linestyle": STYLES[min(number, 3)], "label": policy}
             _whiskers(axis, kind, test_returns(experiment, policy), aside, **look)
     optimal = [
         axis.axhline(height, color="0.4", linestyle=style, linewidth=1, label=name)
@@ -514,6 +565,10 @@ def trajectories(experiments: Sequence[Experiment]) -> Picture | None:
 def _environment(run: RunData) -> TaskVectorEnv | None:
     """Return the environment of a run, if it can be made here."""
     env = run.config["env"]
+    if is_ones_own(env["name"]) and not run.trusted:
+        reason = UntrustedError(run.name, {"env.name": env["name"]})
+        warnings.warn(f"There is no picture of trajectories: {reason}", stacklevel=1)
+        return None
     try:
         return make(env["name"], num_tasks=1, episodes_per_task=1, **env["kwargs"])
     except (ValueError, TypeError):
@@ -557,6 +612,7 @@ def episodes_of_tasks(
 
 DRAWINGS: tuple[Callable[[Sequence[Experiment]], Picture | None], ...] = (
     learning_curves,
+    sample_efficiency,
     adaptation_curve,
     meta_test,
     successes,
@@ -614,14 +670,17 @@ def _coloured(experiments: Sequence[Experiment]) -> list[tuple[Experiment, Any]]
 
 
 def _legend(figure: Figure, experiments: Sequence[Experiment]) -> None:
-    """Say below the axes which experiment has which colour, where there are several."""
+    """Say below the axes which experiment has which colour, where there are several.
+
+    Matplotlib leaves labels out that begin with an underscore.
+    """
     if len(experiments) < 2:
         return
     # so that a line of letters of this size is no wider than the figure
     letters = int(15 * figure.get_figwidth())
     keys = ["\n".join(textwrap.wrap(each.key, letters)) for each in experiments]
     lines = [
-        Line2D([], [], color=colour, label=key)
+        Line2D([], [], color=colour, label=f" {key}" if key.startswith("_") else key)
         for (_, colour), key in zip(_coloured(experiments), keys, strict=True)
     ]
     columns = 4 if all(each.key == each.label for each in experiments) else 1
@@ -672,11 +731,15 @@ def _medians(experiments: Sequence[Experiment], name: str) -> np.ndarray:
 
 
 def _bands(experiments: Sequence[Experiment], after: str) -> str:
-    several = [len(experiment.runs) > 1 for experiment in experiments]
-    seeds = "mean over seeds with its 95 % confidence interval"
-    tasks = "mean over the tasks of the iteration with the middle half of the tasks as the band"
-    words = seeds if all(several) else tasks
-    if any(several) and not all(several):
-        words = f"{seeds}; of a single run, {tasks}"
-    only = f" ({after})" if len(several) > 1 else ""
+    numbers = [len(experiment.runs) for experiment in experiments]
+    kinds_of_bands = {
+        "of a single run, mean over the tasks of the iteration with the middle half of the tasks "
+        "as the band": 1 in numbers,
+        f"of fewer than {FEW_SEEDS} seeds, their mean with a thin line for each": any(
+            1 < number < FEW_SEEDS for number in numbers
+        ),
+        "of more seeds, their mean with its 95 % confidence interval": max(numbers) >= FEW_SEEDS,
+    }
+    words = "; ".join(each for each, holds in kinds_of_bands.items() if holds)
+    only = f" ({after})" if len(numbers) > 1 else ""
     return f"Lines and bands{only}: {words}."

@@ -3,17 +3,18 @@
 import base64
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from html import escape
+from html import escape as escape_html
 
 import numpy as np
 import yaml
 
+from hpc_maml.errors import printable
 from hpc_maml.report.advice import advise
 from hpc_maml.report.experiments import Environment, Experiment, RunData, kinds
 from hpc_maml.report.figures import Picture
 from hpc_maml.report.phases import EPISODE, FIRST
 from hpc_maml.report.statistics import Band, optima, policies, test_returns, trial_returns
-from hpc_maml.report.tables import Quantity, quantities
+from hpc_maml.report.tables import Quantity, aggregate_rows, quantities
 from hpc_maml.report.unlearning import unlearning
 from hpc_maml.storage.meta_tests import half_width
 
@@ -30,12 +31,18 @@ table { border-collapse: collapse; font-size: 0.85rem; }
 th, td { padding: 0.3rem 0.7rem; border-bottom: 1px solid #ddd; text-align: right;
          white-space: nowrap; font-variant-numeric: tabular-nums; }
 th { text-align: left; font-weight: 600; }
-thead th { text-align: right; vertical-align: bottom; }
+thead th { text-align: right; vertical-align: bottom; white-space: normal; min-width: 4rem; }
 thead th:first-child { text-align: left; }
+th:first-child { position: sticky; left: 0; background: #fff; }
 th.mean, td.mean { background: #f4f4f4; font-weight: 600; }
 .unit { color: #555; font-weight: 400; }
 pre { font-size: 0.8rem; background: #f7f7f7; padding: 0.7rem; overflow-x: auto; }
 """
+
+
+def escape(text: str) -> str:
+    """Return a text as HTML that shows it, with line breaks as they are."""
+    return "\n".join(escape_html(printable(line)) for line in text.split("\n"))
 
 
 def page(
@@ -53,7 +60,7 @@ def page(
         f"<title>{escape(names)}: report of hpc_maml</title><style>{STYLE}</style></head><body>",
         f"<h1>{escape(names)}</h1>",
         f'<p class="note">Report of hpc_maml, {datetime.now():%Y-%m-%d %H:%M}. All numbers are in '
-        "CSV files and all pictures in PNG and SVG files, too, written with this page.</p>",
+        "CSV files and all pictures in PNG, SVG and PDF files, too, written with this page.</p>",
     ]
     parts += [f'<p class="note">Note: {escape(note)}</p>' for note in notes]
     for environment in environments:
@@ -63,14 +70,21 @@ def page(
             for each in environment.experiments
             if each.key != each.label
         ]
-        parts += [_table(environment), *_tests(environment)]
+        parts += [_table(environment), _aggregates(environment), *_tests(environment)]
         parts += [_figure(*each) for each in pictures[environment.name]]
         parts.append("<h3>Runs</h3>")
         parts += [
             f'<p class="note">{escape(run.name)}: {escape(sentence)}.</p>'
             for each in environment.experiments
             for run in each.runs
-            for sentence in ("; ".join(advise(run.metrics)), unlearning(run.metrics, now=False))
+            for sentence in (
+                "; ".join(
+                    advise(
+                        run.metrics, run.config["meta_batch_size"], run.versions.get("layout", "")
+                    )
+                ),
+                unlearning(run.metrics),
+            )
             if sentence
         ]
         parts += [_details(run) for each in environment.experiments for run in each.runs]
@@ -88,35 +102,63 @@ def _figure(picture: Picture, svg: bytes) -> str:
 
 
 def _table(environment: Environment) -> str:
-    """Return the quantities as rows, runs and experiments as columns."""
-    columns: list[tuple[str, Experiment, RunData | None]] = []
-    for experiment in environment.experiments:
-        columns += [(run.name, experiment, run) for run in experiment.runs]
-        if len(experiment.runs) > 1:
-            columns.append((f"mean of {experiment.label}", experiment, None))
-    several = len(environment.experiments) > 1
+    """Return runs and the means of experiments as rows, their quantities as columns."""
+    found = quantities([environment])
     head = "".join(
-        _cell("th", _heading(name, experiment if run and several else None), mean=run is None)
-        for name, experiment, run in columns
+        f"<th>{escape(each.words)}{_unit(each)}</th>"
+        for each in [Quantity("iterations", "1", lambda run: 0, ""), *found.values()]
     )
-    iterations = "".join(
-        _cell("td", str(len(run.metrics) if run else experiment.iterations), mean=run is None)
-        for _, experiment, run in columns
-    )
-    body = [f"<tr><th>iterations</th>{iterations}</tr>"]
-    for quantity in quantities([environment]).values():
-        unit = "" if quantity.unit == "1" else f' <span class="unit">[{quantity.unit}]</span>'
-        cells = "".join(
-            _cell("td", _text(quantity, [run] if run else experiment.runs), mean=run is None)
-            for _, experiment, run in columns
-        )
-        body.append(f"<tr><th>{escape(quantity.words)}{unit}</th>{cells}</tr>")
+    several = len(environment.experiments) > 1
+    body = []
+    for experiment in environment.experiments:
+        rows: list[tuple[str, Sequence[RunData]]] = [
+            (_heading(run.name, experiment if several else None), [run]) for run in experiment.runs
+        ]
+        if len(experiment.runs) > 1:
+            rows.append((escape(f"mean of {experiment.label}"), experiment.runs))
+        for name, runs in rows:
+            mean = len(runs) > 1
+            iterations = experiment.iterations if mean else len(runs[0].metrics)
+            cells = [str(iterations), *(_text(quantity, runs) for quantity in found.values())]
+            row = "".join(_cell("td", cell, mean=mean) for cell in cells)
+            body.append(f"<tr>{_cell('th', name, mean=mean)}{row}</tr>")
     return (
         f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>"
         '<p class="note">Returns are means over the last tenth of the iterations; medians and sums '
         "are over all of them. ± is the 95 % confidence interval of the mean over seeds.</p>"
     )
+
+
+def _aggregates(environment: Environment) -> str:
+    """Return what the seeds of each experiment come to; empty where there is one seed of each."""
+    if all(len(each.runs) == 1 for each in environment.experiments):
+        return ""
+    rows = aggregate_rows([environment])
+    names = ["experiment", "score", "seeds", "mean", "interquartile mean", "95 % interval"]
+    head = "".join(f"<th>{name}</th>" for name in names)
+    body = []
+    for row in rows:
+        interval = ""
+        if row["seeds"] > 1:
+            interval = f"{row['low_95']:,.2f} to {row['high_95']:,.2f}"
+        numbers = [f"{row[name]:,.2f}" for name in ("mean", "interquartile_mean")]
+        cells = [row["score"], str(row["seeds"]), *numbers, interval]
+        text = "".join(f"<td>{each.replace('-', '−')}</td>" for each in cells)
+        body.append(f"<tr><th>{escape(row['experiment'])}</th>{text}</tr>")
+    return (
+        f'<h3>Aggregates over seeds</h3><div class="wide"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+        '<p class="note">The score of a run is its mean return in the last phase: in training, '
+        "over the last tenth of the iterations, and on the unseen tasks of its last meta-test, of "
+        "RL² in a whole trial. The interquartile mean leaves out the lowest and the highest "
+        "quarter of the runs; its interval is that of the bootstrap (Agarwal et al. 2021). How "
+        "likely a run of one experiment is above one of another is in aggregates.csv.</p>"
+    )
+
+
+def _unit(quantity: Quantity) -> str:
+    return "" if quantity.unit == "1" else f' <span class="unit">[{quantity.unit}]</span>'
 
 
 def _tests(environment: Environment) -> list[str]:

@@ -1,6 +1,6 @@
 """Means and the bands around them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +9,8 @@ from hpc_maml.report.experiments import Experiment
 from hpc_maml.report.phases import EPISODE
 from hpc_maml.storage.meta_tests import RUN, MetaTest, half_width
 from hpc_maml.storage.metrics import CLASS_SUCCESS
+
+BOOTSTRAPS = 10_000  # samples
 
 
 class Band(NamedTuple):
@@ -23,6 +25,52 @@ def mean_band(values: np.ndarray) -> Band:
     """Return mean and 95 % confidence interval over the first axis of ``[samples, n]``."""
     mean, half = values.mean(0), half_width(values)
     return Band(mean, mean - half, mean + half)
+
+
+def interquartile_mean(scores: np.ndarray) -> np.ndarray:
+    """Return the mean of the middle half of scores ``[..., runs, tasks]``, all taken together.
+
+    A quarter, rounded down, is dropped at either end (Agarwal et al. 2021, section 4.3).
+    """
+    flat = np.sort(scores.reshape(*scores.shape[:-2], -1), axis=-1)
+    dropped = flat.shape[-1] // 4
+    return flat[..., dropped : flat.shape[-1] - dropped].mean(-1)
+
+
+def bootstrapped(
+    scores: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], samples: int = BOOTSTRAPS
+) -> tuple[float, float]:
+    """Return the 95 % confidence interval of a statistic of scores ``[runs, tasks]``.
+
+    By the stratified percentile bootstrap: the runs of each task are drawn anew by themselves
+    (Agarwal et al. 2021, section 4.1). The draws are always the same.
+    """
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(len(scores), size=(samples, *scores.shape))
+    low, high = np.quantile(statistic(np.take_along_axis(scores[None], drawn, 1)), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def probability_of_improvement(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Return how likely a run of ours ``[n]`` has a higher score than one of theirs ``[m]``.
+
+    Equal ones count half (Agarwal et al. 2021, section 4.3).
+    """
+    return float(np.mean(np.sign(ours[:, None] - theirs) / 2 + 0.5))
+
+
+def final_scores(experiment: Experiment) -> dict[str, np.ndarray]:
+    """Return the scores of every run ``[runs]``, by what they are of.
+
+    Mean return in the last phase of the last tenth of the iterations, and that of the last
+    meta-test, if all runs have one.
+    """
+    training = [run.per_task["post_update_return"][run.final].mean() for run in experiment.runs]
+    found = {"training": np.array(training)}
+    tests = _last_tests(experiment)
+    if len(tests) == len(experiment.runs):
+        found["unseen tasks"] = np.array([test.score for test in tests])
+    return found
 
 
 def metric(experiment: Experiment, name: str) -> np.ndarray:
@@ -105,7 +153,12 @@ def policies(experiment: Experiment) -> list[str]:
     """Return the policies in the last meta-tests of all runs that have one, none without."""
     tests = _last_tests(experiment)
     names = tests[0].returns if tests else ()
-    return [name for name in names if all(name in test.returns for test in tests)]
+    kind = experiment.phase  # a baseline whose phases are of the other kind is in the CSV file
+    return [
+        name
+        for name in names
+        if all(name in test.returns and test.phase_of(name) == kind for test in tests)
+    ]
 
 
 def test_returns(experiment: Experiment, policy: str) -> Band:
@@ -123,14 +176,8 @@ def trial_returns(experiment: Experiment, policy: str) -> Band | None:
 
 
 def returns_of_trials(test: MetaTest, policy: str) -> np.ndarray | None:
-    """Return the sums over the episodes of trials ``[n]``, if the phases are episodes.
-
-    A baseline of another algorithm has phases of its own kind, mostly of another number.
-    """
-    found = test.returns[policy]
-    if test.phase != EPISODE or found.shape[1] != test.returns[RUN].shape[1]:
-        return None
-    return found.sum(1)
+    """Return the sums over the episodes of trials ``[n]``, if the phases are episodes."""
+    return test.returns[policy].sum(1) if test.phase_of(policy) == EPISODE else None
 
 
 def tests_on_the_way(experiment: Experiment) -> dict[int, Band]:

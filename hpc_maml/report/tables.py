@@ -9,8 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hpc_maml.report.experiments import Environment, Experiment, RunData, declared, kinds
-from hpc_maml.report.phases import EPISODE, ends
-from hpc_maml.report.statistics import returns, returns_of_trials
+from hpc_maml.report.phases import EPISODE, FIRST, ends
+from hpc_maml.report.statistics import (
+    bootstrapped,
+    final_scores,
+    interquartile_mean,
+    probability_of_improvement,
+    returns,
+    returns_of_trials,
+)
 from hpc_maml.storage.meta_tests import MetaTest, half_width
 
 Row = dict[str, Any]
@@ -147,6 +154,38 @@ def experiment_rows(environments: Iterable[Environment]) -> list[Row]:
     return rows
 
 
+def aggregate_rows(environments: Iterable[Environment]) -> list[Row]:
+    """Return a row for each score of an experiment: mean and interquartile mean of its runs.
+
+    The interval of the latter is at 95 %, by the bootstrap over seeds; one seed has none. Every
+    other experiment of the environment has a column: how likely a run of this one beats its.
+    """
+    rows = []
+    for environment, experiment in _each(environments):
+        for name, scores in final_scores(experiment).items():
+            interval = (
+                bootstrapped(scores[:, None], interquartile_mean)
+                if len(scores) > 1
+                else (np.nan, np.nan)
+            )
+            row = {
+                **_place(environment, experiment),
+                "score": name,
+                "seeds": len(scores),
+                "mean": float(scores.mean()),
+                "interquartile_mean": float(interquartile_mean(scores[:, None])),
+                "low_95": interval[0],
+                "high_95": interval[1],
+            }
+            for other in environment.experiments:
+                theirs = final_scores(other).get(name)
+                if other is not experiment and theirs is not None:
+                    beats = probability_of_improvement(scores, theirs)
+                    row[f"probability_above {other.label}"] = beats
+            rows.append(row)
+    return rows
+
+
 def curve_rows(environments: Iterable[Environment]) -> list[Row]:
     """Return the points of the learning curves."""
     rows = []
@@ -226,7 +265,8 @@ def _tested(test: MetaTest) -> Iterator[tuple[str, str, int | str, np.ndarray]]:
     """Yield policy, phase, its number, and the returns of the tasks."""
     for policy, returns_of in test.returns.items():
         for phase, values in enumerate(returns_of.T):
-            yield policy, test.phase, test.first + phase, values
+            kind = test.phase_of(policy)
+            yield policy, kind, FIRST[kind] + phase, values
         if (totals := returns_of_trials(test, policy)) is not None:
             yield policy, "trial", "", totals
     for name, values in test.optima.items():

@@ -1,36 +1,44 @@
-"""The agent: gives its tasks to observers on demand, and takes the outer step with the others."""
+"""The agent: gives its tasks to observers on demand, and has the outer step taken.
+
+In a team the observers keep and digest the tasks that they collected, and all of them take the
+step. In the split layout, as with GPUs, the agent receives their trajectory batches, and takes the
+step for them.
+"""
 
 import time
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hpc_maml.algorithms.algorithm import Algorithm, State
-from hpc_maml.config import ArchiveConfig, Config
+from hpc_maml.algorithms.algorithm import Algorithm
+from hpc_maml.config import ArchiveConfig
 from hpc_maml.errors import InputError
-from hpc_maml.mpi.exact_sum import ExactSum
 from hpc_maml.mpi.exchange import BatchReceiver, Messenger
 from hpc_maml.mpi.topology import Topology, smallest
 from hpc_maml.mpi.waiting import Until
-from hpc_maml.roles.digests import Digests
 from hpc_maml.roles.messages import (
     REQUESTS_AHEAD,
     Assignment,
+    Begin,
+    Collected,
     Order,
     Outcome,
     Pause,
     Step,
     Tag,
+    TakeStep,
     TaskResult,
+    agreed,
     state_digest,
+    task_result,
 )
-from hpc_maml.sampling.random_streams import Purpose, stream
-from hpc_maml.sampling.trajectory import trajectories
+from hpc_maml.roles.outer_step import OuterStep
 from hpc_maml.stopping import StopSignal
 from hpc_maml.storage.archive_plan import is_archived
 
@@ -61,22 +69,30 @@ def choose_gpu(setting: str, topology: Topology, limit: float) -> "Gpu | None":
 
 
 class Team:
-    """The agent's side of its team: who asked for a task, and which batches have arrived."""
+    """The agent's side of its team: who asked for a task."""
 
     def __init__(
-        self, messenger: Messenger, receiver: BatchReceiver, num_observers: int, at_once: int
+        self, messenger: Messenger, observers: Sequence[int], at_once: int, kept_back: int
     ) -> None:
-        self.messenger = messenger
-        self.receiver = receiver
-        self.num_observers = num_observers
-        self.at_once = at_once  # observers that have a core each
-        self.requests: Counter[int] = Counter()  # observer -> tasks it waits for
-        self.at_work: set[int] = set()  # observers given something since the last pause
-        self.arrived: deque[np.ndarray] = deque()  # batches [1] nobody has looked at yet
+        """Keep the ranks of the ``observers``, of which ``at_once`` have a core each.
 
-    def has_request(self) -> bool:
-        """Take the requests that have arrived; tell whether an observer waits for a task."""
-        self.requests.update(self.messenger.take(Tag.REQUEST))
+        The last ``kept_back`` parts of an order go to observers that have nothing else to do, as
+        others would take them later.
+        """
+        self.messenger = messenger
+        self.observers = observers
+        self.at_once = at_once
+        self.kept_back = kept_back
+        self.requests: Counter[int] = Counter()  # observer -> parts it waits for
+
+    def has_request(self, left: int = 0) -> bool:
+        """Take the requests that have arrived; tell whether one is to have the next part.
+
+        ``left`` is the number of parts that have not been given out.
+        """
+        self.requests.update(source for _, source in self.messenger.arrived(Tag.REQUEST))
+        if 0 < left <= self.kept_back:
+            return max(self.requests.values(), default=0) == REQUESTS_AHEAD
         return bool(self.requests)
 
     def assign(self, assignment: Assignment | None) -> None:
@@ -86,27 +102,19 @@ class Team:
         """
         observer = max(sorted(self.requests), key=self.requests.__getitem__)
         self.requests -= Counter([observer])
-        self.at_work.add(observer)
         self.messenger.send(assignment, observer, Tag.ASSIGNMENT)
 
-    def has_batch(self) -> bool:
-        """Take the batches that have arrived; tell whether there is one."""
-        self.arrived.extend(self.receiver.take())
-        return bool(self.arrived)
-
-    def pause(self) -> None:
-        """Tell the observers with tasks of this iteration that there are no more."""
-        for rank in self.at_work:
-            self.messenger.send(Pause(), rank, Tag.ASSIGNMENT)
-        self.at_work.clear()
+    def tell(self, message: Begin | Pause | TakeStep) -> None:
+        """Send a message to all observers."""
+        for observer in self.observers:
+            self.messenger.send(message, observer, Tag.ASSIGNMENT)
 
     async def dismiss(self) -> None:
         """Answer every request that is still to come with the end."""
-        for _ in range(REQUESTS_AHEAD * self.num_observers):
+        for _ in range(REQUESTS_AHEAD * len(self.observers)):
             await Until(self.has_request, "the last requests of the observers")
             self.assign(None)
         await Until(self.messenger.poll, "the observers to end")
-        self.receiver.close()
 
 
 @dataclass
@@ -116,34 +124,21 @@ class Iteration:
     order: Order
     to_give: deque[Assignment]
     started: float = field(default_factory=time.perf_counter)
-    batches: dict[int, dict[int, np.ndarray]] = field(default_factory=dict)  # task -> phase
     results: dict[int, TaskResult] = field(default_factory=dict)  # of the tasks that are complete
-    digests: Digests = field(default_factory=Digests)
     stop_requested: bool = False
-    working: float = 0.0  # seconds of this agent
+    working: float = 0.0  # seconds of the ranks that digest
     observer_seconds: float = 0.0
 
 
-class Agent:
-    """The agent of a team."""
+class Agent(ABC):
+    """An agent, whatever it has its observers do."""
 
     def __init__(
-        self,
-        config: Config,
-        algorithms: Sequence[Algorithm],
-        gpu: "Gpu | None",
-        learner: Messenger,
-        team: Team,
-        reduce: ExactSum,
-        stop: StopSignal,
+        self, algorithms: Sequence[Algorithm], learner: Messenger, team: Team, stop: StopSignal
     ) -> None:
-        self.seed = config.seed
-        self.archive: ArchiveConfig = config.archive
         self.algorithms = algorithms
-        self.gpu = gpu
         self.learner = learner
         self.team = team
-        self.reduce = reduce
         self.stop = stop
 
     async def run(self) -> None:
@@ -158,28 +153,16 @@ class Agent:
         await Until(self.learner.poll, "the principal to receive the last outcome")
 
     async def carry_out(self, order: Order) -> Outcome:
-        """Have this agent's tasks collected, digest each as soon as it is complete, then step.
-
-        A GPU has each batch as soon as it arrives, and digests all tasks at once in the end.
-        """
-        algorithm = self.algorithms[order.contestant]
-        phases = algorithm.num_phases(order.evaluation)
-        played = algorithm.played(dict(order.state))
-        now = Iteration(order, deque(side_by_side(order, played, self.team.at_once)))
-        if self.gpu and not order.evaluation:
-            self.gpu.expect(self.team.receiver.dtype, len(order.tasks), phases)
+        """Have this agent's tasks collected and digested, then the step taken."""
+        now = Iteration(order, deque(parts(order, self.team.at_once)))
+        self._begin(now)
         while len(now.results) < len(order.tasks):
-            await Until(partial(self._next_batch, now), "trajectory batches from the observers")
-            task = self._take_batch(now, phases)
-            if task is not None and not (order.evaluation or self.gpu):
-                began = time.perf_counter()
-                batches = now.batches.pop(task)
-                own = [trajectories(batches[phase]) for phase in range(phases)]
-                with quiet_divergence():
-                    now.digests.add(partial(algorithm.digest, dict(order.state), own))
-                now.working += time.perf_counter() - began
+            await Until(partial(self._goes_on, now), "tasks from the observers")
+            self._take(now)
         sampled = time.perf_counter()
-        step = None if order.evaluation else self._update(now, algorithm)
+        step = None if order.evaluation else await self._step(now)
+        if step and order.first:  # the state is sent by one agent
+            step = replace(step, state=None)
         return Outcome(
             tasks=now.results,
             step=step,
@@ -190,78 +173,164 @@ class Agent:
             observer_seconds=now.observer_seconds,
         )
 
-    def _next_batch(self, now: Iteration) -> bool:
-        """Give out tasks to observers that wait for some; tell whether a batch has arrived."""
-        while now.to_give and self.team.has_request():
+    def _goes_on(self, now: Iteration) -> bool:
+        """Give out tasks to observers that wait for some; tell whether something has arrived."""
+        while now.to_give and self.team.has_request(len(now.to_give)):
             self.team.assign(now.to_give.popleft())
-            last = not now.to_give and not now.order.evaluation
-            if last and is_archived(self.archive, now.order.iteration + 1):
-                self.team.pause()
-        return self.team.has_batch()
+        return self._has_arrived()
 
-    def _take_batch(self, now: Iteration, phases: int) -> int | None:
-        """Take the next batch; return the index of its task if that is complete now."""
-        record = self.team.arrived.popleft()
+    @abstractmethod
+    def _begin(self, now: Iteration) -> None:
+        """Tell the team what begins."""
+
+    @abstractmethod
+    def _has_arrived(self) -> bool:
+        """Tell whether there is something to take."""
+
+    @abstractmethod
+    def _take(self, now: Iteration) -> None:
+        """Take what has arrived."""
+
+    @abstractmethod
+    async def _step(self, now: Iteration) -> Step:
+        """Have the outer step taken, with the other agents."""
+
+
+class TeamAgent(Agent):
+    """An agent whose observers keep the tasks that they collect, and take the step."""
+
+    def __init__(
+        self, algorithms: Sequence[Algorithm], learner: Messenger, team: Team, stop: StopSignal
+    ) -> None:
+        super().__init__(algorithms, learner, team, stop)
+        self.held = ""  # digest of the state that the observers hold
+        self.arrived: deque[Collected] = deque()
+
+    def _begin(self, now: Iteration) -> None:
+        order, known = now.order, self.held
+        self.held = state_digest(order.state)
+        self.team.tell(order.begin(None if known == self.held else order.state))
+
+    def _has_arrived(self) -> bool:
+        messages = self.team.messenger.arrived(Tag.RESULT)
+        self.arrived.extend(collected for collected, _ in messages)
+        return bool(self.arrived)
+
+    def _take(self, now: Iteration) -> None:
+        collected = self.arrived.popleft()
+        now.results |= collected.tasks
+        now.stop_requested |= collected.stop_requested
+        now.observer_seconds += collected.observer_seconds
+
+    async def _step(self, now: Iteration) -> Step:
+        self.team.tell(TakeStep())
+        steps: list[Step] = [
+            (await self.team.messenger.receive(Tag.STEP, "the observers to take the step", rank))[0]
+            for rank in self.team.observers
+        ]
+        step = agreed(steps)
+        self.held = step.digest
+        now.working = sum(each.seconds for each in steps)
+        now.stop_requested |= any(each.stop_requested for each in steps)
+        return step
+
+
+class SplitAgent(Agent):
+    """An agent that receives the trajectory batches of its observers, and takes the step itself.
+
+    A GPU has each batch as soon as it arrives, and digests all tasks at once in the end. A CPU
+    digests each task as soon as it is complete.
+    """
+
+    def __init__(
+        self,
+        algorithms: Sequence[Algorithm],
+        learner: Messenger,
+        team: Team,
+        stop: StopSignal,
+        receiver: BatchReceiver,
+        outer_step: OuterStep,
+        gpu: "Gpu | None",
+        archive: ArchiveConfig,
+    ) -> None:
+        super().__init__(algorithms, learner, team, stop)
+        self.receiver = receiver
+        self.outer_step = outer_step
+        self.gpu = gpu
+        self.archive = archive
+        self.arrived: deque[np.ndarray] = deque()  # batches [1] nobody has looked at yet
+        self.batches: dict[int, dict[int, np.ndarray]] = {}  # of tasks not complete: by phase
+
+    async def run(self) -> None:
+        """Carry out the principal's orders until it says that there are no more."""
+        await super().run()
+        self.receiver.close()
+
+    def _begin(self, now: Iteration) -> None:
+        order, algorithm = now.order, self.algorithms[now.order.contestant]
+        self.team.tell(order.begin(algorithm.played(dict(order.state))))
+        self.outer_step.begin(order.state)
+        self.batches = {}
+        if self.gpu and not order.evaluation:
+            phases = algorithm.num_phases(order.evaluation)
+            self.gpu.expect(self.receiver.dtype, len(order.tasks), phases)
+
+    def _goes_on(self, now: Iteration) -> bool:
+        giving = bool(now.to_give)
+        found = super()._goes_on(now)
+        archived = not now.order.evaluation and is_archived(self.archive, now.order.iteration + 1)
+        if archived and giving and not now.to_give:
+            self.team.tell(Pause())
+        return found
+
+    def _has_arrived(self) -> bool:
+        self.arrived.extend(self.receiver.take())
+        return bool(self.arrived)
+
+    def _take(self, now: Iteration) -> None:
+        order, algorithm = now.order, self.algorithms[now.order.contestant]
+        record = self.arrived.popleft()
         now.stop_requested |= bool(record[0]["stop_requested"])
         now.observer_seconds += float(record[0]["observer_seconds"])
         task, phase = int(record[0]["task"]), int(record[0]["phase"])
-        if self.gpu and not now.order.evaluation:
-            self.gpu.upload(record, task - now.order.first, phase)
-        batches = now.batches.setdefault(task, {})
+        if self.gpu and not order.evaluation:
+            self.gpu.upload(record, task - order.first, phase)
+        batches = self.batches.setdefault(task, {})
         batches[phase] = record
-        if len(batches) < phases:
-            return None
-        now.results[task] = _result([batches[phase][0] for phase in range(phases)])
-        return task
+        if len(batches) < algorithm.num_phases(order.evaluation):
+            return
+        phases = [batch for _, batch in sorted(self.batches.pop(task).items())]
+        now.results[task] = task_result([batch[0] for batch in phases])
+        if not (order.evaluation or self.gpu):
+            self.outer_step.digest(algorithm, phases)
 
-    def _update(self, now: Iteration, algorithm: Algorithm) -> Step:
-        """Take the outer step with the other agents."""
-        began, waited_before = time.perf_counter(), self.reduce.waited
-        order, state = now.order, dict(now.order.state)
+    async def _step(self, now: Iteration) -> Step:
+        order, algorithm = now.order, self.algorithms[now.order.contestant]
         if self.gpu and len(order.tasks):
-            on_gpu: dict[str, Any] = {
-                name: self.gpu.array(values) for name, values in state.items()
-            }
-            now.digests.add(partial(algorithm.digest, on_gpu, self.gpu.trajectories()))
-        rng = stream(self.seed, Purpose.UPDATE, order.iteration)
-        with quiet_divergence():
-            update = algorithm.update(state, now.digests, order.num_tasks, self.reduce, rng)
-        now.working += time.perf_counter() - began - (self.reduce.waited - waited_before)
-        return Step(
-            state=update.state if order.first == 0 else None,
-            digest=state_digest(update.state),
-            reason=update.reason,
-            metrics=dict(update.metrics),
+            self.outer_step.digest_on_gpu(algorithm, self.gpu, self.gpu.trajectories())
+        step = self.outer_step.take(
+            algorithm, order.iteration, order.num_tasks, stop_requested=self.stop.requested
         )
+        now.working = step.seconds
+        return step
 
 
-def quiet_divergence() -> np.errstate:
-    """Return a context without NumPy's warnings: a divergence makes the update be rejected."""
-    return np.errstate(over="ignore", invalid="ignore", divide="ignore")
-
-
-def side_by_side(order: Order, played: State, observers: int) -> list[Assignment]:
+def parts(order: Order, observers: int) -> list[Assignment]:
     """Return the tasks of an order in parts, each for an observer to take side by side.
 
-    Many small environments together take little longer than one; but each of the ``observers`` that
-    can work at once should have two parts, so that the agent is at one while it collects the other.
+    Many small environments together take little longer than one, so parts should be large. But
+    tasks differ in length, so the last ones should be small: of what is left, each of the
+    ``observers`` that can work at once has half of an even share (factoring, Hummel et al. 1992),
+    but no less than a quarter of its whole one. Where all are equally fast, their shares are even.
     """
     number = len(order.tasks)
-    most = max(1, min(MOST_SIDE_BY_SIDE, number // (2 * observers)))
-    parts = [range(first, min(first + most, number)) for first in range(0, number, most)]
-    return [order.assignment(part, played) for part in parts]
-
-
-def _result(phases: Sequence[np.ndarray]) -> TaskResult:
-    """Return the batches of a task in numbers."""
-    return TaskResult(
-        returns=np.array([batch["rewards"].sum(0, np.float64).mean() for batch in phases]),
-        episode_lengths=np.array([batch["lengths"].mean() for batch in phases]),
-        steps=np.array([batch["lengths"].sum() for batch in phases]),
-        diverged=np.array([batch["diverged"] for batch in phases]),
-        success=(
-            np.array([batch["success"].mean() for batch in phases])
-            if "success" in (phases[0].dtype.names or ())
-            else None
-        ),
-    )
+    smallest = max(1, number // observers // 4)
+    found: list[Assignment] = []
+    start = 0
+    while start < number:
+        even, half = (-(-(number - start) // (share * observers)) for share in (1, 2))
+        size = min(MOST_SIDE_BY_SIDE, even, max(smallest, half))
+        for first in range(start, min(start + size * observers, number), size):
+            start = min(first + size, number)
+            found.append(order.assignment(range(first, start)))
+    return found

@@ -1,7 +1,7 @@
-"""The digests of an agent's tasks: kept while there is room, and computed anew beyond it.
+"""The digests of a rank's tasks: kept while there is room, and computed anew beyond it.
 
 What a task keeps for an outer step by MAML-TRPO is some fifteen times its trajectory batches, so
-for many tasks on one agent it is what the memory is spent on.
+for many tasks on one rank it is what the memory is spent on.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping

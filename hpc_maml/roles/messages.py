@@ -1,7 +1,7 @@
 """The control messages between roles; trajectory batches travel by themselves."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -16,9 +16,12 @@ class Tag(IntEnum):
     ORDER = 2  # principal to agent: Order, or None to end
     OUTCOME = 3  # agent to principal: Outcome
     REQUEST = 4  # observer to agent: ready for a task
-    ASSIGNMENT = 5  # agent to observer: Assignment, Pause, or None to end
+    ASSIGNMENT = 5  # agent to observer: Begin, Assignment, Pause, TakeStep, or None to end
     HELLO = 6  # every rank to the principal: Hello
     SEGMENT = 7  # observer to principal: archive_schema.Segment, or InputError
+    RESULT = 8  # observer to the agent of its team: Collected
+    STEP = 9  # observer to the agent of its team: Step
+    REST = 10  # principal to a rank without a role: True, the job goes on, or None to end
 
 
 @dataclass(frozen=True)
@@ -38,28 +41,34 @@ class Order:
         """The tasks' indices within the iteration."""
         return range(self.first, self.first + len(self.tasks))
 
-    def assignment(self, chosen: range, played: Mapping[str, np.ndarray]) -> "Assignment":
+    def begin(self, state: Mapping[str, np.ndarray] | None) -> "Begin":
+        """Return what an observer is to know before its first task."""
+        return Begin(self.iteration, self.num_tasks, state, self.evaluation, self.contestant)
+
+    def assignment(self, chosen: range) -> "Assignment":
         """Return the order to an observer for some of the tasks, numbered within it."""
-        return Assignment(
-            self.iteration,
-            self.first + chosen.start,
-            self.tasks[chosen.start : chosen.stop],
-            played,
-            self.evaluation,
-            self.contestant,
-        )
+        return Assignment(self.first + chosen.start, self.tasks[chosen.start : chosen.stop])
+
+
+@dataclass(frozen=True)
+class Begin:
+    """What an observer is to know of an iteration, or of a meta-test, before its first task."""
+
+    iteration: int
+    num_tasks: int  # of the whole iteration
+    # The part that is played with, or in a team, which takes the step, all of it; None: as it was
+    # after the last step.
+    state: Mapping[str, np.ndarray] | None
+    evaluation: bool
+    contestant: int
 
 
 @dataclass(frozen=True)
 class Assignment:
     """The tasks that an observer takes side by side."""
 
-    iteration: int
     first: int  # index of the first task within the iteration
     tasks: np.ndarray  # [G, task_dim]
-    played: Mapping[str, np.ndarray]  # the part of the state that observers need
-    evaluation: bool
-    contestant: int
 
     @property
     def indices(self) -> range:
@@ -73,6 +82,11 @@ class Pause:
 
 
 @dataclass(frozen=True)
+class TakeStep:
+    """All tasks of the team are digested: time for the outer step. Answers no request."""
+
+
+@dataclass(frozen=True)
 class TaskResult:
     """The episodes of a task in numbers, for each of its K phases."""
 
@@ -83,14 +97,50 @@ class TaskResult:
     success: np.ndarray | None = None  # [K], share of the episodes, where the environment says so
 
 
+def task_result(phases: Sequence[np.ndarray]) -> TaskResult:
+    """Return the trajectory batches of a task in numbers."""
+    return TaskResult(
+        returns=np.array([batch["rewards"].sum(0, np.float64).mean() for batch in phases]),
+        episode_lengths=np.array([batch["lengths"].mean() for batch in phases]),
+        steps=np.array([batch["lengths"].sum() for batch in phases]),
+        diverged=np.array([batch["diverged"] for batch in phases]),
+        success=(
+            np.array([batch["success"].mean() for batch in phases])
+            if "success" in (phases[0].dtype.names or ())
+            else None
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What an observer reports of the tasks of an assignment, which it keeps."""
+
+    tasks: Mapping[int, TaskResult]  # by index of the task
+    stop_requested: bool
+    observer_seconds: float  # spent collecting
+
+
 @dataclass(frozen=True)
 class Step:
-    """What an agent reports of an outer step; all but ``state`` is the same from every agent."""
+    """What a rank reports of an outer step; but for ``state`` and times, all report the same."""
 
-    state: Mapping[str, np.ndarray] | None  # from the first agent; None from all others
+    state: Mapping[str, np.ndarray] | None  # from the first rank; None from all others
     digest: str  # of the state
     reason: str  # why it was rejected; empty: accepted
     metrics: Mapping[str, float]
+    seconds: float  # spent working
+    stop_requested: bool
+
+
+def agreed(steps: Sequence[Step]) -> Step:
+    """Return the first of the steps of several ranks; RuntimeError if they do not agree."""
+    if len({step.digest for step in steps}) > 1:
+        raise RuntimeError(
+            "the ranks do not agree on the new state: the algorithm is not the same on all of "
+            "them (see the rules in hpc_maml/algorithms/algorithm.py)"
+        )
+    return steps[0]
 
 
 @dataclass(frozen=True)
@@ -100,9 +150,9 @@ class Outcome:
     tasks: Mapping[int, TaskResult]  # by index of the task
     step: Step | None  # None after a meta-test
     stop_requested: bool  # this rank or an observer of its team has received a stop signal
-    sampling_seconds: float  # from the order to the last batch
-    update_seconds: float  # from the last batch to the new state
-    agent_seconds: float  # spent working
+    sampling_seconds: float  # from the order to the last task
+    update_seconds: float  # from the last task to the new state
+    agent_seconds: float  # spent digesting and in the step, summed over the ranks that do so
     observer_seconds: float  # spent working, summed over the observers of the team
 
 

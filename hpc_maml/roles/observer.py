@@ -1,21 +1,34 @@
-"""The observer: asks for tasks, rolls out and adapts, sends every batch on without waiting.
+"""The observer: asks for tasks, rolls out and adapts.
 
-It writes its part of the archive when the agent has no more tasks for it, that is while the agents
-compute.
+In a team it keeps and digests the tasks that it collected, and takes the outer step with the other
+observers. In the split layout it sends every batch on without waiting.
 """
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hpc_maml.algorithms.algorithm import Algorithm
+from hpc_maml.algorithms.algorithm import Algorithm, State
 from hpc_maml.algorithms.collection import collect
 from hpc_maml.envs.batched import TaskVectorEnv
 from hpc_maml.errors import InputError
 from hpc_maml.mpi.exchange import BatchSender, Messenger
 from hpc_maml.mpi.waiting import Until
-from hpc_maml.roles.messages import REQUESTS_AHEAD, Assignment, Pause, Tag
+from hpc_maml.roles.messages import (
+    REQUESTS_AHEAD,
+    Assignment,
+    Begin,
+    Collected,
+    Pause,
+    Tag,
+    TakeStep,
+    task_result,
+)
+from hpc_maml.roles.outer_step import OuterStep
 from hpc_maml.stopping import StopSignal
 
 if TYPE_CHECKING:
@@ -25,8 +38,10 @@ AGENT = 0  # rank of the agent in its team
 PRINCIPAL = 0  # rank of the principal in the world
 
 
-class Observer:
-    """An observer of a team."""
+class Observer(ABC):
+    """An observer of a team, whatever it does with what it collects."""
+
+    now: Begin  # what the next tasks belong to
 
     def __init__(
         self,
@@ -35,21 +50,25 @@ class Observer:
         make_env: Callable[[int], TaskVectorEnv],
         dtype: np.dtype,
         team: Messenger,
-        sender: BatchSender,
         archive: "SegmentWriter | None",
         world: Messenger,
         stop: StopSignal,
+        give_way: Callable[[], None],
     ) -> None:
-        """Keep what it needs; ``make_env`` returns an environment for that number of tasks."""
+        """Keep what it needs.
+
+        ``make_env`` returns an environment for that number of tasks; ``give_way`` lets the other
+        roles of this rank go on.
+        """
         self.seed = seed
         self.algorithms = algorithms
         self.make_env = make_env
         self.dtype = dtype
         self.team = team
-        self.sender = sender
         self.archive = archive
         self.world = world
         self.stop = stop
+        self.give_way = give_way
 
     async def run(self) -> None:
         """Work for the agent of the team until it says that there is nothing left to do."""
@@ -57,38 +76,51 @@ class Observer:
             self.team.send(None, AGENT, Tag.REQUEST)
         unanswered = REQUESTS_AHEAD
         while unanswered:
-            assignment, _ = await self.team.receive(Tag.ASSIGNMENT, "a task from the agent", AGENT)
-            if isinstance(assignment, Pause):
-                self._write_rollouts()
-                continue
-            unanswered -= 1
-            if assignment is None:
-                continue
-            self.team.send(None, AGENT, Tag.REQUEST)
-            unanswered += 1
-            self._collect(assignment)
-        await Until(
-            lambda: self.sender.poll() and self.team.poll() and self.world.poll(),
-            "the agent and the principal to receive what was sent",
-        )
+            message, _ = await self.team.receive(Tag.ASSIGNMENT, "a task from the agent", AGENT)
+            if message is None:
+                unanswered -= 1
+            elif isinstance(message, Begin):
+                self._begin(message)
+            elif isinstance(message, Assignment):
+                self.team.send(None, AGENT, Tag.REQUEST)
+                self._carry_out(message)
+            else:
+                self._follow(message)
+        await Until(self._all_is_sent, "the agent and the principal to receive what was sent")
 
-    def _collect(self, assignment: Assignment) -> None:
-        """Roll out all phases of some tasks, and send each batch as soon as it is ready."""
+    def _begin(self, begin: Begin) -> None:
+        """Note what the next tasks belong to."""
+        self.now = begin
+
+    @abstractmethod
+    def _carry_out(self, assignment: Assignment) -> None:
+        """Collect the tasks of an assignment."""
+
+    @abstractmethod
+    def _follow(self, message: Pause | TakeStep) -> None:
+        """Do what is to be done when all tasks have been given out, or collected."""
+
+    def _all_is_sent(self) -> bool:
+        """Tell whether everything has been received."""
+        return all([self.team.poll(), self.world.poll()])
+
+    def _collect(self, now: Begin, played: State, assignment: Assignment) -> Iterator[np.ndarray]:
+        """Yield the batches ``[G]`` of each phase, and keep them for the archive."""
         for batches, play in collect(
-            self.algorithms[assignment.contestant],
+            self.algorithms[now.contestant],
             self.make_env(len(assignment.tasks)),
-            dict(assignment.played),
+            played,
             assignment.tasks,
-            keys=[(self.seed, assignment.iteration, index) for index in assignment.indices],
-            evaluation=assignment.evaluation,
+            keys=[(self.seed, now.iteration, index) for index in assignment.indices],
+            evaluation=now.evaluation,
             dtype=self.dtype,
+            give_way=self.give_way,
         ):
             batches["stop_requested"] = self.stop.requested
-            for task, theta in enumerate(play.parameters):
-                batch = batches[task : task + 1]
-                self.sender.send(batch)
-                if self.archive and not assignment.evaluation:
-                    self.archive.keep(assignment.iteration + 1, batch, theta)
+            if self.archive and not now.evaluation:
+                for task, theta in enumerate(play.parameters):
+                    self.archive.keep(now.iteration + 1, batches[task : task + 1], theta)
+            yield batches
 
     def _write_rollouts(self) -> None:
         """Write what was kept of the iteration, and send the principal the segment or the error."""
@@ -102,3 +134,63 @@ class Observer:
             return
         if segment:
             self.world.send(segment, PRINCIPAL, Tag.SEGMENT)
+
+
+class TeamObserver(Observer):
+    """An observer that keeps and digests its tasks, and takes the step."""
+
+    def __init__(self, *args: Any, outer_step: OuterStep) -> None:
+        super().__init__(*args)
+        self.outer_step = outer_step
+
+    def _begin(self, begin: Begin) -> None:
+        super()._begin(begin)
+        self.outer_step.begin(self.outer_step.state if begin.state is None else begin.state)
+
+    def _carry_out(self, assignment: Assignment) -> None:
+        now, algorithm = self.now, self.algorithms[self.now.contestant]
+        began = time.perf_counter()
+        played = algorithm.played(self.outer_step.state)
+        phases = list(self._collect(now, played, assignment))
+        seconds = time.perf_counter() - began
+        results = {}
+        for row, task in enumerate(assignment.indices):
+            results[task] = task_result([batches[row] for batches in phases])
+            if not now.evaluation:
+                self.outer_step.digest(algorithm, [batches[row : row + 1] for batches in phases])
+                self.give_way()
+        self.team.send(Collected(results, self.stop.requested, seconds), AGENT, Tag.RESULT)
+
+    def _follow(self, message: Pause | TakeStep) -> None:
+        """Take the step, and only then write rollouts, as all others wait for the step."""
+        now = self.now
+        step = self.outer_step.take(
+            self.algorithms[now.contestant],
+            now.iteration,
+            now.num_tasks,
+            stop_requested=self.stop.requested,
+        )
+        if self.team.comm.rank != AGENT:
+            step = replace(step, state=None)
+        self.team.send(step, AGENT, Tag.STEP)
+        self._write_rollouts()
+
+
+class SplitObserver(Observer):
+    """An observer that sends its batches to the agent, as soon as each is ready."""
+
+    def __init__(self, *args: Any, sender: BatchSender) -> None:
+        super().__init__(*args)
+        self.sender = sender
+
+    def _carry_out(self, assignment: Assignment) -> None:
+        for batches in self._collect(self.now, dict(self.now.state or {}), assignment):
+            for task in range(len(batches)):
+                self.sender.send(batches[task : task + 1])
+
+    def _follow(self, message: Pause | TakeStep) -> None:
+        """Write rollouts, while the agents compute."""
+        self._write_rollouts()
+
+    def _all_is_sent(self) -> bool:
+        return all([super()._all_is_sent(), self.sender.poll()])

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -15,20 +15,53 @@ from hpc_maml.envs.batched import TaskVectorEnv
 from hpc_maml.errors import InputError
 from hpc_maml.mpi.exchange import Messenger
 from hpc_maml.mpi.waiting import Until
-from hpc_maml.roles.messages import Hello, Order, Outcome, Step, Tag, TaskResult
+from hpc_maml.roles.messages import Hello, Order, Outcome, Tag, TaskResult, agreed
 from hpc_maml.sampling.random_streams import Purpose, stream
 from hpc_maml.stopping import StopSignal
 from hpc_maml.storage.archive_plan import is_archived
 from hpc_maml.storage.archive_schema import Segment
 
 
+class Resting:
+    """The principal's side of the ranks without a role, which wait for the end of the job."""
+
+    def __init__(self, messenger: Messenger, ranks: Sequence[int], limit: float) -> None:
+        """Keep the ``ranks`` in the world, which wait ``limit`` seconds for a word at most."""
+        self.messenger = messenger
+        self.ranks = ranks
+        self.limit = limit
+        self.told = time.monotonic()
+
+    def reassure(self) -> None:
+        """Tell them that the job goes on; rarely, as each word wakes them."""
+        if time.monotonic() - self.told > self.limit / 4:
+            self._tell(True)
+
+    def dismiss(self) -> None:
+        """Tell them that the job ends."""
+        self._tell(None)
+
+    def _tell(self, word: bool | None) -> None:
+        self.told = time.monotonic()
+        for rank in self.ranks:
+            self.messenger.send(word, rank, Tag.REST)
+
+
+async def rest(messenger: Messenger) -> None:
+    """Wait for the end of the job, on a rank without a role."""
+    while (await messenger.receive(Tag.REST, "a word from the principal", 0))[0]:
+        pass
+
+
 @dataclass(frozen=True)
 class Agents:
-    """The principal's side of the learners."""
+    """The principal's side of the learners, and of those who rest."""
 
     messenger: Messenger
     ranks: tuple[int, ...]  # of the agents among the learners
     observers: tuple[int, ...]  # number of observers of each agent
+    stepping: tuple[int, ...]  # number of ranks that take the outer step for each agent
+    resting: Resting
 
     def send(
         self,
@@ -41,15 +74,16 @@ class Agents:
     ) -> None:
         """Hand every agent its share of ``tasks`` ``[n, task_dim]``.
 
-        Shares are even also where teams differ in size: the outer step goes in lockstep, and the
-        others would wait for the agent with most tasks.
+        Shares are even for the ranks that take the outer step, which goes in lockstep: all others
+        would wait for the rank with most tasks.
         """
         number = len(tasks)
-        edges = [number * agent // len(self.ranks) for agent in range(len(self.ranks) + 1)]
+        edges = [number * ranks // sum(self.stepping) for ranks in accumulate((0, *self.stepping))]
         for rank, (start, end) in zip(self.ranks, pairwise(edges), strict=True):
             share = tasks[start:end]
             order = Order(iteration, start, share, number, state, evaluation, contestant)
             self.messenger.send(order, rank, Tag.ORDER)
+        self.resting.reassure()
 
     async def outcomes(self) -> list[Outcome]:
         """Return what every agent reports, in the order of the agents."""
@@ -62,7 +96,10 @@ class Agents:
         """Tell every agent that there is nothing left to do."""
         for rank in self.ranks:
             self.messenger.send(None, rank, Tag.ORDER)
-        await Until(self.messenger.poll, "the agents to end")
+        self.resting.dismiss()
+        await Until(
+            lambda: all([self.messenger.poll(), self.resting.messenger.poll()]), "the agents to end"
+        )
 
 
 class Segments:
@@ -181,7 +218,7 @@ class Principal:
         await Until(self.agents.messenger.poll, "the agents to take their orders")
         working += await self._catch_up()
         outcomes = await self.agents.outcomes()
-        step = agreed(outcomes)
+        step = agreed([outcome.step for outcome in outcomes if outcome.step])
         row = summarise(tasks, outcomes) | dict(step.metrics) | {"accepted": not step.reason}
         row |= _clock(outcomes, self.agents, time.perf_counter() - started, working)
         state = dict(step.state or {})
@@ -223,17 +260,6 @@ async def meta_test(agents: Agents, tasks: np.ndarray, state: State, contestant:
     """Return the scores of a meta-test."""
     agents.send(0, tasks, state, evaluation=True, contestant=contestant)
     return scores_of_phases(await agents.outcomes())
-
-
-def agreed(outcomes: Sequence[Outcome]) -> Step:
-    """Return the outer step that all agents report; RuntimeError if they do not agree."""
-    steps = [outcome.step for outcome in outcomes if outcome.step]
-    if len({step.digest for step in steps}) > 1:
-        raise RuntimeError(
-            "the agents do not agree on the new state: the algorithm is not the same on all of "
-            "them (see the rules in hpc_maml/algorithms/algorithm.py)"
-        )
-    return steps[0]
 
 
 def scores_of_phases(outcomes: Sequence[Outcome]) -> Scores:
@@ -283,12 +309,12 @@ def _clock(
     outcomes: Sequence[Outcome], agents: Agents, seconds: float, working: float
 ) -> dict[str, float]:
     """Return the wall-clock metrics of an iteration."""
-    observers = sum(agents.observers)
+    observers, stepping = sum(agents.observers), sum(agents.stepping)
     return {
         "sampling_seconds": max(outcome.sampling_seconds for outcome in outcomes),
         "update_seconds": min(outcome.update_seconds for outcome in outcomes),
         "iteration_seconds": seconds,
         "principal_busy": working / seconds,
-        "agents_busy": sum(each.agent_seconds for each in outcomes) / len(outcomes) / seconds,
+        "agents_busy": sum(each.agent_seconds for each in outcomes) / stepping / seconds,
         "observers_busy": sum(each.observer_seconds for each in outcomes) / observers / seconds,
     }

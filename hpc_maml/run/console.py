@@ -5,33 +5,77 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from hpc_maml.algorithms.algorithm import Metric
-from hpc_maml.errors import InputError
+from hpc_maml.errors import InputError, printable, reason_of
 from hpc_maml.mpi.runtime import has_launcher
 from hpc_maml.mpi.topology import Topology, rank_ranges
+from hpc_maml.report.phases import ends_by_index
 from hpc_maml.roles.messages import Hello
-from hpc_maml.storage.meta_tests import RUN, MetaTest, half_width
+from hpc_maml.storage.meta_tests import PHASES, RUN, MetaTest, half_width
+from hpc_maml.storage.run_log import RunLog, stamp
 
 MOST_PHASES = 4  # in a line
+# The phases of a policy, where those of the run are of the other kind.
+NUMBERED = {"updates": " (0, 1, ... updates)", "episode": " (episodes 1, 2, ...)"}
+
+
+class Voice:
+    """Prints what a run says, and keeps it for the log of the run, once there is one."""
+
+    def __init__(self) -> None:
+        self.kept: list[str] = []  # said before there was a log
+        self.log: RunLog | None = None
+
+    def begin_log(self, log: RunLog, versions: Mapping[str, str]) -> None:
+        """Log what was said so far, and all that will be."""
+        self.log = log
+        log.begin(versions)
+        for line in self.kept:
+            log.write(line)
+
+    def say(self, text: str) -> None:
+        """Print a line with the time."""
+        self.print(f"{stamp()}  {printable(text)}")
+
+    def print(self, text: str) -> None:
+        """Print lines as they are."""
+        print(text, flush=True)
+        self.note(text)
+
+    def note(self, text: str) -> None:
+        """Log lines that are not printed."""
+        if self.log:
+            self.log.write(text)
+        else:
+            self.kept.append(text)
 
 
 class Reporter:
     """Prints the progress of a run: live on a terminal, plain timestamped lines in a log."""
 
     def __init__(
-        self, first_iteration: int, num_iterations: int, declared: Mapping[str, Metric]
+        self,
+        voice: Voice,
+        first_iteration: int,
+        num_iterations: int,
+        declared: Mapping[str, Metric],
+        phase: str,
     ) -> None:
-        """Begin; ``declared`` are the metrics of the algorithm."""
+        """Begin; ``declared`` are the metrics of the algorithm, a task has phases of a kind."""
+        self.voice = voice
+        self.phase = phase
+        self.header = ""  # of the lines, once it is shown
         self.num_iterations = num_iterations
         self.shown = {name: metric for name, metric in declared.items() if metric.console}
         self.first_iteration = first_iteration
@@ -42,7 +86,7 @@ class Reporter:
             self.live = Progress(
                 BarColumn(bar_width=12),
                 MofNCompleteColumn(),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 TimeRemainingColumn(),
             )
             self.bar = self.live.add_task("", total=num_iterations, completed=first_iteration)
@@ -60,23 +104,40 @@ class Reporter:
             parts.append(f"{row['diverged_episodes']} EPISODES DIVERGED")
         if reason:
             parts.append(f"UPDATE REJECTED: {reason}")
+        if not self.header:
+            self.header = self._header(parts, row)
+            (self.voice.note if self.live else self.voice.print)(self.header)
         text = "   ".join(parts)
-        if self.live:
-            self.live.update(self.bar, completed=done, description=text)
-            if reason:
-                self.note(f"iteration {done}: update rejected: {reason}")
-            return
         pace = (time.monotonic() - self.started) / (done - self.first_iteration)
         left = timedelta(seconds=round(pace * (self.num_iterations - done)))
         width = len(str(self.num_iterations))
-        say(f"iteration {done:{width}}/{self.num_iterations}   {text}   eta {left}")
+        line = f"iteration {done:{width}}/{self.num_iterations}   {text}   eta {left}"
+        if not self.live:
+            self.voice.say(line)
+            return
+        self.live.update(self.bar, completed=done, description=text)
+        self.voice.note(f"{stamp()}  {line}")
+        if reason:
+            self.live.console.print(f"iteration {done}: update rejected: {reason}", markup=False)
+
+    def _header(self, parts: Sequence[str], row: Mapping[str, Any]) -> str:
+        """Return the names of the columns above the parts of a line."""
+        first, *last = ends_by_index(self.phase, row["return_after_updates"].shape[1]).values()
+        width = len(str(self.num_iterations))
+        names = [f"{first} -> {last[0].removesuffix(' adaptation')}" if last else "mean return"]
+        names += ["successful episodes"] if "success_after_updates" in row else []
+        names += [f"[{each.unit}]" if each.unit != "1" else "" for each in self.shown.values()]
+        cells = [name.ljust(len(part)) for name, part in zip(names, parts, strict=False)]
+        done = "done".ljust(len("iteration /") + 2 * width)
+        return "   ".join([f"{'time':19}  {done}", *cells, "took", "  left"])
 
     def note(self, text: str) -> None:
         """Print a sentence."""
         if self.live:
-            self.live.console.print(text, markup=False)
+            self.live.console.print(printable(text), markup=False)
+            self.voice.note(f"{stamp()}  {printable(text)}")
         else:
-            say(text)
+            self.voice.say(text)
 
     def close(self) -> None:
         """End the live display."""
@@ -84,23 +145,24 @@ class Reporter:
             self.live.stop()
 
 
-def say(text: str) -> None:
-    """Print a line with the time."""
-    print(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}", flush=True)
+def topology_table(topology: Topology, hellos: Sequence[Hello]) -> str:
+    """Return which ranks hold which roles, where, with how many threads, and why.
 
-
-def print_topology(topology: Topology, hellos: Sequence[Hello]) -> None:
-    """Print which ranks hold which roles, where, with how many threads; equal ranks in one row."""
+    Equal ranks are in one row.
+    """
     groups: dict[tuple[str, ...], list[int]] = {}
     for rank, (place, hello) in enumerate(zip(topology.places, hellos, strict=True)):
         row = (topology.hosts[rank], " + ".join(place.roles), hello.device, str(hello.threads))
+        if not place.roles:
+            row = (topology.hosts[rank], "rest", "", "")
         groups.setdefault(row, []).append(rank)
     table = Table(box=None, pad_edge=False, header_style="")
     for name in ("ranks", "roles", "host", "device", "threads per rank"):
         table.add_column(name)
     for (host, roles, device, threads), ranks in groups.items():
-        table.add_row(rank_ranges(ranks), roles, host, device, threads)
-    _print(table)
+        table.add_row(rank_ranges(ranks), roles, escape(printable(host)), device, threads)
+    plan = topology.plan
+    return f"{_text(table)}\nlayout {plan.layout}: {plan.reason}"
 
 
 def test_text(found: MetaTest) -> str:
@@ -131,65 +193,83 @@ def print_meta_test(found: MetaTest, json_file: Path | None) -> None:
         rows.append({"name": name, "value": mean, "unit": unit, "confidence_95": half})
         return f"{mean:.2f} ± {half:.2f}" if unit == "reward" else _share(mean, half)
 
-    def add_row(table: Table, label: str, name: str, unit: str, of: PhaseValues) -> None:
-        source = found.returns if unit == "reward" else found.success
+    def add_row(
+        table: Table,
+        label: str,
+        source: Mapping[str, np.ndarray],
+        names: Mapping[str, str],
+        unit: str,
+        of: PhaseValues,
+    ) -> None:
         cells = []
         for policy in found.returns:
-            values = of(source[policy]) if policy in source else None
+            kind = found.phase_of(policy)
+            values = of(source[policy], kind) if policy in source else None
             own = "" if policy == RUN else f"{policy}_"
-            cells.append("" if values is None else cell(values, own + name, unit))
+            cells.append("" if values is None else cell(values, own + names[kind], unit))
         table.add_row(label, *cells)
 
-    def add_phases(table: Table, what: str, unit: str) -> None:
-        for phase in range(max(returns.shape[1] for returns in found.returns.values())):
-            number = found.first + phase
-            after = f"after_{number}_updates" if found.phase == "updates" else f"episode_{number}"
+    def add_phases(
+        table: Table, what: str, source: Mapping[str, np.ndarray], unit: str = "reward"
+    ) -> None:
+        for phase in range(max(values.shape[1] for values in source.values())):
+            names = {"updates": f"after_{phase}_updates", "episode": f"episode_{phase + 1}"}
             add_row(
                 table,
-                str(number),
-                f"{what}_{after}",
+                str(found.first + phase),
+                source,
+                {kind: f"{what}_{name}" for kind, name in names.items()},
                 unit,
-                lambda values, phase=phase: (  # type: ignore[misc] # of its default
+                lambda values, kind, phase=phase: (  # type: ignore[misc] # of its default
                     values[:, phase] if phase < values.shape[1] else None
                 ),
             )
 
     table = _policies_table(found.phase, found)
-    add_phases(table, "return", "reward")
+    add_phases(table, "return", found.returns)
     if found.phase == "episode" and found.returns[RUN].shape[1] > 1:
-        add_row(table, "trial", "return_of_trial", "reward", lambda returns: returns.sum(1))
+        add_row(
+            table,
+            "trial",
+            found.returns,
+            {"episode": "return_of_trial"},
+            "reward",
+            lambda returns, kind: returns.sum(1) if kind == "episode" else None,
+        )
     print(
         f"mean return on {len(found.tasks)} unseen tasks after {found.iteration} iterations, "
         f"± 95 % confidence{f'; {found.how}' if found.how else ''}"
     )
-    _print(table)
+    print(_text(table), flush=True)
     if found.success:
         print("successful episodes")
         table = _policies_table(found.phase, found)
-        add_phases(table, "success", "1")
-        _print(table)
+        add_phases(table, "success", found.success, "1")
+        print(_text(table), flush=True)
     if found.success and (classes := found.by_class()):
         print("successful episodes of the last phase, by class")
         table = _policies_table("class", found)
         for name, own in classes.items():
             add_row(
                 table,
-                name,
-                f"success_of_{name}",
+                escape(printable(name)),
+                found.success,
+                dict.fromkeys(PHASES, f"success_of_{name}"),
                 "1",
-                lambda values, own=own: values[own, -1],  # type: ignore[misc] # of its default
+                lambda values, kind, own=own: values[own, -1],  # type: ignore[misc] # of its default
             )
-        _print(table)
+        print(_text(table), flush=True)
     for name, values in found.optima.items():
         print(f"{name}: {cell(values, name)}", flush=True)
     if json_file:
         try:
             json_file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
         except OSError as error:
-            raise InputError(f"{json_file} cannot be written: {error.strerror}.") from None
+            raise InputError(f"{json_file} cannot be written: {reason_of(error)}.") from None
 
 
-PhaseValues = Callable[[np.ndarray], np.ndarray | None]  # of [n, K], some [n]
+# Of [n, K] and what a phase is, some [n].
+PhaseValues = Callable[[np.ndarray, str], np.ndarray | None]
 
 
 def _policies_table(first: str, found: MetaTest) -> Table:
@@ -197,7 +277,9 @@ def _policies_table(first: str, found: MetaTest) -> Table:
     table = Table(box=None, pad_edge=False, header_style="")
     table.add_column(first, justify="left" if first == "class" else "right")
     for name in found.returns:
-        table.add_column(name, justify="right")
+        same = found.phase_of(name) == found.phase
+        words = name if same else f"{name}{NUMBERED[found.phase_of(name)]}"
+        table.add_column(escape(printable(words)), justify="right")
     return table
 
 
@@ -227,7 +309,7 @@ def _percent(values: np.ndarray, half: float | None = None) -> str:
     return f"{text} %" if half is None else f"{text} ± {half:.1f} %"
 
 
-def _print(table: Table) -> None:
+def _text(table: Table) -> str:
     with StringIO() as text:
-        Console(file=text, width=120).print(table)
-        print(*(line.rstrip() for line in text.getvalue().splitlines()), sep="\n", flush=True)
+        Console(file=text, width=120, force_jupyter=False).print(table)
+        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())

@@ -19,10 +19,14 @@ from mpi4py import MPI
 
 from hpc_maml import __version__
 from hpc_maml.config import Config
-from hpc_maml.errors import InputError
+from hpc_maml.errors import InputError, reason_of
 from hpc_maml.mpi.gpu_sums import ask_library
 from hpc_maml.mpi.runtime import check_world, from_rank_0, has_launcher, launcher_rank, to_rank_0
-from hpc_maml.mpi.topology import Place, assign_roles, rank_ranges, visible_gpus
+from hpc_maml.mpi.topology import Place, Plan, Seat, plan_roles, rank_ranges, visible_gpus
+from hpc_maml.report.advice import uneven
+from hpc_maml.run import memory
+from hpc_maml.run.job import Job, make_env, prepare
+from hpc_maml.storage.atomic_files import size_text
 
 GIGABYTE = 1e9
 LEAST_SPACE, SLOW_SYNC = 1.0, 0.5  # GB, s
@@ -42,6 +46,8 @@ class Facts:
     gpus: tuple[str, ...]
     versions: tuple[str, ...]
     slurm_tasks: int | None  # of the job around it
+    memory: int = 0  # bytes that the job may use on this host, 0 if that is not known
+    memory_limit: str = ""  # who sets it
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ def look(environment: Mapping[str, str] = os.environ) -> Facts:
     """Return what this rank finds; quick, and touches no GPU."""
     file = _mpi_library_file()
     tasks = environment.get("SLURM_NTASKS")
+    bytes_available, limit = memory.available(environment)
     return Facts(
         host=socket.gethostname(),
         cores=frozenset(os.sched_getaffinity(0)),
@@ -72,6 +79,8 @@ def look(environment: Mapping[str, str] = os.environ) -> Facts:
         ),
         # In a heterogeneous job this is the size of one of its parts.
         slurm_tasks=int(tasks) if tasks and "SLURM_HET_SIZE" not in environment else None,
+        memory=bytes_available,
+        memory_limit=limit,
     )
 
 
@@ -83,8 +92,13 @@ def _mpi_library_file() -> str:
     return next((word for word in mapped if "/libmpi" in word and ".so" in word), "")
 
 
-def examine(ranks: Sequence[Facts], config: Config) -> list[Check]:
-    """Return what follows from the facts of all ranks, in the order of the ranks."""
+def examine(
+    ranks: Sequence[Facts], config: Config, needs: memory.Needs | None = None
+) -> list[Check]:
+    """Return what follows from the facts of all ranks, in the order of the ranks.
+
+    ``needs`` is the memory of the job, if it is known.
+    """
     hosts: dict[str, list[int]] = {}
     for rank, facts in enumerate(ranks):
         hosts.setdefault(facts.host, []).append(rank)
@@ -92,24 +106,41 @@ def examine(ranks: Sequence[Facts], config: Config) -> list[Check]:
     where = [f"{host}: {rank_ranges(numbers)}" for host, numbers in hosts.items()]
     checks.append(Check("ok", "ranks", "; ".join(where)))
     numbers = {host: number for number, host in enumerate(hosts)}
-    cores = sum(
-        len(frozenset().union(*(ranks[rank].cores for rank in here))) for here in hosts.values()
-    )
+    seats = [
+        Seat(numbers[facts.host], facts.cores, len(facts.cores), len(facts.gpus)) for facts in ranks
+    ]
     try:
-        places = assign_roles(
-            [numbers[facts.host] for facts in ranks],
-            config.topology.agents,
-            config.topology.layout,
-            cores,
-            [len(facts.gpus) if config.device != "cpu" else 0 for facts in ranks],
-        )
+        asked = config.topology
+        plan = plan_roles(seats, asked.agents, asked.layout, config.device)
     except InputError as error:
         return [*checks, Check("error", "roles", str(error))]
     return [
         *checks,
-        *(_cores(host, here, ranks, places) for host, here in hosts.items()),
-        *_gpus(hosts, ranks, places, config.device),
+        *(_cores(host, here, ranks, plan.places) for host, here in hosts.items()),
+        *_tasks(plan, config.meta_batch_size),
+        *_gpus(hosts, ranks, plan.places, config.device),
+        *(_memory(host, here, ranks, plan, needs) for host, here in hosts.items() if needs),
     ]
+
+
+def _memory(
+    host: str,
+    here: Sequence[int],
+    ranks: Sequence[Facts],
+    plan: Plan,
+    needs: memory.Needs,
+) -> Check:
+    least, probable = memory.of_node(needs, plan, here)
+    limit, by = min((ranks[rank].memory, ranks[rank].memory_limit) for rank in here)
+    of = f"{size_text(limit)} ({by})" if limit else "an unknown amount"
+    text = f"{host}: about {size_text(probable)} of {of}"
+    if not limit or probable <= limit:
+        return Check("ok", "memory", text)
+    level: Literal["warning", "error"] = "warning"
+    if least > limit:
+        level, text = "error", f"{host}: at least {size_text(least)} of {of}"
+    cure = "use more nodes or more memory, or smaller horizon, fast_batch_size, meta_batch_size"
+    return Check(level, "memory", f"{text}: {cure}")
 
 
 def _library(ranks: Sequence[Facts]) -> Check:
@@ -147,18 +178,30 @@ def _cores(host: str, here: list[int], ranks: Sequence[Facts], places: Sequence[
     """Compare the cores that the ranks of a host are bound to with those they can keep busy."""
     cores = len(frozenset().union(*(ranks[rank].cores for rank in here)))
     there = ranks[here[0]].host_cores
-    # Agents and observers mostly take turns.
+    # In the split layout agents and observers mostly take turns.
     busy = max(
         sum(places[rank].agent for rank in here), sum(places[rank].observer for rank in here)
     )
+    resting = sum(not places[rank].roles for rank in here)
     text = f"{host}: {len(here)} ranks on {cores} of {there} cores"
-    if busy <= cores:
-        return Check("ok", "cores", text)
-    if cores < there:
+    if cores < there and (resting or busy > cores):
+        text += f", {resting} of them rest" if resting else ""
         text += ": unbind them (mpirun --bind-to none, srun --cpu-bind=none) or ask for more cores"
-    else:
+        return Check("warning", "cores", text)
+    if busy > cores:
         text += f", {busy} of them busy at once: more ranks than cores make nothing faster"
-    return Check("warning", "cores", text)
+        return Check("warning", "cores", text)
+    return Check("ok", "cores", text + (f": {resting} of them rest" if resting else ""))
+
+
+def _tasks(plan: Plan, num_tasks: int) -> list[Check]:
+    """Tell whether the tasks of an iteration are even for the ranks of teams."""
+    if plan.layout != "team":
+        return []
+    ranks = sum(place.observer for place in plan.places)
+    if text := uneven(num_tasks, ranks):
+        return [Check("warning", "tasks", text)]
+    return [Check("ok", "tasks", f"{num_tasks} on {ranks} rank{'s' * (ranks > 1)}")]
 
 
 def _gpus(
@@ -206,7 +249,7 @@ def check_run_folder(path: Path) -> list[Check]:
             seconds = _time_of(lambda: _write_durably(Path(name)))
             hdf5 = _try_hdf5(Path(name) / "doctor.h5")
     except OSError as error:
-        text = f"{path} cannot be written ({error.strerror}): give another --run-dir"
+        text = f"{path} cannot be written ({reason_of(error)}): give another --run-dir"
         return [Check("error", subject, text)]
     space = shutil.disk_usage(path).free / GIGABYTE
     text = (
@@ -318,7 +361,8 @@ def doctor(world: MPI.Intracomm, load_settings: Callable[[], Config], run_dir: P
     ranks = to_rank_0(world, look())
 
     def diagnose() -> int:
-        checks = examine(ranks, load_settings())
+        config = load_settings()
+        checks = examine(ranks, config, memory.needs(prepare(config, make_env(config, 1))))
         checks += check_run_folder(run_dir or Path("runs"))
         checks += check_libraries(any(facts.gpus for facts in ranks))
         checks.append(check_slurm())
@@ -330,7 +374,7 @@ def doctor(world: MPI.Intracomm, load_settings: Callable[[], Config], run_dir: P
     return from_rank_0(world, diagnose)
 
 
-def warn(world: MPI.Intracomm, config: Config, say: Callable[[str], None]) -> None:
+def warn(world: MPI.Intracomm, job: Job, say: Callable[[str], None]) -> None:
     """Have rank 0 say what may go wrong with the job that begins; the short form of ``doctor``.
 
     Raises InputError on every rank for what will go wrong.
@@ -338,7 +382,7 @@ def warn(world: MPI.Intracomm, config: Config, say: Callable[[str], None]) -> No
     ranks = to_rank_0(world, look())
 
     def speak() -> None:
-        for check in examine(ranks, config):
+        for check in examine(ranks, job.config, memory.needs(job)):
             if check.level == "error":
                 raise InputError(f"{check.subject}: {check.finding}.")
             if check.level == "warning":

@@ -4,40 +4,42 @@ import contextlib
 import importlib.metadata
 import platform
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from mpi4py import MPI
 
-from hpc_maml.algorithms.algorithm import THETA, Algorithm, State
+from hpc_maml.algorithms.algorithm import Algorithm, State
 from hpc_maml.config import Config, fingerprint, to_yaml
-from hpc_maml.errors import InputError
-from hpc_maml.sampling.random_streams import Purpose, stream
+from hpc_maml.errors import InputError, reason_of
 from hpc_maml.storage.archive_plan import Shapes
 from hpc_maml.storage.archive_schema import Segment
 from hpc_maml.storage.archive_writer import RolloutArchive
 from hpc_maml.storage.atomic_files import set_aside
-from hpc_maml.storage.checkpoint import (
-    Checkpoint,
-    checkpoints,
-    load_newest,
-    newest,
-    prune,
-    save,
-)
+from hpc_maml.storage.checkpoint import Checkpoint, checkpoints, newest, prune, save
 from hpc_maml.storage.hdf5_files import DamagedError
+from hpc_maml.storage.meta_tests import MetaTest, best_of, meta_test_path
+from hpc_maml.storage.meta_tests import read as read_meta_test
 from hpc_maml.storage.metrics import Metrics
 from hpc_maml.storage.run_folder import (
     CHECKPOINTS,
+    CONFIG,
     EVALUATIONS,
+    LOCK,
     METRICS,
     ROLLOUTS,
     begin,
     checkpoints_are_gone,
+    has_config,
     open_folder,
+)
+from hpc_maml.storage.run_log import LOG
+from hpc_maml.storage.states import (
+    checkpoint_of,
+    initial_checkpoint,
+    latest_checkpoint,
+    state_of,
 )
 
 
@@ -65,6 +67,7 @@ class RunRecord:
             path / METRICS, versions(), algorithm.metrics, algorithm.phase, success_of
         )
         self.fingerprint = fingerprint(config)
+        self.is_new = not has_config(path)
         self._lock = open_folder(path, config)
         found, damages = latest_checkpoint(path, config, algorithm)
         self.checkpoint = found or initial_checkpoint(config, algorithm)
@@ -77,10 +80,14 @@ class RunRecord:
                 raise
             damages.append(error)  # its rows will be computed again
         self._look_for_lost_checkpoints(found)
-        begin(path, config)
-        self.notes += [f"{each} It is kept as {_aside(each.path)}." for each in damages]
+        if self.is_new:  # first, as without it a folder with other files is no run
+            begin(path, config)
         self.archive = RolloutArchive(path / ROLLOUTS, config, shapes, done)
+        self.notes += self.metrics.begin()
+        self.notes += [f"{each} It is kept as {_aside(each.path)}." for each in damages]
         self.notes += self.archive.notes
+        if not self.is_new:  # last, so that a refusal leaves the configuration as it was
+            begin(path, config)
 
     def _look_for_lost_checkpoints(self, found: Checkpoint | None) -> None:
         """Compare with the last checkpoint that the metrics tell of; raises InputError."""
@@ -93,6 +100,19 @@ class RunRecord:
                 f"{self.checkpoint.iteration} will be computed again."
             )
         self.metrics.last_checkpoint = self.checkpoint.iteration
+
+    def close(self) -> None:
+        """Let other jobs use the folder, as the end of the process does."""
+        self._lock.close()
+
+    def remove(self) -> None:
+        """Remove what was written before the first iteration, and the folder if it is empty."""
+        with contextlib.suppress(OSError):  # what is left shows that something else is there
+            for name in (CONFIG, LOG, LOCK):
+                (self.path / name).unlink(missing_ok=True)
+            for folder in (self.checkpoints, self.archive.folder, self.path):
+                if folder.exists():
+                    folder.rmdir()
 
     @property
     def state(self) -> State:
@@ -122,21 +142,54 @@ class RunRecord:
                 "rejected_updates": self.checkpoint.rejected_updates,
             }
         )
-        if done % self.config.checkpoint.every == 0 or done == self.config.num_iterations:
+        if self._is_due(done):
             self.write_checkpoint()
         else:
             self.metrics.write(durable=False)
 
     def write_checkpoint(self) -> None:
-        """Write the present state, and remove what is older than the last ``checkpoint.keep``."""
+        """Write the present state, and remove the checkpoints that are not to be kept."""
         self.metrics.write(durable=True)  # first, likewise
         text = to_yaml(self.config, neutral=False)
         save(self.checkpoints, self.checkpoint, self.fingerprint, text)
         first = not self.metrics.last_checkpoint
         self.metrics.last_checkpoint = self.checkpoint.iteration
-        if first:  # from now on the run cannot begin anew without a word
+        if first:  # from now on the run cannot silently begin anew
             self.metrics.write(durable=False)
-        prune(self.checkpoints, self.config.checkpoint.keep, self.fingerprint)
+        prune(self.checkpoints, self._kept(), self.fingerprint)
+
+    def _is_due(self, done: int) -> bool:
+        """Tell whether there is to be a checkpoint after ``done`` iterations."""
+        settings, tested = self.config.checkpoint, self.config.evaluation.every
+        every = [settings.every, settings.keep_every, tested if settings.keep_best else None]
+        return done == self.config.num_iterations or any(
+            each and done % each == 0 for each in every
+        )
+
+    def _kept(self) -> set[int]:
+        """Return the iterations whose checkpoints stay."""
+        settings, there = self.config.checkpoint, list(checkpoints(self.checkpoints))
+        kept = set(there[-settings.keep :])
+        if settings.keep_every:
+            kept |= {done for done in there if done % settings.keep_every == 0}
+        if settings.keep_best:
+            # A damaged meta-test tells of no checkpoint: then none is removed.
+            try:
+                kept.add(best_of(self.evaluations, self.config.evaluation, there) or 0)
+            except InputError:
+                return set(there)
+        return kept
+
+    def scheduled_test(self, done: int) -> MetaTest | None:
+        """Return the scheduled meta-test after ``done`` iterations, if there is one, and kept."""
+        settings = self.config.evaluation
+        path = meta_test_path(self.evaluations, done, settings)
+        if not settings.every or done % settings.every or not path.exists():
+            return None
+        try:
+            return read_meta_test(path)
+        except InputError:  # a damaged one, which inspect tells of
+            return None
 
     def end_early(self, error: InputError) -> InputError:
         """Write a checkpoint, if that can be done; return the error with where the run stands."""
@@ -147,61 +200,12 @@ class RunRecord:
         return InputError(f"{str(error).rstrip('.')}; the run ends {where}.")
 
 
-def latest_checkpoint(
-    path: Path, config: Config, algorithm: Algorithm
-) -> tuple[Checkpoint | None, list[DamagedError]]:
-    """Return the last sound checkpoint of the run in a folder, and what is wrong with later ones.
-
-    Without any checkpoint it is None. Raises InputError.
-    """
-    like = initial_checkpoint(config, algorithm)
-    shapes = (
-        {name: values.shape for name, values in arrays.items()}
-        for arrays in (like.parameters, like.state)
-    )
-    return load_newest(path / CHECKPOINTS, fingerprint(config), *shapes)
-
-
-def last_checkpoint(path: Path, config: Config, algorithm: Algorithm) -> Checkpoint:
-    """Return the last sound checkpoint of the run in a folder, and say which later are damaged.
-
-    Raises InputError if there is none.
-    """
-    found, damages = latest_checkpoint(path, config, algorithm)
-    if found is None:
-        raise InputError(f"The run in {path} has no checkpoint yet.")
-    for damage in damages:
-        print(f"hpc_maml: {damage} That of iteration {found.iteration} is taken.", file=sys.stderr)
-    return found
-
-
 def _aside(path: Path) -> str:
     """Set a damaged file aside, and return its new name; raises InputError."""
     try:
         return set_aside(path).name
     except OSError as error:
-        raise InputError(f"{path} cannot be renamed: {error.strerror}.") from None
-
-
-def initial_checkpoint(config: Config, algorithm: Algorithm) -> Checkpoint:
-    """Return what a run begins with."""
-    state = algorithm.initial_state(stream(config.seed, Purpose.PARAMETERS))
-    return checkpoint_of(0, state, algorithm, environment_steps=0, rejected_updates=0)
-
-
-def checkpoint_of(
-    done: int, state: State, algorithm: Algorithm, *, environment_steps: int, rejected_updates: int
-) -> Checkpoint:
-    """Return the checkpoint of a state: theta by the names of its parameters, the rest as it is."""
-    rest = {name: values for name, values in state.items() if name != THETA}
-    parameters = algorithm.policy.unflatten(state[THETA])
-    return Checkpoint(done, parameters, rest, environment_steps, rejected_updates)
-
-
-def state_of(checkpoint: Checkpoint) -> State:
-    """Return the state of a checkpoint."""
-    theta = np.concatenate([values.ravel() for values in checkpoint.parameters.values()])
-    return {THETA: theta, **checkpoint.state}
+        raise InputError(f"{path} cannot be renamed: {reason_of(error)}.") from None
 
 
 def versions() -> dict[str, str]:

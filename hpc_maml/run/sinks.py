@@ -11,7 +11,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -20,8 +20,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hpc_maml.algorithms.algorithm import Metric
-from hpc_maml.config import Config, MetricsConfig
+from hpc_maml.config import NEUTRAL_KEYS, Config, MetricsConfig, leaves
 from hpc_maml.errors import InputError
+from hpc_maml.storage.meta_tests import RUN, MetaTest
+from hpc_maml.storage.metrics import METRICS as OF_EVERY_RUN
 from hpc_maml.storage.metrics import Metrics
 
 TENSORBOARD = "tensorboard"  # folder of the event files in a run folder
@@ -48,18 +50,18 @@ def shown(metrics: Metrics) -> Shown:
 
 
 class Entry(NamedTuple):
-    """The metrics of one iteration on their way to a sink."""
+    """What is known after an iteration, on its way to a sink: its metrics, or a meta-test."""
 
-    iteration: int  # counted from 1
+    iteration: int  # counted from 1; a meta-test may be of 0
     time: float  # seconds since the epoch
-    row: Row
+    found: "Row | MetaTest"
 
 
 class Sink:
     """A thread that hands rows to ``write``; what goes wrong there ends the sink, not the run."""
 
     def __init__(
-        self, name: str, write: Callable[[Iterator[Entry]], None], earlier: Sequence[Entry]
+        self, name: str, write: Callable[[Iterator[Entry]], None], earlier: Iterable[Entry]
     ) -> None:
         self.name = name
         self.failure = ""  # why there will be no more rows
@@ -87,7 +89,7 @@ class Sink:
         except queue.Full:
             self.failure = self.failure or f"it is {LONGEST_QUEUE} iterations behind"
 
-    def _run(self, earlier: Sequence[Entry]) -> None:
+    def _run(self, earlier: Iterable[Entry]) -> None:
         try:
             self._write(chain(earlier, iter(self._queue.get, None)))
         except Exception as error:
@@ -98,25 +100,40 @@ class Sinks:
     """The sinks of a run; one that fails is reported once, and dropped."""
 
     def __init__(
-        self, config: Config, folder: Path, metrics: Metrics, report: Callable[[str], None]
+        self,
+        config: Config,
+        folder: Path,
+        metrics: Metrics,
+        tests: Sequence[MetaTest],
+        report: Callable[[str], None],
     ) -> None:
-        """Start the sinks of a configuration; ``metrics`` are those of the run so far."""
+        """Start the sinks of a configuration; metrics and scheduled tests are those so far."""
         self._report = report
-        self._iteration = len(metrics.rows)
-        earlier = _entries(metrics.rows)
+        self._iteration = len(metrics)
+        (seconds,) = metrics.read_columns(["iteration_seconds"]).values()
         what = shown(metrics)
         writers: dict[str, Callable[[Iterator[Entry]], None]] = {}
         if config.metrics.tensorboard != "off" and _is_installed("tensorboard"):
-            writers["TensorBoard"] = partial(write_tensorboard, folder / TENSORBOARD, what)
+            writers["TensorBoard"] = partial(write_tensorboard, folder / TENSORBOARD, config, what)
         if config.metrics.wandb != "off":
             writers["Weights & Biases"] = partial(write_wandb, folder, config, what)
-        self._sinks = [Sink(name, write, earlier) for name, write in writers.items()]
+        self._sinks = [
+            Sink(name, write, _entries(seconds, metrics.all_rows(), tests))
+            for name, write in writers.items()
+        ]
 
     def put(self, row: Row) -> None:
         """Hand the row of the next iteration to every sink."""
         self._iteration += 1
+        self._put(Entry(self._iteration, time.time(), row))
+
+    def put_test(self, test: MetaTest) -> None:
+        """Hand a meta-test to every sink."""
+        self._put(Entry(test.iteration, time.time(), test))
+
+    def _put(self, entry: Entry) -> None:
         for sink in self._sinks:
-            sink.put(Entry(self._iteration, time.time(), row))
+            sink.put(entry)
         self._drop_failed()
 
     def close(self) -> None:
@@ -136,33 +153,75 @@ class Sinks:
         self._sinks = [sink for sink in self._sinks if not sink.failure]
 
 
-def check_installed(config: MetricsConfig) -> None:
-    """Raise InputError if the configuration asks for a library that is not installed."""
+def check_sinks(config: MetricsConfig) -> None:
+    """Raise InputError for a library that is not installed, and for a missing login."""
     for name, setting in (("tensorboard", config.tensorboard), ("wandb", config.wandb)):
         if setting not in ("auto", "off") and not _is_installed(name):
             raise InputError(
                 f"metrics.{name} is {setting}, but {name} is not installed: "
                 f"pip install 'hpc_maml[{name}]'."
             )
+    if config.wandb == "online":
+        import wandb
+
+        # Whether the server accepts it is seen later: a run starts without the network, too.
+        if not wandb.login(prompt=False, verify=False):
+            raise InputError(
+                "metrics.wandb is online, but Weights & Biases knows no account here: call wandb "
+                "login, set WANDB_API_KEY, or choose metrics.wandb=offline."
+            )
 
 
-def write_tensorboard(folder: Path, what: Shown, entries: Iterator[Entry]) -> None:
-    """Write rows to a new event file, which replaces what earlier files of the folder show."""
+def tags(columns: Mapping[str, Metric]) -> dict[str, str]:
+    """Return what metrics are called, by name: in groups, as people look at them."""
+    return {name: f"{_group(name, metric)}/{name}" for name, metric in columns.items()}
+
+
+def _group(name: str, metric: Metric) -> str:
+    if metric.unit == "s" or name.endswith("_busy"):
+        return "time"
+    if "success" in name:
+        return "success"
+    if "return" in name:
+        return "return"
+    return "run" if name in OF_EVERY_RUN else "outer_step"
+
+
+def scalars_of_test(test: MetaTest) -> dict[str, float]:
+    """Return the mean return of a meta-test in each phase, and of a trial, by tag.
+
+    Where the environment tells of success, also the share of successful episodes in each phase.
+    """
+    words = "{}_after_{}_updates" if test.phase == "updates" else "{}_episode_{}"
+    kinds = {"return": test.returns[RUN]}
+    if test.success:
+        kinds["success"] = test.success[RUN]
+    found = {
+        f"meta_test/{words.format(kind, test.first + phase)}": float(mean)
+        for kind, values in kinds.items()
+        for phase, mean in enumerate(values.mean(0))
+    }
+    return found if test.phase == "updates" else found | {"meta_test/return_of_trial": test.score}
+
+
+def write_tensorboard(folder: Path, config: Config, what: Shown, entries: Iterator[Entry]) -> None:
+    """Write entries to a new event file, which replaces what earlier files of the folder show."""
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog
     from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
+    from tensorboard.plugins.hparams.summary_v2 import hparams_pb
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     # The older kinds of value, as PyTorch writes them: all readers know these, and purge them.
     def summary(row: Row, *, described: bool) -> Summary:
         values = Summary()
-        for group, metrics in (("iterations", what.columns), ("tasks", what.distributions)):
-            for name, metric in metrics.items():
-                value = values.value.add(tag=f"{group}/{name}")
+        for metrics, kind in ((what.columns, "scalars"), (what.distributions, "histograms")):
+            for name, tag in tags(metrics).items():
+                metric = metrics[name]
+                value = values.value.add(tag=tag)
                 if described:
                     value.metadata.summary_description = f"{metric.description} [{metric.unit}]"
-                    kind = "histograms" if group == "tasks" else "scalars"
                     value.metadata.plugin_data.plugin_name = kind
-                if group == "tasks":
+                if kind == "histograms":
                     value.histo.CopyFrom(histogram(row[name]))
                 else:
                     value.simple_value = float(row[name])
@@ -197,8 +256,16 @@ def write_tensorboard(folder: Path, what: Shown, entries: Iterator[Entry]) -> No
         write(wall_time=time.time(), file_version="brain.Event:2")
         purge = SessionLog(status=SessionLog.START)  # forget this step and all later ones
         write(wall_time=time.time(), step=0, session_log=purge)
-        for number, (iteration, seconds, row) in enumerate(entries):
-            write(wall_time=seconds, step=iteration, summary=summary(row, described=not number))
+        write(wall_time=time.time(), summary=hparams_pb(hyperparameters(config)))
+        described = False
+        for iteration, seconds, found in entries:
+            if isinstance(found, MetaTest):
+                means = Summary()
+                for tag, mean in scalars_of_test(found).items():
+                    means.value.add(tag=tag, simple_value=mean)
+            else:
+                means, described = summary(found, described=not described), True
+            write(wall_time=seconds, step=iteration, summary=means)
 
 
 def write_wandb(folder: Path, config: Config, what: Shown, entries: Iterator[Entry]) -> None:
@@ -218,24 +285,43 @@ def write_wandb(folder: Path, config: Config, what: Shown, entries: Iterator[Ent
             console="off", silent=True, init_timeout=SERVER_LIMIT, finish_timeout=SERVER_LIMIT
         ),
     )
-    for iteration, _, row in entries:
+    for iteration, _, found in entries:
         if iteration < run.starting_step:  # an earlier job has sent it
             continue
-        values: dict[str, Any] = {f"iterations/{name}": float(row[name]) for name in what.columns}
-        for name in what.distributions:
-            finite = row[name][np.isfinite(row[name])]
-            values[f"tasks/{name}"] = wandb.Histogram(finite, num_bins=HISTOGRAM_BINS)
+        if isinstance(found, MetaTest):
+            run.log(scalars_of_test(found), step=iteration)
+            continue
+        scalars, histograms = tags(what.columns), tags(what.distributions)
+        values: dict[str, Any] = {tag: float(found[name]) for name, tag in scalars.items()}
+        for name, tag in histograms.items():
+            finite = found[name][np.isfinite(found[name])]
+            values[tag] = wandb.Histogram(finite, num_bins=HISTOGRAM_BINS)
         run.log(values, step=iteration)
     run.finish()
 
 
-def _entries(rows: Sequence[Row]) -> list[Entry]:
-    """Return entries for earlier rows, dated as if the run had gone on without a break."""
-    ended = time.time() - np.cumsum([row["iteration_seconds"] for row in reversed(rows)])[::-1]
-    return [
-        Entry(iteration, float(ended[iteration - 1] + row["iteration_seconds"]), row)
-        for iteration, row in enumerate(rows, 1)
-    ]
+def hyperparameters(config: Config) -> dict[str, Any]:
+    """Return the keys that affect the result, dotted, as numbers, truth values and texts."""
+    return {
+        key: value if isinstance(value, bool | int | float | str) else str(value)
+        for key, value in leaves(config.model_dump(exclude=set(NEUTRAL_KEYS)))
+    }
+
+
+def _entries(
+    seconds: np.ndarray, rows: Iterator[Row], tests: Sequence[MetaTest]
+) -> Iterator[Entry]:
+    """Yield entries for what is known, dated as if the run had gone on without a break.
+
+    ``seconds`` ``[iterations]`` are what the iterations took.
+    """
+    ended = time.time() - seconds.sum() + np.cumsum([0.0, *seconds])
+    at = {test.iteration: test for test in tests}
+    for iteration, end in enumerate(ended.tolist()):
+        if iteration:
+            yield Entry(iteration, end, next(rows))
+        if iteration in at:
+            yield Entry(iteration, end, at[iteration])
 
 
 def _is_installed(name: str) -> bool:

@@ -12,9 +12,10 @@ from hpc_maml.config import Config
 from hpc_maml.errors import InputError
 from hpc_maml.mpi.exchange import Messenger
 from hpc_maml.mpi.runtime import from_rank_0
-from hpc_maml.mpi.topology import Topology, assign_roles
+from hpc_maml.mpi.topology import Seat, Topology, plan_roles
+from hpc_maml.parts import make_env
 from hpc_maml.report.advice import NEEDED, advise
-from hpc_maml.report.unlearning import USED, unlearning
+from hpc_maml.report.unlearning import USED, Watch
 from hpc_maml.roles.principal import (
     Agents,
     IterationResult,
@@ -25,10 +26,13 @@ from hpc_maml.roles.principal import (
     sums_of_agents,
 )
 from hpc_maml.run.doctor import warn
-from hpc_maml.run.job import DONE, STOPPED_EARLY, Job, archive_shapes, make_env, prepare, run_job
+from hpc_maml.run.job import DONE, STOPPED_EARLY, Job, archive_shapes, prepare, run_job
 from hpc_maml.stopping import StopSignal
 from hpc_maml.storage.archive_plan import estimate
 from hpc_maml.storage.archive_schema import Segment
+
+# Told of the iterations done and the metrics of the last; it returns true to stop the run.
+Callback = Callable[[int, Mapping[str, Any]], object]
 
 
 class Training:
@@ -40,61 +44,94 @@ class Training:
         load_settings: Callable[[], Config],
         run_dir: Path | None,
         stop: StopSignal,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
-        """Keep what the run needs; ``load_settings`` is called on rank 0 only."""
+        """Keep what the run needs; what can be called is called on rank 0 only."""
         self.world = world
         self.load_settings = load_settings
         self.run_dir = run_dir
         self.stop = stop
+        self.callbacks = callbacks
         # on rank 0 only
         self.run: Any = None  # record.RunRecord
         self.env: Any = None
         self.sinks: Any = None
         self.reporter: Any = None
+        self.voice: Any = None  # console.Voice
+        self.watch: Any = None  # unlearning.Watch
         self.first = 0  # iterations done before
+        self.layout = ""
         self.job_size: dict[str, int] = {}  # metrics that are the same for all iterations
 
     def train(self) -> int:
         """Meta-train on every rank; return the exit code. Raises InputError on every rank."""
         job = from_rank_0(self.world, self._prepare)
-        warn(self.world, job.config, _say)
+        warn(self.world, job, self._say)
+        job = from_rank_0(self.world, lambda: self._open(job))
 
         async def principal(agents: Agents, topology: Topology) -> None:
             await self._lead(job, agents, topology)
 
-        run_job(self.world, job, principal, self.stop)
+        try:
+            run_job(self.world, job, principal, self.stop)
+        except BaseException as error:
+            self._note_failure(error)
+            raise
         return from_rank_0(self.world, lambda: self._conclude(job))
 
     def _prepare(self) -> Job:
-        """Open the run folder, and return the job."""
+        """Return the job; whatever is refused here leaves no run folder behind."""
         # Only the principal prints and keeps files, so only rank 0 imports what that takes.
-        from hpc_maml.run.record import RunRecord
-        from hpc_maml.run.sinks import check_installed
-        from hpc_maml.storage.atomic_files import size_text
-        from hpc_maml.storage.run_folder import default_path
+        from hpc_maml.run.console import Voice
+        from hpc_maml.run.sinks import check_sinks
 
+        self.voice = Voice()
         config = self.load_settings()
-        assign_roles([0] * self.world.size, config.topology.agents, config.topology.layout)
-        check_installed(config.metrics)
+        asked = config.topology
+        plan_roles([Seat(0)] * self.world.size, asked.agents, asked.layout, config.device)
+        check_sinks(config.metrics)
         self.env = make_env(config, episodes=1)
         job = prepare(config, self.env)
-        shapes = archive_shapes(job)
-        each, total = estimate(config, shapes)
+        estimate(config, archive_shapes(job))
+        return job
+
+    def _open(self, job: Job) -> Job:
+        """Open the run folder; return the job with the folder of its rollouts."""
+        from hpc_maml.run.record import RunRecord
+        from hpc_maml.storage.atomic_files import size_text
+        from hpc_maml.storage.run_folder import default_path
+        from hpc_maml.storage.run_log import LOG, RunLog
+
+        config, shapes = job.config, archive_shapes(job)
+        path = self.run_dir or default_path(config)
         names = self.env.training_classes
         success_of = {name: self.env.classes.index(name) for name in names}
-        folder = self.run_dir or default_path(config)
         self.run = RunRecord(
-            folder, config, job.algorithm, shapes, success_of if self.env.reports_success else None
+            path, config, job.algorithm, shapes, success_of if self.env.reports_success else None
         )
         self.first = self.run.checkpoint.iteration
+        self.voice.begin_log(RunLog(path / LOG), self.run.metrics.versions)
+        each, total = estimate(config, shapes)
         if not total:
             return job
-        _say(
+        self._say(
             f"rollouts: {size_text(each)} an archived iteration, "
             f"{size_text(total)} for {config.num_iterations} iterations"
             + ("" if config.archive.compression == "none" else ", before compression")
         )
         return replace(job, rollouts=self.run.archive.folder.absolute())
+
+    def _note_failure(self, error: BaseException) -> None:
+        """Log why the run ends; one that was refused before it did anything leaves no folder."""
+        if not self.run:  # another rank than the principal's
+            return
+        self.voice.note(f"{type(error).__name__}: {error}")
+        if isinstance(error, InputError) and self.run.is_new and not len(self.run.metrics):
+            self.run.remove()
+
+    def _say(self, text: str) -> None:
+        """Print a line, on rank 0, which alone says anything."""
+        self.voice.say(text)
 
     async def _lead(self, job: Job, agents: Agents, topology: Topology) -> None:
         """Lead the run, with everything that people see of it."""
@@ -102,14 +139,16 @@ class Training:
         from hpc_maml.run.sinks import Sinks
 
         run, config = self.run, job.config
-        _say(f"run folder {run.path}" + (f", continued at {self.first}" if self.first else ""))
+        self._say(f"run folder {run.path}" + (f", continued at {self.first}" if self.first else ""))
         for sentence in run.notes:
-            _say(sentence)
+            self._say(sentence)
         hellos = await greet(topology.world)
-        console.print_topology(topology, hellos)
+        self.voice.print(console.topology_table(topology, hellos))
         if sums := sums_of_agents(hellos):
-            _say(f"sums between agents: {sums}")
+            self._say(f"sums between agents: {sums}")
             run.metrics.versions["sums_of_agents"] = sums
+        self.layout = topology.plan.layout
+        run.metrics.versions["layout"] = self.layout
         run.metrics.versions["hosts"] = ", ".join(dict.fromkeys(topology.hosts))
         self.job_size = {
             "ranks": self.world.size,
@@ -118,9 +157,17 @@ class Training:
             "cores": topology.cores,
             "gpus": sum(hello.device != "cpu" for hello in hellos),
         }
-        self.reporter = console.Reporter(self.first, config.num_iterations, job.algorithm.metrics)
+        self.reporter = console.Reporter(
+            self.voice,
+            self.first,
+            config.num_iterations,
+            job.algorithm.metrics,
+            job.algorithm.phase,
+        )
+        self.watch = Watch(run.metrics.read_columns(USED))
         if self.first < config.num_iterations:
-            self.sinks = Sinks(config, run.path, run.metrics, self.reporter.note)
+            tests = [test for each in range(self.first + 1) if (test := run.scheduled_test(each))]
+            self.sinks = Sinks(config, run.path, run.metrics, tests, self.reporter.note)
         segments = Segments(Messenger(topology.world))
         record = _Record(self, job)
         principal = Principal(config, self.env, agents, segments, record, self.stop)
@@ -141,15 +188,17 @@ class Training:
             self.sinks.close()
         done = run.checkpoint.iteration
         if done > self.first:
-            for sentence in advise(_columns(run.metrics.rows[self.first :], NEEDED)):
-                _say(sentence)
+            columns = run.metrics.read_columns(NEEDED)
+            columns = {name: each[self.first :] for name, each in columns.items()}
+            for sentence in advise(columns, job.config.meta_batch_size, self.layout):
+                self._say(sentence)
         if done < job.config.num_iterations:
-            _say(
+            self._say(
                 f"stopped early after {done} iterations, with a checkpoint; "
                 f"go on with --run-dir {run.path}"
             )
             return STOPPED_EARLY
-        _say(f"done: {done} iterations in {run.path}")
+        self._say(f"done: {done} iterations in {run.path}")
         return DONE
 
 
@@ -163,11 +212,18 @@ class _Record:
     def iteration(self, result: IterationResult, segments: Sequence[Segment]) -> None:
         """Keep what an iteration gave."""
         training = self.training
+        training.stop.expect(result.row["iteration_seconds"])
         training.run.record(result.done, result.state, result.row | training.job_size, segments)
         training.reporter.iteration(result.done, result.row, result.reason)
-        if sentence := unlearning(_columns(training.run.metrics.rows, USED), now=True):
+        row = training.run.metrics.rows[-1]
+        if sentence := training.watch.sentence(row):
             training.reporter.note(f"iteration {result.done}: {sentence}")
-        training.sinks.put(training.run.metrics.rows[-1])
+        training.sinks.put(row)
+        if (kept := training.run.scheduled_test(result.done)) is not None:  # of an earlier job
+            training.sinks.put_test(kept)
+        for callback in training.callbacks:
+            if callback(result.done, row):
+                training.stop.request()
 
     def has_test(self, done: int) -> bool:
         """Tell whether the meta-test after ``done`` iterations is kept."""
@@ -180,22 +236,13 @@ class _Record:
         from hpc_maml.storage.meta_tests import RUN, save
 
         env = self.training.env
-        found = found_in_test(done, self.job, env, tasks, {RUN: scores}, {})
+        found = found_in_test(done, self.job, env, tasks, {RUN: scores})
         save(self._path(done), found)
         self.training.reporter.note(console.test_text(found))
+        if self.training.sinks:  # none where only a meta-test is made up for
+            self.training.sinks.put_test(found)
 
     def _path(self, done: int) -> Path:
         from hpc_maml.storage.meta_tests import meta_test_path
 
         return meta_test_path(self.training.run.evaluations, done, self.job.config.evaluation)
-
-
-def _columns(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return the metrics of these names that there are, ``[iterations]``."""
-    return {name: np.array([row[name] for row in rows]) for name in names if name in rows[0]}
-
-
-def _say(text: str) -> None:
-    from hpc_maml.run import console  # only rank 0 says anything
-
-    console.say(text)

@@ -1,6 +1,6 @@
 """Episodes of a policy in an environment."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -29,6 +29,7 @@ def roll_out(
     action_generators: Sequence[np.random.Generator],
     env_generators: Sequence[np.random.Generator],
     batches: np.ndarray,
+    give_way: Callable[[], None] = lambda: None,
     *,
     mean_actions: bool = False,
 ) -> np.ndarray | None:
@@ -37,7 +38,7 @@ def roll_out(
     Returns the memory ``[G, B, M]`` of a recurrent policy after the episodes. Each task has
     generators of its own, so that its episodes do not depend on what stands beside it. With
     ``mean_actions`` the policy does not sample. Fills everything that comes from the environment
-    and the policy; ``advantages`` stay zero.
+    and the policy; ``advantages`` stay zero. Calls ``give_way`` after every step.
     """
     num_tasks, horizon, episodes = batches["rewards"].shape
     distribution = policy.distribution
@@ -82,6 +83,7 @@ def roll_out(
             alive &= ~ended
             if not alive.any():
                 break
+        give_way()
     _complete(record, distribution, given)
     return memory
 

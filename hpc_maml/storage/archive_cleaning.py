@@ -12,9 +12,11 @@ import h5py
 
 from hpc_maml.errors import InputError
 from hpc_maml.storage.archive_schema import (
+    FIELDS,
     FORMAT_VERSION,
     INDEX,
     NAME,
+    OPTIONAL_FIELDS,
     SEGMENT,
     THINNED,
     archived_iterations,
@@ -91,7 +93,7 @@ def _is_joined(path: Path, iteration: int) -> bool:
     """Tell whether a file is the one that joins the segments of an iteration."""
     with contextlib.suppress(InputError):
         if is_plain(path):
-            with opened(path, FORMAT_VERSION) as file:
+            with opened(path, FORMAT_VERSION, joins=tuple(FIELDS | OPTIONAL_FIELDS)) as file:
                 return int(file.attrs["iteration"]) == iteration and "segments" in file
     return False
 
@@ -100,7 +102,7 @@ def _is_segment(path: Path, iteration: int, rank: int) -> bool:
     """Tell whether a file is the segment that a rank wrote of an iteration."""
     with contextlib.suppress(InputError):
         if is_plain(path):
-            with damage_of(path), h5py.File(path, "r") as file:
+            with damage_of(path), h5py.File(path, "r") as file:  # a plain file
                 found = int(file.attrs["iteration"]), int(file.attrs["rank"])
                 return found == (iteration, rank) and "task_index" in file
     return False

@@ -57,6 +57,12 @@ def segment_name(iteration: int, rank: int) -> str:
     return f"iteration_{iteration:06d}/rank_{rank:04d}.h5"
 
 
+def is_segment_name(name: str, iteration: int) -> bool:
+    """Tell whether a name is that of a segment of an iteration, below the folder of the archive."""
+    folder, _, file = name.partition("/")
+    return folder == f"iteration_{iteration:06d}" and SEGMENT.fullmatch(file) is not None
+
+
 def archived_iterations(folder: Path) -> dict[int, Path]:
     """Return the files of the committed iterations, in order; other files are left alone."""
     matches = ((NAME.fullmatch(path.name), path) for path in folder.glob("iteration_*.h5"))

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from hpc_maml.config import ArchiveConfig, Config
-from hpc_maml.errors import InputError
+from hpc_maml.errors import InputError, reason_of
 from hpc_maml.storage.archive_cleaning import clean, remove
 from hpc_maml.storage.archive_plan import Shapes, is_archived
 from hpc_maml.storage.archive_schema import (
@@ -73,7 +73,7 @@ class SegmentWriter:
                 "on a file system that all nodes share."
             ) from None
         except OSError as error:
-            raise InputError(f"{path.parent} cannot be made: {error.strerror}.") from None
+            raise InputError(f"{path.parent} cannot be made: {reason_of(error)}.") from None
         if path.parent.is_symlink():
             raise InputError(f"{path.parent} cannot be made: a symbolic link is in its place.")
 
@@ -120,7 +120,7 @@ class RolloutArchive:
                 folder.mkdir(exist_ok=True)
             self.notes = clean(folder, iteration)
         except OSError as error:
-            raise InputError(f"The archive {folder} cannot be used: {error.strerror}.") from None
+            raise InputError(f"The archive {folder} cannot be used: {reason_of(error)}.") from None
         self.sizes: dict[int, int] = {}  # bytes of the segments of committed iterations
         for done, path in archived_iterations(folder).items():
             try:
@@ -185,7 +185,7 @@ class RolloutArchive:
                 remove(self.folder, oldest)
             except OSError as error:
                 path = iteration_path(self.folder, oldest)
-                raise InputError(f"{path} cannot be removed: {error.strerror}.") from None
+                raise InputError(f"{path} cannot be removed: {reason_of(error)}.") from None
             del self.sizes[oldest]
 
 
@@ -198,5 +198,5 @@ def _describe(dataset: h5py.Dataset, name: str) -> None:
 
 def _segment_bytes(path: Path) -> int:
     """Return the size of the segments of a committed iteration; raises InputError."""
-    with opened(path, FORMAT_VERSION) as file:
+    with opened(path, FORMAT_VERSION, joins=tuple(FIELDS | OPTIONAL_FIELDS)) as file:
         return int(file["segment_bytes"][...].sum())

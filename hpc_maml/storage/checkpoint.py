@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -123,14 +123,23 @@ def checkpoints(folder: Path) -> dict[int, Path]:
     return dict(sorted((int(match[1]), path) for match, path in matches if match))
 
 
+def no_checkpoint(folder: Path, iteration: int) -> str:
+    """Return the sentence on a checkpoint that is not there."""
+    there = ", ".join(map(str, checkpoints(folder))) or "none"
+    return (
+        f"The run in {folder.parent} has no checkpoint of iteration {iteration}; there is {there}."
+    )
+
+
 def newest(folder: Path) -> Path | None:
     """Return the file of the last checkpoint in a folder, None without one."""
     return next(reversed(checkpoints(folder).values()), None)
 
 
-def prune(folder: Path, keep: int, fingerprint: str) -> None:
-    """Remove all but the last ``keep`` checkpoints; those of other runs are left alone."""
-    for path in list(checkpoints(folder).values())[:-keep]:
+def prune(folder: Path, kept: Collection[int], fingerprint: str) -> None:
+    """Remove all checkpoints but those ``kept``, by iteration; those of other runs stay."""
+    removed = (path for done, path in checkpoints(folder).items() if done not in kept)
+    for path in removed:
         with contextlib.suppress(InputError):
             if is_plain(path) and read(path)[1] == fingerprint:
                 path.unlink()

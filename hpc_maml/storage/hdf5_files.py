@@ -6,22 +6,32 @@ either these words or the signature of HDF5. Files of older programs have none, 
 """
 
 import hashlib
+import math
+import os
 import secrets
-from collections.abc import Callable, Iterator
+import stat
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import h5py
 
-from hpc_maml.errors import InputError
+from hpc_maml.errors import LONGEST_SENTENCE, InputError, printable, reason_of, shortened
 from hpc_maml.storage.atomic_files import write_whole
 
 WORDS = "hpc_maml: SHA-256 of all that follows these 512 bytes: "
 USER_BLOCK = 512  # bytes
 SIGNATURE = b"\x89HDF\r\n\x1a\n"  # of a file without a user block
 # What h5py raises where no checksum was compared before depends on the damaged byte.
-FAILURES = (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError)
+FAILURES = (
+    *(OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError),
+    *(SystemError, ArithmeticError),
+)
+
+DEEPEST = 2  # groups in each other
+TEXTS = "segments"  # the only array that holds no numbers: names of files
 WRONG = "its content has not the checksum that stands in it"
 
 
@@ -32,7 +42,7 @@ class DamagedError(InputError):
         super().__init__(path, " ".join(str(reason).split()))  # in full: it travels between ranks
 
     def __str__(self) -> str:
-        return f"{self.args[0]} is damaged: {self.args[1]}."
+        return shortened(printable(f"{self.args[0]} is damaged: {self.args[1]}."), LONGEST_SENTENCE)
 
     @property
     def path(self) -> Path:
@@ -63,30 +73,84 @@ def write_hdf5(path: Path, fill: Callable[[h5py.File], None], *, durable: bool =
 
 
 @contextmanager
-def opened(path: Path, newest: int) -> Iterator[h5py.File]:
-    """Open a file in memory after its checksum has been compared.
+def opened(path: Path, newest: int, *, joins: Collection[str] = ()) -> Iterator[h5py.File]:
+    """Open a file in memory after its checksum has been compared, and its content looked over.
 
-    Raises InputError if it is missing, damaged or of a format version above ``newest``. What goes
-    wrong while it is open is damage, too.
+    ``joins`` are names of datasets that may be virtual, and links may lead to other files if there
+    are any. Raises InputError if it is missing, damaged or of a format version above ``newest``.
+    What goes wrong while it is open is damage, too.
     """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path} is not there: the run has not got that far.") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from None
-    if content[: len(SIGNATURE)] != SIGNATURE:
-        image = memoryview(content)[USER_BLOCK:]
-        if content[:USER_BLOCK] != user_block(hashlib.sha256(image)):
-            raise DamagedError(path, WRONG)
-        content = image.tobytes()
-    with damage_of(path), h5py.File(h5py.h5f.open_file_image(content)) as file:
-        version = int(file.attrs["format_version"])
+    with damage_of(path):
+        try:
+            file = open_regular(path)
+        except FileNotFoundError:
+            raise InputError(f"{path} is not there: the run has not got that far.") from None
+        with file:
+            block = file.read(USER_BLOCK)
+            source: Any = path
+            if block[: len(SIGNATURE)] != SIGNATURE:
+                _compare(path, block, file)  # before it is in memory
+                file.seek(USER_BLOCK)
+                source = h5py.h5f.open_file_image(file.read())
+    with damage_of(path), h5py.File(source, "r") as hdf5:
+        version = int(hdf5.attrs["format_version"])
         if version > newest:
             raise InputError(
                 f"{path} has format version {version}; this program reads up to {newest}."
             )
-        yield file
+        look_over(hdf5, joins)
+        yield hdf5
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file to be read; raises OSError, also for a pipe or device, which may have no end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    file = os.fdopen(descriptor, "rb")
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        file.close()
+        raise OSError("it is no regular file")
+    return file
+
+
+def look_over(file: h5py.File, joins: Collection[str] = ()) -> None:
+    """Raise ValueError for content that this program does not write and that is not safe to read.
+
+    That is links to other places, arrays that are elsewhere or larger than what is stored of them,
+    and arrays of other things than numbers; see ``opened`` for ``joins``.
+    """
+
+    def look(group: h5py.Group, depth: int) -> None:
+        for name in group:
+            link = group.get(name, getlink=True)
+            if isinstance(link, h5py.ExternalLink) and joins:
+                continue
+            if not isinstance(link, h5py.HardLink):
+                raise ValueError(f"{name} is a link to elsewhere")
+            item = group[name]
+            if isinstance(item, h5py.Group):
+                if depth == DEEPEST:  # also where a group is in itself
+                    raise ValueError(f"{name} is a group too deep")
+                look(item, depth + 1)
+            else:
+                _look_over_array(name, item, joins)
+
+    look(file, 1)
+
+
+def _look_over_array(name: str, item: Any, joins: Collection[str]) -> None:
+    if not isinstance(item, h5py.Dataset):
+        raise ValueError(f"{name} is no array")
+    if item.is_virtual and name in joins:
+        return
+    if item.is_virtual or item.external:
+        raise ValueError(f"{name} is kept elsewhere")
+    stored = item.id.get_storage_size()
+    if item.chunks:
+        stored = item.id.get_num_chunks() * math.prod(item.chunks) * item.dtype.itemsize
+    if stored < item.nbytes:
+        raise ValueError(f"{name} is not there in full")
+    if item.dtype.kind not in "biuf" and name != TEXTS:
+        raise ValueError(f"{name} holds no numbers")
 
 
 def verify(path: Path) -> bool:
@@ -94,18 +158,24 @@ def verify(path: Path) -> bool:
 
     Raises DamagedError.
     """
-    with damage_of(path), path.open("rb") as file:
+    with damage_of(path), open_regular(path) as file:
         block = file.read(USER_BLOCK)
         if block[: len(SIGNATURE)] == SIGNATURE:
             return False
-        if block != user_block(hashlib.file_digest(file, "sha256")):
-            raise DamagedError(path, WRONG)
+        _compare(path, block, file)
     return True
+
+
+def _compare(path: Path, block: bytes, rest: BufferedReader) -> None:
+    """Raise DamagedError if a block of 512 bytes has not the checksum of the rest of its file."""
+    begins = block.startswith(WORDS.encode())  # if not, the rest may be of any size
+    if not begins or block != user_block(hashlib.file_digest(rest, "sha256")):
+        raise DamagedError(path, WRONG)
 
 
 def has_checksum(path: Path) -> bool:
     """Tell whether a file has a checksum, right or wrong; raises OSError."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return file.read(len(SIGNATURE)) != SIGNATURE
 
 
@@ -117,7 +187,8 @@ def damage_of(path: Path) -> Iterator[None]:
     except InputError:
         raise
     except FAILURES as error:
-        raise DamagedError(path, error) from None
+        reason = reason_of(error) if isinstance(error, OSError) else error
+        raise DamagedError(path, reason) from None
 
 
 def user_block(checksum: "hashlib._Hash") -> bytes:

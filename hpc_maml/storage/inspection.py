@@ -8,14 +8,16 @@ from typing import Any
 import h5py
 
 from hpc_maml.errors import InputError
+from hpc_maml.storage import metrics_parts
 from hpc_maml.storage.archive_schema import iteration_path
 from hpc_maml.storage.atomic_files import size_text
 from hpc_maml.storage.checkpoint import checkpoint_path
-from hpc_maml.storage.hdf5_files import DamagedError, damage_of, has_checksum, verify
+from hpc_maml.storage.hdf5_files import DamagedError, damage_of, has_checksum, look_over, verify
 from hpc_maml.storage.meta_tests import MetaTest, meta_test_files
 from hpc_maml.storage.meta_tests import read as read_evaluation
-from hpc_maml.storage.reader import Run
-from hpc_maml.storage.run_folder import CHECKPOINTS, EVALUATIONS, METRICS, ROLLOUTS
+from hpc_maml.storage.metrics_parts import PARTS
+from hpc_maml.storage.reader import JOINED, Run
+from hpc_maml.storage.run_folder import CHECKPOINTS, EVALUATIONS, FOLDERS, METRICS, ROLLOUTS
 
 
 def describe(run: Run) -> Iterator[str]:
@@ -94,7 +96,7 @@ def _shape(shape: tuple[int, ...]) -> str:
 def without_checksum(run: Run) -> Iterator[str]:
     """Yield a line if there are files without a checksum: not all damage of these is seen."""
     files = [run.path / METRICS]
-    for name in (CHECKPOINTS, EVALUATIONS, ROLLOUTS):
+    for name in FOLDERS:
         files += run.path.glob(f"{name}/**/*.h5")
     without = 0
     for path in files:
@@ -106,12 +108,7 @@ def without_checksum(run: Run) -> Iterator[str]:
 
 def damages(run: Run, *, verify: bool) -> list[InputError]:
     """Return what is wrong with the files of a run; ``verify`` also reads all rollouts."""
-    found: list[InputError] = []
-    try:
-        if run.committed_iterations != len(run.tasks):
-            found.append(DamagedError(run.path / METRICS, "it has rows too many or too few"))
-    except InputError as error:
-        found.append(error)
+    found = metrics_parts.damages(run.path / METRICS) if (run.path / METRICS).exists() else []
     for iteration in run.checkpoints:
         try:
             run.checkpoint(iteration)
@@ -132,8 +129,9 @@ def _readable_evaluations(run: Run) -> Iterator[MetaTest]:
 
 
 def tree(run: Run) -> Iterator[str]:
-    """Yield the HDF5 layout: metrics, and last checkpoint, meta-test and archived iteration."""
+    """Yield the HDF5 layout: metrics, last part of them, checkpoint, meta-test and iteration."""
     files = [run.path / METRICS]
+    files += [part.path for part in metrics_parts.parts(run.path / PARTS)[-1:]]
     files += [checkpoint_path(run.path / CHECKPOINTS, k) for k in run.checkpoints[-1:]]
     files += meta_test_files(run.path / EVALUATIONS)[-1:]
     for iteration in run.rollouts.iterations[-1:]:
@@ -146,6 +144,7 @@ def tree(run: Run) -> Iterator[str]:
         try:
             verify(path)
             with damage_of(path), h5py.File(path, "r") as file:
+                look_over(file, JOINED)
                 file.visititems(lambda name, item, lines=lines: lines.append(_line(name, item)))
         except DamagedError as error:
             lines.append(f"  {error.args[1]}")

@@ -1,7 +1,7 @@
 """Meta-tests: the returns on unseen tasks after 0, 1, ... updates, and the files that hold them."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING
 import h5py
 import numpy as np
 
-from hpc_maml.errors import InputError
-from hpc_maml.storage.hdf5_files import opened, write_hdf5
+from hpc_maml.errors import InputError, reason_of
+from hpc_maml.storage.hdf5_files import DamagedError, opened, write_hdf5
 
 if TYPE_CHECKING:  # what reads a run imports no environment
     from hpc_maml.config import EvaluationConfig
 
 FORMAT_VERSION = 2  # 1: without what a phase is
+PHASES = ("updates", "episode")
 RUN, RANDOM = "run", "random"  # the policy of the run itself, and what it began with
 NAME = re.compile(
-    r"iteration_(\d{6,})_tasks_(\d+)_updates_(\d+)(_episodes_\d+)?(_constant)?(_mean)?\.h5"
+    r"iteration_(\d{6,})_tasks_(\d+)_updates_(\d+)(_episodes_\d+)?"
+    r"(_constant|_steps(_[0-9.e-]+)+)?(_mean)?\.h5"
 )
 
 # Student's t at 97.5 %, for 1 to 30 degrees of freedom
@@ -42,6 +44,7 @@ class MetaTest:
     returns: Mapping[str, np.ndarray]  # by policy: of each phase, [n, K]
     optima: Mapping[str, np.ndarray]  # by strategy: optimal returns, [n]
     how: str = ""  # how the run's policy adapts, in words
+    phases: Mapping[str, str] = field(default_factory=dict)  # what a phase is of other policies
     # By policy: share of the episodes of each phase that succeeded, [n, K], where there is success.
     success: Mapping[str, np.ndarray] = field(default_factory=dict)
     classes: tuple[str, ...] = ()  # of the tasks, which begin with an index into them
@@ -58,6 +61,17 @@ class MetaTest:
             return {}
         return {self.classes[int(index)]: self.tasks[:, 0] == index for index in indices}
 
+    def phase_of(self, policy: str) -> str:
+        """Return what a phase of a policy is."""
+        return self.phases.get(policy, self.phase)
+
+    @property
+    def score(self) -> float:
+        """The mean return of the run's policy after the last update, or of a whole trial."""
+        returns = self.returns[RUN]
+        last = returns[:, -1] if self.phase == "updates" else returns.sum(1)
+        return float(last.mean())
+
 
 def meta_test_path(
     folder: Path, iteration: int, settings: "EvaluationConfig", episodes: int | None = None
@@ -65,7 +79,10 @@ def meta_test_path(
     """Return the file of the meta-test after an iteration; ``episodes`` if not as in training."""
     name = f"iteration_{iteration:06d}_tasks_{settings.tasks}_updates_{settings.updates}"
     name += f"_episodes_{episodes}" if episodes else ""
-    name += "" if settings.step_sizes == "halved" else "_constant"
+    if not isinstance(settings.step_sizes, str):
+        name += "_steps_" + "_".join(map(str, settings.step_sizes))
+    elif settings.step_sizes == "constant":
+        name += "_constant"
     return folder / f"{name}{'' if settings.last_actions == 'sampled' else '_mean'}.h5"
 
 
@@ -97,11 +114,13 @@ def save(path: Path, test: MetaTest) -> None:
             for name, values in getattr(test, group).items():
                 dataset = folder.create_dataset(name, data=values)
                 dataset.attrs["unit"], dataset.attrs["shape"] = unit, shape
+                if group == "returns":
+                    dataset.attrs["phase"] = test.phase_of(name)
 
     try:
         path.parent.mkdir(exist_ok=True)
     except OSError as error:
-        raise InputError(f"{path.parent} cannot be made: {error.strerror}.") from None
+        raise InputError(f"{path.parent} cannot be made: {reason_of(error)}.") from None
     if path.parent.is_symlink():
         raise InputError(f"{path.parent} is a symbolic link: a run keeps its files in its folder.")
     write_hdf5(path, fill)
@@ -110,16 +129,48 @@ def save(path: Path, test: MetaTest) -> None:
 def read(path: Path) -> MetaTest:
     """Read a meta-test; raises InputError."""
     with opened(path, FORMAT_VERSION) as file:
-        return MetaTest(
+        found = MetaTest(
             iteration=int(file.attrs["iteration"]),
             phase=str(file.attrs.get("phase", "updates")),
             tasks=file["task"][...],
             returns={name: values[...] for name, values in file["returns"].items()},
             optima={name: values[...] for name, values in file["optima"].items()},
             how=str(file.attrs.get("how", "")),
+            phases={
+                name: str(values.attrs["phase"])
+                for name, values in file["returns"].items()
+                if "phase" in values.attrs
+            },
             success={name: values[...] for name, values in file.get("success", {}).items()},
             classes=tuple(map(str, file.attrs.get("classes", ()))),
         )
+        number = len(found.tasks)
+        sizes = {name: (values, 2) for name, values in found.returns.items()}
+        sizes |= {name: (values, 1) for name, values in found.optima.items()}
+        sizes |= {f"success of {name}": (values, 2) for name, values in found.success.items()}
+        for name, (values, ndim) in sizes.items():
+            if values.ndim != ndim or len(values) != number or not values.size:
+                raise DamagedError(path, f"{name} has not a value for each task")
+        if found.tasks.ndim != 2 or RUN not in found.returns:
+            raise DamagedError(path, f"it has no tasks, or no returns of {RUN}")
+        if found.success and RUN not in found.success:
+            raise DamagedError(path, f"it has no success of {RUN}")
+        if found.classes and not set(found.tasks[:, 0]) <= set(range(len(found.classes))):
+            raise DamagedError(path, "its tasks are of other classes")
+        if found.phase not in PHASES:
+            raise DamagedError(path, f"phases are {' or '.join(PHASES)}, not {found.phase}")
+        return found
+
+
+def best_of(folder: Path, settings: "EvaluationConfig", iterations: Iterable[int]) -> int | None:
+    """Return the iteration whose meta-test with these settings has the highest score.
+
+    None if none of the ``iterations`` was tested so. Raises InputError for a damaged file.
+    """
+    paths = {done: meta_test_path(folder, done, settings) for done in iterations}
+    scores = {done: read(path).score for done, path in paths.items() if path.exists()}
+    finite = {done: score for done, score in scores.items() if not np.isnan(score)}
+    return max(finite, key=finite.__getitem__, default=None)
 
 
 def half_width(values: np.ndarray) -> np.ndarray:

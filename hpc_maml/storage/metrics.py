@@ -1,6 +1,7 @@
-"""What is recorded of every iteration, and the file it is kept in."""
+"""What is recorded of every iteration, and the files it is kept in."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,26 @@ import h5py
 import numpy as np
 
 from hpc_maml.algorithms.algorithm import Metric
-from hpc_maml.errors import InputError
-from hpc_maml.storage.hdf5_files import opened, write_hdf5
+from hpc_maml.errors import InputError, reason_of
+from hpc_maml.storage.atomic_files import set_aside
+from hpc_maml.storage.hdf5_files import opened, verify, write_hdf5
+from hpc_maml.storage.metrics_parts import (
+    FORMAT_VERSION,
+    PARTS,
+    Part,
+    covering,
+    opened_part,
+    part_of,
+    part_rows,
+    parts,
+    read_columns,
+)
 
-FORMAT_VERSION = 2  # 1: without what an algorithm declares
+# metrics.h5 is rewritten for every iteration, so it holds as few rows as make its own size (40 kB
+# of names and units) unimportant; parts are joined, so that a run has few files.
+PART_ROWS, PART_BYTES = 20, 2**17  # of a part, whichever is less
+JOINED = 10  # parts that become one
+LARGEST_PART = 2**24  # bytes; to join parts takes some three times as much memory
 
 
 def _return_metrics(prefix: str, phase: str) -> dict[str, Metric]:
@@ -40,11 +57,13 @@ METRICS: dict[str, Metric] = {
     "diverged_episodes": Metric("1", "episodes the simulator gave up", dtype=np.int64),
     "environment_steps": Metric("steps", "environment steps of this iteration", dtype=np.int64),
     "environment_steps_total": Metric("steps", "environment steps so far", dtype=np.int64),
-    "sampling_seconds": Metric("s", "from the order to the last batch", wall_clock=True),
-    "update_seconds": Metric("s", "from the last batch to the new state", wall_clock=True),
+    "sampling_seconds": Metric("s", "from the order to the last task", wall_clock=True),
+    "update_seconds": Metric("s", "from the last task to the new state", wall_clock=True),
     "iteration_seconds": Metric("s", "the whole iteration, as the principal sees it", True),
     "principal_busy": Metric("1", "fraction of the iteration spent working", True),
-    "agents_busy": Metric("1", "the same, mean over agents", wall_clock=True),
+    "agents_busy": Metric(
+        "1", "the same, digesting and in the outer step, mean over the ranks that do so", True
+    ),
     "observers_busy": Metric("1", "the same, mean over observers", wall_clock=True),
     "ranks": Metric("1", "MPI ranks of the job", True, np.int64),
     "agents": Metric("1", "ranks that were agents", True, np.int64),
@@ -113,7 +132,10 @@ def success_metrics(classes: Iterable[str]) -> dict[str, Metric]:
 
 
 class Metrics:
-    """The metrics of a run so far; ``write`` puts all of them into one file, whole."""
+    """The metrics of a run so far; only the last rows are in memory.
+
+    What ``write`` costs does not depend on the number of iterations: see metrics_parts.
+    """
 
     def __init__(
         self,
@@ -129,6 +151,7 @@ class Metrics:
         that tells of success: names, and the numbers that their tasks begin with.
         """
         self.path = path
+        self.folder = path.parent / PARTS
         self.versions = dict(versions)
         self.declared = dict(declared)
         self.phase = phase  # what a phase of a task is called: "updates" or "episode"
@@ -138,8 +161,18 @@ class Metrics:
         if success_of is not None:
             self.columns |= success_metrics(success_of)
             self.per_task = PER_TASK | SUCCESS_PER_TASK
-        self.rows: list[dict[str, Any]] = []  # one per iteration, of columns and per_task
+        self.parts: list[Part] = []  # closed
+        self.rows: list[dict[str, Any]] = []  # later ones, of columns and per_task
         self.last_checkpoint = 0  # iteration of the last checkpoint that is known to be written
+
+    def __len__(self) -> int:
+        """Return the number of iterations so far."""
+        return self.earlier + len(self.rows)
+
+    @property
+    def earlier(self) -> int:
+        """The number of rows in closed parts."""
+        return self.parts[-1].last if self.parts else 0
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Add the values of an iteration; numbers that are not there become NaN, or 0."""
@@ -155,9 +188,10 @@ class Metrics:
         self.rows.append(missing | dict(row) | of_classes)
 
     def read(self, iterations: int) -> None:
-        """Take over the first ``iterations`` rows of the file, and its ``last_checkpoint``.
+        """Take over the first ``iterations`` rows of the files, and ``last_checkpoint``.
 
-        Raises DamagedError, or InputError if the file is not there or holds fewer.
+        The checksums of all parts are compared. Raises DamagedError, or InputError if something is
+        not there.
         """
         if not self.path.exists():
             if iterations:
@@ -167,35 +201,154 @@ class Metrics:
                 )
             return
         with opened(self.path, FORMAT_VERSION) as file:
-            last = int(file.attrs.get("last_checkpoint", 0))  # older files do not say
-            if iterations:
-                columns = {name: file["iterations"][name][:iterations] for name in self.columns}
-                columns |= {name: file["tasks"][name][:iterations] for name in self.per_task}
-            else:
-                columns = {}
-        if any(len(column) != iterations for column in columns.values()):
+            self.last_checkpoint = int(file.attrs.get("last_checkpoint", 0))  # older: not there
+            if not iterations:
+                return
+            earlier = int(file.attrs.get("earlier_iterations", 0))  # likewise
+            columns = self._columns_of(file)
+        before = [part for part in covering(self.folder, earlier) if part.first <= iterations]
+        if earlier >= iterations:  # of the part that goes on after it, the first rows
+            with opened_part(before.pop()) as file:
+                columns = self._columns_of(file)
+        start = before[-1].last if before else 0
+        number = min(map(len, columns.values()))
+        if start + number < iterations:
             raise InputError(
                 f"The metrics file {self.path} holds fewer than the {iterations} iterations "
                 "of the checkpoint."
             )
-        self.last_checkpoint = last
+        for part in before:
+            verify(part.path)
+        self.parts = before
         self.rows = [
-            {name: column[row] for name, column in columns.items()} for row in range(iterations)
+            {name: column[row] for name, column in columns.items()}
+            for row in range(iterations - start)
         ]
 
+    def begin(self) -> list[str]:
+        """Remove the parts whose rows ``read`` left out, or that another part holds as well.
+
+        Return sentences on those that are not as this program left them; raises InputError.
+        """
+        notes = []
+        for part in self._stale():
+            if not part.is_sound():
+                try:
+                    aside = set_aside(part.path).name
+                except OSError as error:
+                    raise _not_removed(part, error) from None
+                notes.append(f"{part.path} is damaged: it is kept as {aside}.")
+        if self._stale():
+            self.write(durable=True)  # first, as metrics.h5 may rely on them
+        for part in self._stale():
+            _remove(part)
+        return notes
+
     def write(self, *, durable: bool) -> None:
-        """Write the file anew and put it in the place of the old one."""
+        """Write the file with the last rows anew; when there are many, the older become a part.
+
+        Raises InputError.
+        """
+        row = self.rows[-1] if self.rows else {}
+        row_bytes = sum(np.asarray(value).nbytes for value in row.values())
+        each = max(1, min(PART_ROWS, PART_BYTES // max(1, row_bytes)))
+        while True:
+            closes = len(self.rows) >= 2 * each
+            if closes:
+                part = part_of(self.folder, self.earlier + 1, self.earlier + each)
+                self._write_part(part, self._columns(self.rows[:each]))
+                self.parts.append(part)
+                self.rows = self.rows[each:]
+            about = {
+                **self.versions,
+                "phase": self.phase,
+                "last_checkpoint": self.last_checkpoint,
+                "earlier_iterations": self.earlier,
+                "committed_iterations": len(self),
+            }
+            write_hdf5(self.path, self._filled(self._columns(self.rows), about), durable=durable)
+            while closes and self._join_parts():  # now that metrics.h5 relies on them
+                pass
+            if len(self.rows) < 2 * each:  # more only after a read
+                return
+
+    def read_columns(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return those columns of the names that there are, of all rows, ``[iterations]``.
+
+        Raises InputError.
+        """
+        if not len(self):
+            return {
+                name: np.empty(0, self.columns[name].dtype)
+                for name in names
+                if name in self.columns
+            }
+        found = read_columns(self.path, "iterations", names)
+        return {name: column[: len(self)] for name, column in found.items()}
+
+    def all_rows(self) -> Iterator[dict[str, Any]]:
+        """Return an iterator of the rows that there are now; it reads a part when it gets there."""
+        return chain(part_rows(self.folder, self.earlier), tuple(self.rows))
+
+    def _columns(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+        return {
+            name: np.array([row[name] for row in rows], metric.dtype)
+            for name, metric in (self.columns | self.per_task).items()
+        }
+
+    def _columns_of(self, file: h5py.File) -> dict[str, np.ndarray]:
+        columns = {name: file["iterations"][name][...] for name in self.columns}
+        return columns | {name: file["tasks"][name][...] for name in self.per_task}
+
+    def _stale(self) -> list[Part]:
+        """Return the parts in the folder that are none of this table."""
+        return [part for part in parts(self.folder) if part not in self.parts]
+
+    def _write_part(self, part: Part, columns: Mapping[str, np.ndarray]) -> None:
+        try:
+            self.folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.folder} cannot be made: {reason_of(error)}.") from None
+        about = {"first_iteration": part.first, "last_iteration": part.last}
+        write_hdf5(part.path, self._filled(columns, about))
+
+    def _join_parts(self) -> bool:
+        """Join the last parts to one if there are enough of one length; tell whether it was done.
+
+        Raises InputError. Parts that cannot be read, which a reader will say, are left as they are.
+        """
+        last = self.parts[-JOINED:]
+        if len(last) < JOINED or len({part.rows for part in last}) > 1:
+            return False
+        pieces = []
+        try:
+            if sum(part.path.stat().st_size for part in last) > LARGEST_PART:
+                return False
+            for part in last:
+                with opened_part(part) as file:
+                    pieces.append(self._columns_of(file))
+            columns = {name: np.concatenate([each[name] for each in pieces]) for name in pieces[0]}
+        except (OSError, ValueError):
+            return False
+        joined = part_of(self.folder, last[0].first, last[-1].last)
+        self._write_part(joined, columns)
+        self.parts[-JOINED:] = [joined]
+        for part in last:
+            _remove(part)
+        return True
+
+    def _filled(
+        self, columns: Mapping[str, np.ndarray], about: Mapping[str, Any]
+    ) -> Callable[[h5py.File], None]:
+        """Return what puts columns and attributes into a file."""
 
         def fill(file: h5py.File) -> None:
             file.attrs["format_version"] = FORMAT_VERSION
-            file.attrs.update(self.versions)
-            file.attrs["phase"] = self.phase
-            file.attrs["last_checkpoint"] = self.last_checkpoint
+            file.attrs.update(about)
             for group, metrics in (("iterations", self.columns), ("tasks", self.per_task)):
                 folder = file.create_group(group, track_order=True)
                 for name, metric in metrics.items():
-                    column: np.ndarray = np.array([row[name] for row in self.rows], metric.dtype)
-                    dataset = folder.create_dataset(name, data=column)
+                    dataset = folder.create_dataset(name, data=columns[name])
                     dataset.attrs["unit"] = metric.unit
                     dataset.attrs["description"] = metric.description
                     dataset.attrs["shape"] = metric.shape
@@ -203,6 +356,16 @@ class Metrics:
                     dataset.attrs["declared"] = name in self.declared
                     dataset.attrs["console"] = metric.console
                     dataset.attrs["limit"] = metric.limit
-            file.attrs["committed_iterations"] = len(self.rows)
 
-        write_hdf5(self.path, fill, durable=durable)
+        return fill
+
+
+def _remove(part: Part) -> None:
+    try:
+        part.path.unlink(missing_ok=True)
+    except OSError as error:
+        raise _not_removed(part, error) from None
+
+
+def _not_removed(part: Part, error: OSError) -> InputError:
+    return InputError(f"{part.path} cannot be removed: {reason_of(error)}.")

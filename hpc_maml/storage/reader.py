@@ -6,7 +6,7 @@ asked for again is read again.
 
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import h5py
 import numpy as np
-import yaml
 
-from hpc_maml.algorithms.algorithm import Metric
+from hpc_maml.algorithms.algorithm import THETA, Metric
 from hpc_maml.errors import InputError
 from hpc_maml.storage.archive_schema import (
     FIELDS,
@@ -24,15 +23,24 @@ from hpc_maml.storage.archive_schema import (
     INDEX,
     OPTIONAL_FIELDS,
     archived_iterations,
+    is_segment_name,
     iteration_path,
     uncommitted,
 )
-from hpc_maml.storage.checkpoint import Checkpoint, checkpoints, read
-from hpc_maml.storage.hdf5_files import DamagedError, damage_of, opened, verify
-from hpc_maml.storage.meta_tests import MetaTest, meta_test_files
+from hpc_maml.storage.checkpoint import Checkpoint, checkpoints, no_checkpoint, read
+from hpc_maml.storage.hdf5_files import (
+    DamagedError,
+    damage_of,
+    look_over,
+    open_regular,
+    opened,
+    verify,
+)
+from hpc_maml.storage.meta_tests import PHASES, MetaTest, meta_test_files
 from hpc_maml.storage.meta_tests import read as read_evaluation
-from hpc_maml.storage.metrics import FORMAT_VERSION as METRICS_VERSION
 from hpc_maml.storage.metrics import METRICS as OF_EVERY_RUN
+from hpc_maml.storage.metrics_parts import FORMAT_VERSION as METRICS_VERSION
+from hpc_maml.storage.metrics_parts import read_columns
 from hpc_maml.storage.run_folder import (
     CHECKPOINTS,
     CONFIG,
@@ -41,9 +49,23 @@ from hpc_maml.storage.run_folder import (
     ROLLOUTS,
     has_config,
 )
+from hpc_maml.yaml_text import read_yaml
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from hpc_maml.storage.states import Which
+    from hpc_maml.trained_policy import TrainedPolicy
+
+
+JOINED = (*FIELDS, *OPTIONAL_FIELDS)  # what the file of an iteration presents of its segments
+# Keys that are in the configuration of any run, also in those of 0.1, and what they hold.
+SHOWN_KEYS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("seed", "num_iterations"), int),
+    **dict.fromkeys(("meta_batch_size", "fast_batch_size", "horizon"), int),
+    **dict.fromkeys(("env", "policy"), dict),
+    "algorithm": (dict, str),
+}
 
 
 class Run:
@@ -60,8 +82,18 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The configuration, sections as dictionaries."""
-        return yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8"))
+        """The configuration, sections as dictionaries; raises InputError."""
+        config = read_yaml(self.path / CONFIG)
+        for key, kind in SHOWN_KEYS.items():
+            if not isinstance(config, dict) or not isinstance(config.get(key), kind):
+                raise InputError(f"{self.path / CONFIG} is not the configuration of a run: {key}.")
+        if not _is_plain(config):
+            raise InputError(f"{self.path / CONFIG} holds other things than texts and numbers.")
+        if not isinstance(config["env"].get("name"), str) or not isinstance(
+            config["env"].get("kwargs"), dict
+        ):
+            raise InputError(f"{self.path / CONFIG} is not the configuration of a run: env.name.")
+        return config
 
     @property
     def metrics(self) -> "pd.DataFrame":
@@ -114,11 +146,14 @@ class Run:
     def phase(self) -> str:
         """What a phase of a task is called: "updates" before it, or "episode" of a trial."""
         with self._metrics_file() as file:
-            return str(file.attrs.get("phase", "updates"))  # files of format 1 do not say
+            phase = str(file.attrs.get("phase", "updates"))  # files of format 1 do not say
+            if phase not in PHASES:
+                raise DamagedError(self.path / METRICS, f"it has no phases called {phase}")
+            return phase
 
     @property
     def versions(self) -> dict[str, str]:
-        """What wrote the run: hpc_maml, git_commit, libraries, python, mpi, hosts."""
+        """What wrote the run: hpc_maml, git_commit, libraries, python, mpi, hosts, layout."""
         with self._metrics_file() as file:
             texts = {name: value for name, value in file.attrs.items() if isinstance(value, str)}
         return {name: value for name, value in texts.items() if name != "phase"}
@@ -153,11 +188,37 @@ class Run:
         """
         found = checkpoints(self.path / CHECKPOINTS)
         if iteration not in found:
-            raise InputError(
-                f"The run in {self.path} has no checkpoint of iteration {iteration}; "
-                f"there is {', '.join(map(str, found)) or 'none'}."
-            )
+            raise InputError(no_checkpoint(self.path / CHECKPOINTS, iteration))
         return read(found[iteration])[0]
+
+    def policy(self, iteration: "Which | None" = None, *, trust: bool = False) -> "TrainedPolicy":
+        """Return the policy of a checkpoint, to act and to adapt with.
+
+        The last, that after an ``iteration``, or "best": that of the best meta-test with the
+        settings of the run. Classes ``module:Class`` that the run folder names are imported only
+        with ``trust``. Raises InputError.
+        """
+        from hpc_maml.parts import make_algorithm, make_env
+        from hpc_maml.storage.run_folder import read_config
+        from hpc_maml.storage.states import chosen_checkpoint, state_of
+        from hpc_maml.trained_policy import TrainedPolicy
+
+        config = read_config(self.path, None if trust else ())
+        env = make_env(config, episodes=1)
+        algorithm = make_algorithm(config, env)
+        found = chosen_checkpoint(
+            self.path, config, algorithm, "last" if iteration is None else iteration
+        )
+        state = state_of(found)
+        return TrainedPolicy(
+            config,
+            algorithm,
+            env.single_observation_space,
+            env.single_action_space,
+            state,
+            found.iteration,
+            state[THETA],
+        )
 
     def _metrics_file(self) -> AbstractContextManager[h5py.File]:
         return opened(self.path / METRICS, METRICS_VERSION)
@@ -176,8 +237,7 @@ class Run:
     def _columns(self, group: str) -> dict[str, np.ndarray]:
         if not (self.path / METRICS).exists():
             return {}
-        with self._metrics_file() as file:
-            return {name: dataset[...] for name, dataset in file[group].items()}
+        return read_columns(self.path / METRICS, group)
 
 
 @dataclass(frozen=True)
@@ -200,7 +260,7 @@ class Rollout:
         if name not in FIELDS and name not in OPTIONAL_FIELDS:
             raise AttributeError(f"a rollout has no field {name!r}; it has {', '.join(FIELDS)}")
         # Of the whole segment only what is asked for is read, with the checksum of its chunk.
-        with damage_of(self.segment), h5py.File(self.segment, "r") as file:
+        with opened_segment(self.segment) as file:
             if name in file or name in FIELDS:
                 return file[name][self.row]
         raise AttributeError(f"{name} were not archived")
@@ -282,7 +342,7 @@ class Rollouts(Mapping[tuple[int, int], Rollout]):
         path = self.folder / INDEX
         if not path.exists():
             return []
-        with opened(path, FORMAT_VERSION) as file:
+        with opened(path, FORMAT_VERSION, joins=JOINED) as file:
             return [int(name.rpartition("_")[2]) for name in file]
 
     def _open(
@@ -306,6 +366,20 @@ class Rollouts(Mapping[tuple[int, int], Rollout]):
         return table, damages
 
 
+def open_run(path: str | Path) -> Run:
+    """Open a run folder for analysis, also while it is being written; raises InputError."""
+    return Run(path)
+
+
+def _is_plain(value: object) -> bool:
+    """Tell whether YAML is what a configuration can be made of: no dates, sets or bytes."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(each) for key, each in value.items())
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, str | int | float)
+
+
 def _metric(dataset: h5py.Dataset) -> Metric:
     """Return what the attributes of a dataset say; raises KeyError."""
     about = dataset.attrs
@@ -318,6 +392,16 @@ def _metric(dataset: h5py.Dataset) -> Metric:
         console=str(about.get("console", "")),
         limit=str(about.get("limit", "")),
     )
+
+
+@contextmanager
+def opened_segment(path: Path) -> Iterator[h5py.File]:
+    """Open a segment, of which only what is asked for is read; raises DamagedError."""
+    with damage_of(path):
+        open_regular(path).close()
+        with h5py.File(path, "r") as file:
+            look_over(file)
+            yield file
 
 
 class _Table(NamedTuple):
@@ -338,7 +422,7 @@ class _Table(NamedTuple):
                 if (found := segment.stat().st_size) != size:
                     return DamagedError(segment, f"it has {found} bytes, not {size}")
                 unread = whole and not verify(segment)
-                with h5py.File(segment, "r") as file:
+                with opened_segment(segment) as file:
                     return self._damage_inside(segment, file, unread)
         except InputError as error:
             return error
@@ -363,15 +447,25 @@ def _read_table(path: Path) -> _Table:
 
 @lru_cache(maxsize=1)  # a loop over the tasks of an iteration asks for one table many times
 def _read_table_once(path: Path, identity: object) -> _Table:
-    with opened(path, FORMAT_VERSION) as file:
+    with opened(path, FORMAT_VERSION, joins=JOINED) as file:
         iteration = int(file.attrs["iteration"])
         if iteration_path(path.parent, iteration) != path:
             raise DamagedError(path, f"it is of iteration {iteration}")
-        return _Table(
+        names = [str(name) for name in file["segments"].asstr()[...]]
+        found = _Table(
             iteration,
             file["task"][...],
             file["segment"][...],
             file["row"][...],
-            [path.parent / name for name in file["segments"].asstr()[...]],
-            file["segment_bytes"][...].tolist(),
+            [path.parent / name for name in names],
+            [int(size) for size in file["segment_bytes"][...]],
         )
+        if any(not is_segment_name(name, iteration) for name in names):
+            raise DamagedError(path, "its segments are not those of the iteration")
+        if not found.tasks.ndim == 2 or not (
+            len(found.tasks) == len(found.segment) == len(found.row)
+            and len(names) == len(found.sizes)
+            and all(0 <= number < len(names) for number in found.segment)
+        ):
+            raise DamagedError(path, "its tables do not fit together")
+        return found

@@ -8,21 +8,25 @@ import errno
 import fcntl
 import os
 import re
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from hpc_maml.errors import InputError
-from hpc_maml.storage import checkpoint, meta_tests
+from hpc_maml.errors import InputError, printable, reason_of
+from hpc_maml.names import UntrustedError
+from hpc_maml.storage import checkpoint, meta_tests, metrics_parts
 from hpc_maml.storage.archive_schema import archived_iterations
 from hpc_maml.storage.atomic_files import is_leftover, remove_leftovers, write_text
 from hpc_maml.storage.checkpoint import checkpoints
+from hpc_maml.storage.metrics_parts import PARTS
 
 if TYPE_CHECKING:
     from hpc_maml.config import Config
 
 CONFIG, METRICS, CHECKPOINTS, LOCK = "config.yaml", "metrics.h5", "checkpoints", ".lock"
 ROLLOUTS, EVALUATIONS = "rollouts", "evaluations"
+FOLDERS = (CHECKPOINTS, EVALUATIONS, ROLLOUTS, PARTS)
 
 
 def default_path(config: "Config") -> Path:
@@ -38,7 +42,7 @@ def default_path(config: "Config") -> Path:
             number += 1
             path = name.with_name(f"{name.name}-{number}")
         except OSError as error:
-            raise InputError(f"The run folder {path} cannot be made: {error.strerror}.") from None
+            raise InputError(f"The run folder {path} cannot be made: {reason_of(error)}.") from None
 
 
 def open_folder(path: Path, config: "Config") -> IO[str]:
@@ -52,7 +56,7 @@ def open_folder(path: Path, config: "Config") -> IO[str]:
             _check_continues(path, config)
         elif path.exists() and not _is_unused(path):
             raise InputError(f"{path} exists and is not a run folder; give another --run-dir.")
-        for folder in (path / CHECKPOINTS, path / EVALUATIONS, path / ROLLOUTS):
+        for folder in (path / name for name in FOLDERS):
             if folder.is_symlink():
                 raise InputError(
                     f"{folder} is a symbolic link: a run keeps its files in its own folder; "
@@ -61,7 +65,7 @@ def open_folder(path: Path, config: "Config") -> IO[str]:
         (path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         lock = _take_lock(path)
     except OSError as error:
-        raise InputError(f"The run folder {path} cannot be used: {error.strerror}.") from None
+        raise InputError(f"The run folder {path} cannot be used: {reason_of(error)}.") from None
     return lock
 
 
@@ -71,10 +75,11 @@ def begin(path: Path, config: "Config") -> None:
 
     try:
         remove_leftovers(path, f"{CONFIG}|{METRICS}")
+        remove_leftovers(path / PARTS, metrics_parts.NAME)
         remove_leftovers(path / CHECKPOINTS, checkpoint.NAME)
         remove_leftovers(path / EVALUATIONS, meta_tests.NAME)
     except OSError as error:
-        raise InputError(f"The run folder {path} cannot be used: {error.strerror}.") from None
+        raise InputError(f"The run folder {path} cannot be used: {reason_of(error)}.") from None
     write_text(path / CONFIG, to_yaml(config))
 
 
@@ -91,16 +96,33 @@ def has_config(path: Path) -> bool:
     try:
         return (path / CONFIG).is_file()
     except OSError as error:
-        raise InputError(f"The run folder {path} cannot be read: {error.strerror}.") from None
+        raise InputError(f"The run folder {path} cannot be read: {reason_of(error)}.") from None
 
 
-def read_config(path: Path) -> "Config":
-    """Return the configuration of the run in a folder; raises InputError if there is none."""
-    from hpc_maml.config import load_config
+def read_config(path: Path, trusted: Collection[str] | None = ()) -> "Config":
+    """Return the configuration of the run in a folder.
 
+    Of names ``module:Class`` only those in ``trusted`` are imported, with None all: the folder may
+    be somebody else's. Raises InputError, also if there is no run.
+    """
     if not has_config(path):
         raise InputError(f"{path} is not a run folder: it has no {CONFIG}.")
-    return load_config(str(path / CONFIG), [])
+    return load_run_config(path, [], trusted)
+
+
+def load_run_config(
+    path: Path, words: Sequence[str], trusted: Collection[str] | None = ()
+) -> "Config":
+    """Return the configuration of the run in a folder, changed by words, as ``read_config``."""
+    from hpc_maml.config import load_config
+
+    file = path / CONFIG
+    try:
+        return load_config(file, words, trusted)
+    except InputError as error:
+        if printable(str(file)) in str(error):
+            raise
+        raise InputError(f"{file}: {error}") from None
 
 
 def _is_unused(path: Path) -> bool:
@@ -114,9 +136,13 @@ def _is_unused(path: Path) -> bool:
 
 
 def _check_continues(path: Path, config: "Config") -> None:
-    from hpc_maml.config import differing_keys
+    from hpc_maml.config import differing_keys, own_names
 
-    if keys := differing_keys(config, read_config(path)):
+    try:
+        keys = differing_keys(config, read_config(path, own_names(config)))
+    except UntrustedError as error:  # it names others, which need not be imported to be compared
+        keys = error.keys
+    if keys:
         raise InputError(
             f"The run in {path} was started with another configuration ({', '.join(keys)}); "
             "give another --run-dir, or the same settings."

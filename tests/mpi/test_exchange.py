@@ -7,7 +7,7 @@ import pytest
 from mpi4py import MPI
 
 from hpc_maml.mpi.exchange import BatchReceiver, BatchSender, Messenger
-from hpc_maml.mpi.waiting import Until, run_roles
+from hpc_maml.mpi.waiting import GIVE_WAY, OF_A_REQUEST, SPIN, Idle, Roles, Until
 from hpc_maml.sampling.trajectory import batch_dtype
 
 DTYPE = batch_dtype(100, 20, (17,), (6,), np.float32)  # 200 kB: a rendezvous message
@@ -49,7 +49,7 @@ def test_batches_arrive_whole(comm):
     if comm.rank == 0:
         receiver = BatchReceiver(comm, DTYPE, depth=3)
         roles["agent"] = receive()
-    run_roles(roles, 20)
+    Roles(20).run(roles)
     if receiver:
         for rank, batches in arrived.items():
             assert len(batches) == BATCHES
@@ -74,7 +74,7 @@ def test_control_messages_of_any_size(comm, size):
         assert np.array_equal(received, np.arange(size) + previous)
         await Until(messenger.poll, "the neighbour")
 
-    run_roles({"ring": around()}, 20)
+    Roles(20).run({"ring": around()})
 
 
 def test_a_wait_without_end_is_a_timeout_that_says_for_what(comm):
@@ -83,7 +83,7 @@ def test_a_wait_without_end_is_a_timeout_that_says_for_what(comm):
 
     started = time.monotonic()
     with pytest.raises(TimeoutError, match="for a message that nobody sends") as caught:
-        run_roles({"observer": wait_for_ever()}, 0.3)
+        Roles(0.3).run({"observer": wait_for_ever()})
     assert 0.3 <= time.monotonic() - started < 5
     assert caught.value.role == "observer"
 
@@ -96,7 +96,7 @@ def test_an_exception_names_its_role(comm):
         raise ValueError("x")
 
     with pytest.raises(ValueError, match="x") as caught:
-        run_roles({"principal": good(), "agent": bad()}, 10)
+        Roles(10).run({"principal": good(), "agent": bad()})
     assert caught.value.role == "agent"
 
 
@@ -106,5 +106,75 @@ def test_waiting_costs_next_to_nothing(comm):
 
     comm.Barrier()
     cpu = time.process_time()
-    run_roles({"observer": wait(time.monotonic() + 1.5)}, 10)
+    Roles(10, SPIN).run({"observer": wait(time.monotonic() + 1.5)})
     assert time.process_time() - cpu < 0.15
+
+
+def test_a_role_that_works_for_long_gives_way(comm):
+    """Another role of its rank answers messages meanwhile, and what it raises is its own."""
+    roles = Roles(10)
+    messenger = Messenger(comm)
+    answered: list[int] = []
+
+    async def answer():
+        for number in range(5):
+            messenger.send(number, comm.rank, 5)
+            message, _ = await messenger.receive(5, "a message", comm.rank)
+            answered.append(message)
+        raise ValueError("enough")
+
+    async def work():
+        end = time.monotonic() + 20
+        while time.monotonic() < end:
+            time.sleep(GIVE_WAY / 4)
+            roles.give_way()
+        pytest.fail("it did not give way")
+
+    with pytest.raises(ValueError, match="enough") as caught:
+        roles.run({"observer": work(), "agent": answer()})
+    assert answered == [0, 1, 2, 3, 4]
+    assert caught.value.role == "agent"
+
+
+def test_a_rank_with_a_core_of_its_own_polls_before_it_sleeps(comm, monkeypatch):
+    if comm.rank:
+        return
+    slept: list[float] = []
+    sleep = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: (slept.append(seconds), sleep(seconds)))
+
+    def looks(spin):
+        idle, looks = Idle(10, OF_A_REQUEST, spin), 0
+        slept.clear()
+        while not slept:
+            idle.sleep("nothing")
+            looks += 1
+        return looks
+
+    assert looks(0.0) == 1
+    assert looks(SPIN) > 10
+
+
+def test_messages_that_have_arrived_are_told_apart(comm):
+    messenger = Messenger(comm)
+    following, previous = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
+    content = np.arange(200_000)
+    found: dict[int, list] = {3: [], 4: []}
+
+    async def around():
+        for tag in (4, 3, 4):
+            messenger.send((tag, content), following, tag)
+        for tag, number in ((3, 1), (4, 2)):
+
+            def complete(tag=tag, number=number) -> bool:
+                found[tag] += messenger.arrived(tag)
+                return len(found[tag]) == number
+
+            await Until(complete, "a neighbour")
+        await Until(messenger.poll, "the neighbour")
+
+    Roles(20).run({"ring": around()})
+    for tag, messages in found.items():
+        for (sent, received), source in messages:
+            assert (sent, source) == (tag, previous)
+            assert np.array_equal(received, content)

@@ -21,7 +21,7 @@ HOST = "through memory of the host, as "
 @pytest.fixture
 def agents(comm):
     """Return a topology in which every rank is an agent."""
-    topology = build_topology(comm, "auto", "colocated", LIMIT)
+    topology = build_topology(comm, comm.size, "split", LIMIT)
     yield topology
     topology.free()
 
@@ -113,7 +113,7 @@ SMALL = (
     "fast_batch_size=3",
     "horizon=12",
     "policy.hidden_sizes=[8, 8]",
-    "topology.layout=colocated",
+    "topology.layout=split",
     "mpi.wait_limit=60",
 )
 
@@ -126,7 +126,7 @@ def returns(comm, folder, monkeypatch, capsys, gpu: bool, setting="auto"):
     monkeypatch.setattr("hpc_maml.run.job.choose_gpu", choose)
     monkeypatch.setattr(gpu_sums, "ask_library", lambda: True)
     monkeypatch.setattr(gpu_sums, "try_sum", lambda *_: "")
-    words = [*SMALL, f"mpi.cuda_aware={setting}"]
+    words = [*SMALL, f"mpi.cuda_aware={setting}", f"topology.agents={comm.size}"]
     run = Training(comm, lambda: load_config(None, words), folder, StopSignal())
     assert run.train() == 0
     if comm.rank:

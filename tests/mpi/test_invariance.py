@@ -44,20 +44,25 @@ RL2 = (
 )
 SIZES = [size for size in (1, 2, 3, 5, 8, 16) if size <= MPI.COMM_WORLD.size]
 TOPOLOGIES = [
-    *((size, "topology.agents=1") for size in SIZES),
-    *((size, "topology.agents=3") for size in SIZES if size >= 3),
-    *((size, "topology.layout=colocated") for size in SIZES),
+    *((size, "split", agents) for agents in (1, 3) for size in SIZES if size >= agents),
+    *((size, "team", agents) for agents in (1, 3) for size in SIZES if size >= agents),
+    *((size, "team", size) for size in SIZES[-1:]),
+    *((size, "auto", "auto") for size in SIZES),
 ]
 OTHERS = [each for each in TOPOLOGIES if each[0] == SIZES[-1]]  # of other algorithms, the largest
 CASES = {
-    f"{name}-{size}-{topology}": (settings, size, topology)
+    f"{name}-{size}-{layout}-{agents}": (
+        settings,
+        size,
+        (f"topology.layout={layout}", f"topology.agents={agents}"),
+    )
     for name, settings, topologies in (
         ("navigation", NAVIGATION, TOPOLOGIES),
         ("cheetah", HALF_CHEETAH, TOPOLOGIES),
         ("promp", PROMP, OTHERS),
         ("rl2", RL2, OTHERS),
     )
-    for size, topology in topologies
+    for size, layout, agents in topologies
 }
 LIMIT = 120.0
 
@@ -86,7 +91,7 @@ def serial(settings: tuple[str, ...]) -> dict[str, bytes]:
 @pytest.mark.parametrize(("settings", "size", "topology"), CASES.values(), ids=CASES)
 def test_same_bits(comm, settings, size, topology):
     expected = serial(settings)
-    found = checkpoints(comm, size, (*settings, topology))
+    found = checkpoints(comm, size, (*settings, *topology))
     if comm.rank == 0:
         assert len(expected) == int(settings[0].partition("=")[2])
         assert found == expected
@@ -105,6 +110,6 @@ def test_batches_may_arrive_in_any_order(comm, monkeypatch):
         return batches
 
     monkeypatch.setattr(BatchReceiver, "take", take_late_and_reversed)
-    found = checkpoints(comm, 1, NAVIGATION)
+    found = checkpoints(comm, 1, (*NAVIGATION, "topology.layout=split"))
     if comm.rank == 0:
         assert found == expected

@@ -20,13 +20,25 @@ def terms(count: int, width: int) -> np.ndarray:
     return rng.standard_normal((count, width)) * 10.0 ** rng.integers(-9, 6, (count, width))
 
 
-@pytest.fixture(params=["arrays", "tensors through the host", "tensors handed to MPI"])
+WAYS = ["arrays", "teams of two", "one team", "tensors through the host", "tensors handed to MPI"]
+
+
+@pytest.fixture(params=WAYS)
 def add(request, comm):
-    """Return the sum over ranks of arrays [G, n] as they are, or as tensors."""
-    if request.param == "arrays":
-        return ExactSum(comm, 10)
-    exact_sum = ExactSum(comm, 10, GPU, direct=request.param.endswith("MPI"))
-    return lambda terms: exact_sum(GPU.array(terms))
+    """Return the sum over ranks of arrays [G, n] as they are, in teams or not, or as tensors."""
+    if "team" in request.param:
+        size = 2 if "two" in request.param else comm.size
+        team = comm.Split(comm.rank // size)
+        firsts = comm.Split(0 if team.rank == 0 else MPI.UNDEFINED)
+        yield ExactSum(firsts, 10, team=team, spin=1e-3)
+        team.Free()
+        if firsts != MPI.COMM_NULL:
+            firsts.Free()
+    elif request.param == "arrays":
+        yield ExactSum(comm, 10)
+    else:
+        exact_sum = ExactSum(comm, 10, GPU, direct=request.param.endswith("MPI"))
+        yield lambda terms: exact_sum(GPU.array(terms))
 
 
 def my_share(comm, everything):
@@ -59,7 +71,7 @@ def test_a_rank_without_tasks_takes_part(comm):
     assert np.array_equal(ExactSum(comm, 10)(mine), expected)
     for direct in (False, True):  # no tensor either: there is no group to take it from
         tensors = GPU.array(mine) if len(mine) else mine
-        assert np.array_equal(ExactSum(comm, 10, GPU, direct)(tensors), expected)
+        assert np.array_equal(ExactSum(comm, 10, GPU, direct=direct)(tensors), expected)
 
 
 class Watched:
@@ -90,7 +102,7 @@ def test_only_a_blocking_reduction_is_handed_memory_of_a_gpu(comm):
     tensors = GPU.array(terms(2, 5))
     for direct in (False, True):
         watched = Watched(comm)
-        ExactSum(watched, 10, GPU, direct)(tensors)
+        ExactSum(watched, 10, GPU, direct=direct)(tensors)
         through_host = [("Iallreduce", np.ndarray)] if comm.size > 1 else []
         assert watched.calls == ([("Allreduce", type(tensors))] if direct else through_host)
 
@@ -98,7 +110,7 @@ def test_only_a_blocking_reduction_is_handed_memory_of_a_gpu(comm):
 def test_a_rank_that_never_comes_to_a_sum_on_the_gpu_is_a_timeout(comm):
     if comm.rank == 0 < comm.size - 1:
         watched = Watched(comm)
-        with pytest.raises(TimeoutError, match="the other agents to add their terms"):
+        with pytest.raises(TimeoutError, match="the other ranks to add their terms"):
             ExactSum(watched, 0.3, GPU, direct=True)(GPU.array(terms(2, 5)))
         watched.barrier.Wait()  # this one goes on, so that it must not leave a request open
     else:
@@ -114,6 +126,14 @@ def test_what_cannot_be_summed_is_nan_on_every_rank(comm, add, bad):
     total = add(mine)
     assert np.isnan(total[1])
     assert np.array_equal(total[[0, 2]], [2 * comm.size] * 2)
+
+
+def test_one_message_a_team_goes_between_teams(comm):
+    team = comm.Split(comm.rank // 2)
+    firsts = comm.Split(0 if team.rank == 0 else MPI.UNDEFINED)
+    watched = Watched(firsts)
+    ExactSum(watched, 10, team=team)(terms(2, 5))
+    assert watched.calls == ([("Iallreduce", np.ndarray)] if team.rank == 0 else [])
 
 
 def test_negative_and_tiny_terms():

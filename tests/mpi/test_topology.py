@@ -10,9 +10,10 @@ from hpc_maml.mpi.topology import build_topology
 
 
 def cases(size):
-    yield "auto", "colocated"
+    yield "auto", "auto"
     for agents in {1, min(2, size), size}:
         yield agents, "split"
+        yield agents, "team"
 
 
 def test_communicators_hold_the_ranks_of_their_roles(comm):
@@ -21,9 +22,7 @@ def test_communicators_hold_the_ranks_of_their_roles(comm):
         places = topology.places
         place = topology.place
         expected = {
-            "principal_comm": lambda other: other.principal,
             "agent_comm": lambda other: other.agent,
-            "observer_comm": lambda other: other.observer,
             "learner_comm": lambda other: other.principal or other.agent,
         }
         for name, member in expected.items():
@@ -48,7 +47,10 @@ def test_communicators_hold_the_ranks_of_their_roles(comm):
         elif place.principal:
             topology.learner_comm.allgather(comm.rank)
         working = sum(other.agent or other.observer for other in places)
-        assert topology.threads == max(1, len(os.sched_getaffinity(0)) // working)
+        cores = len(os.sched_getaffinity(0))
+        assert topology.threads == max(1, cores // working)
+        assert topology.owns_core == (bool(place.roles) and working <= cores)
+        assert topology.resting_ranks == (list(range(cores, comm.size)) if layout == "auto" else [])
         topology.free()
 
 
@@ -56,7 +58,7 @@ def test_communicators_hold_the_ranks_of_their_roles(comm):
 def test_any_set_of_cores_is_shared_by_those_bound_to_it(comm, cores, monkeypatch):
     mine = set(cores) if comm.rank else set(range(4))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: mine)
-    topology = build_topology(comm, "auto", "colocated", 20)
+    topology = build_topology(comm, "auto", "team", 20)
     assert topology.threads == max(1, len(cores) // (comm.size - 1)) if comm.rank else 4
     topology.free()
 

@@ -1,0 +1,128 @@
+"""The job scripts outside of Slurm, for which see test_slurm.py; and a run's own time limit."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import BAD_INPUT, HERE, ROOT, SMALL, environment, run
+
+from hpc_maml import open_run
+from hpc_maml.stopping import StopSignal
+
+MPIRUN = str(Path(sys.executable).parent)
+
+
+def submit(script: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a script as its scheduler would, from a folder that `jobs` has filled."""
+    words = environment(**{"PATH": f"{MPIRUN}{os.pathsep}{os.environ['PATH']}", **variables})
+    return subprocess.run(
+        [shutil.which("bash"), script],
+        check=False,
+        env=words,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.fixture
+def _scripts() -> None:
+    assert run(HERE, "jobs", ".").stdout == "jobs\nconfigs\n"
+
+
+@pytest.mark.usefixtures("_scripts")
+def test_the_scripts_and_configurations_are_copied():
+    for name in ("jobs", "configs"):
+        found = {path.name: path.read_bytes() for path in Path(name).iterdir()}
+        assert found == {path.name: path.read_bytes() for path in (ROOT / name).iterdir()}
+    assert os.access("jobs/slurm_ant.sh", os.R_OK)
+    refused = run(HERE, "jobs", ".", code=BAD_INPUT)
+    assert "jobs is there already" in refused.stderr
+
+
+def test_every_script_is_valid_and_has_a_place_for_the_account():
+    for script in ROOT.glob("jobs/*.sh"):
+        subprocess.run(["bash", "-n", script], check=True)
+        text = script.read_text()
+        if not script.name.startswith(("launch", "environment")):
+            assert re.search(r"^##(SBATCH --account|PBS -A|BSUB -P)", text, re.MULTILINE), script
+            assert "mem" in text
+            assert ". jobs/launch.sh" in text
+
+
+WORDS = " ".join(word for word in SMALL if " " not in word)
+
+
+@pytest.mark.usefixtures("_scripts")
+@pytest.mark.parametrize(
+    ("script", "variables", "folder"),
+    [
+        ("jobs/pbs_ant.sh", {"PBS_JOBID": "12.host", "PBS_NODEFILE": "nodes"}, "runs/ant-12"),
+        ("jobs/lsf_ant.sh", {"LSB_JOBID": "13", "LSB_DJOB_NUMPROC": "2"}, "runs/ant-13"),
+    ],
+)
+def test_jobs_of_other_schedulers(script, variables, folder):
+    Path("nodes").write_text("localhost\nlocalhost\n")
+    Path("jobs/environment.sh").write_text("export SITE=loaded; echo modules loaded\n")
+    words = f"{WORDS} env.name=navigation horizon=9 policy.hidden_sizes=[8]"
+    done = submit(script, **variables, PBS_O_WORKDIR=str(Path.cwd()), WORDS=words)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("modules loaded\n")
+    assert re.search(r"job 1[23]\S*, start 1: mpirun -np 2\n", done.stdout)
+    assert open_run(folder).columns["ranks"].tolist() == [2] * 5
+
+
+@pytest.mark.usefixtures("_scripts")
+def test_the_launcher_is_not_blamed_for_a_missing_python():
+    Path("bin").mkdir()
+    for tool in ("timeout", "printf", "tail", "wc", "env"):
+        if found := shutil.which(tool):
+            Path("bin", tool).symlink_to(found)
+    done = submit("jobs/lsf_ant.sh", PATH="bin", LSB_JOBID="1", LSB_DJOB_NUMPROC="2")
+    assert done.returncode == 2
+    assert "python: command not found" in done.stderr
+    assert "see jobs/environment.sh" in done.stderr
+    assert "No launcher" not in done.stderr
+
+
+@pytest.mark.usefixtures("_scripts")
+def test_the_last_launcher_speaks_for_itself():
+    words = {"LSB_JOBID": "1", "LSB_DJOB_NUMPROC": "2"}
+    done = submit("jobs/lsf_ant.sh", **words, LAUNCHER="ls --no-such-option")
+    assert done.returncode == 2
+    assert "No launcher makes one world of the 2 tasks of this job" in done.stderr
+    assert re.search(r"The last one said:\n.*no-such-option", done.stderr)
+    done = submit("jobs/lsf_ant.sh", **words, LAUNCHER="env")
+    assert "The last one said:\n(nothing: its worlds have another size)" in done.stderr
+
+
+def test_a_run_stops_before_its_time_limit():
+    started = time.monotonic()
+    words = (*SMALL, "num_iterations=1000000", "--run-dir", "run", "--time-limit")
+    stopped = run(3, *words, "6s", code=75)
+    assert time.monotonic() - started < 20
+    assert "stopped early after" in stopped.stdout
+    done = open_run("run").checkpoints[-1]
+    assert done > 1
+    run(3, *words, "3s", code=75)
+    assert open_run("run").checkpoints[-1] > done
+
+
+def test_the_next_iteration_must_fit():
+    stop = StopSignal()
+    stop.limit_time(100)
+    stop.expect(60)
+    assert not stop.requested
+    stop.expect(70)  # half of that again is 105
+    assert stop.requested
+
+
+@pytest.mark.parametrize("text", ["7", "h", "0h", "1:30", "-3m", "infs"])
+def test_a_time_that_is_none(text):
+    refused = run(HERE, f"--time-limit={text}", code=BAD_INPUT)
+    assert "must be a time such as 7.5h, 30m or 90s" in refused.stderr
