@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium
@@ -15,6 +16,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from hpc_maml import open_run
 from hpc_maml.envs import make
 from hpc_maml.envs.own_tasks import success_of
+from hpc_maml.errors import InputError
+from hpc_maml.storage.meta_tests import MetaTest, read, save
 
 SETTINGS = (
     "env.name=test_success:Guess",
@@ -179,6 +182,24 @@ def test_success_of_an_episode_that_was_reset_stands_apart():
     infos = {"success": np.array([True, True]), "final_info": {"success": np.array([False, True])}}
     assert success_of(infos, np.array([True, False])).tolist() == [False, True]
     assert success_of({}, np.array([True, False])).tolist() == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"classes": ("one",)}, "its tasks are of other classes"),
+        ({"success": {"random": np.ones((2, 1))}}, "it has no success of run"),
+        ({"success": {"run": np.ones((3, 1))}}, "success of run has not a value for each task"),
+    ],
+)
+def test_a_meta_test_whose_success_does_not_fit_is_damaged(changes, words):
+    test = MetaTest(1, "updates", np.array([[0.0], [1.0]]), {"run": np.ones((2, 1))}, {})
+    path = Path("evaluations/iteration_000001_tasks_2_updates_1.h5")
+    save(path, replace(test, classes=("one", "two"), success={"run": np.ones((2, 1))}))
+    assert set(read(path).by_class()) == {"one", "two"}
+    save(path, replace(test, **changes))
+    with pytest.raises(InputError, match=words):
+        read(path)
 
 
 def test_the_last_phase_of_a_meta_test_may_be_played_with_the_mean_action(guessed):
