@@ -26,8 +26,9 @@ SUMMARY = """\
 usage: python -m hpc_maml [train] [--config FILE] [--run-dir DIR] [--time-limit TIME]
                           [key=value ...]
        python -m hpc_maml evaluate RUN [--tasks N] [--updates K] [--episodes N]
-                          [--step-sizes SIZE ...] [--checkpoint WHICH]
-                          [--baseline RUN2 ...] [--json FILE] [--trust]
+                          [--step-sizes SIZE ...] [--last-actions HOW]
+                          [--checkpoint WHICH] [--baseline RUN2 ...] [--json FILE]
+                          [--trust]
        python -m hpc_maml report RUN [RUN ...] [-o DIR]
        python -m hpc_maml demo RUN [-o FILE]
        python -m hpc_maml inspect RUN [--tree] [--verify]
@@ -251,6 +252,11 @@ def _evaluate(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
         help="last, best (of the meta-tests), or after so many iterations (last)",
     )
     parser.add_argument(
+        "--last-actions",
+        choices=("sampled", "mean"),
+        help="in the last phase (evaluation.last_actions)",
+    )
+    parser.add_argument(
         "--baseline",
         type=Path,
         nargs="+",
@@ -272,7 +278,9 @@ def _evaluate(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     def run(comm: MPI.Intracomm) -> int:
         from hpc_maml.run.meta_testing import MetaTesting, test_settings
 
-        settings = test_settings(options.tasks, options.updates, options.step_sizes)
+        settings = test_settings(
+            options.tasks, options.updates, options.step_sizes, options.last_actions
+        )
         testing = MetaTesting(
             options.run,
             settings,

@@ -112,6 +112,10 @@ class EvaluationConfig(Section):
         description="after the first inner step: halved (as published) or constant; or a list of "
         "the size of each",
     )
+    last_actions: Literal["sampled", "mean"] = Field(
+        "sampled",
+        description="in the last phase: sampled, or the policy's mean (the likeliest choice)",
+    )
 
     @model_validator(mode="after")
     def _one_size_for_each_update(self) -> Self:

@@ -69,6 +69,7 @@ def make_algorithm(config: Config, env: TaskVectorEnv) -> Algorithm:
         gae_lambda=config.gae_lambda,
         test_updates=config.evaluation.updates,
         test_step_sizes=config.evaluation.step_sizes,
+        last_test_actions=config.evaluation.last_actions,
     )
     algorithm = found(config.algorithm, policy, sampling)
     return Normalised(algorithm, observation_size) if config.normalise_observations else algorithm
@@ -81,7 +82,12 @@ def make_dtype(config: Config, env: TaskVectorEnv) -> np.dtype:
     kind = np.int64 if hasattr(actions, "n") else np.float32
     try:
         return batch_dtype(
-            config.horizon, config.fast_batch_size, observed.shape, actions.shape, kind
+            config.horizon,
+            config.fast_batch_size,
+            observed.shape,
+            actions.shape,
+            kind,
+            success=env.reports_success,
         )
     except ValueError:
         raise InputError(

@@ -75,6 +75,7 @@ def evaluate(
     updates: int | None = None,
     episodes: int | None = None,
     step_sizes: Any = None,
+    last_actions: str | None = None,
     checkpoint: "Which" = "last",
     baselines: Sequence[Run | str | Path] = (),
     trust: bool = False,
@@ -87,7 +88,7 @@ def evaluate(
     with _one_process() as world:
         from hpc_maml.run.meta_testing import MetaTesting, test_settings
 
-        settings = test_settings(tasks, updates, step_sizes)
+        settings = test_settings(tasks, updates, step_sizes, last_actions)
         folders = [_folder(each) for each in baselines]
         testing = MetaTesting(_folder(run), settings, episodes, folders, checkpoint, trust=trust)
         testing.evaluate(world)

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -23,6 +24,8 @@ from hpc_maml.cli import main
 from hpc_maml.stopping import SIGNALS
 from hpc_maml.storage.hdf5_files import USER_BLOCK, user_block
 
+# Which no extra can bring along, as it pins an older MuJoCo.
+HAS_METAWORLD = importlib.util.find_spec("metaworld") is not None
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 FAULT = str(TESTS / "fault.py")

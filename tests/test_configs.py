@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import HAS_METAWORLD, ROOT
 from mpi4py import MPI
 
 from hpc_maml.config import load_config, resolve
@@ -19,7 +19,9 @@ ROBOTS = ("half_cheetah_vel", "half_cheetah_dir", "ant_vel", "ant_dir", "ant_goa
 LINEAGES = ("pytorch", "original")
 each_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 each_file_of_maml = pytest.mark.parametrize(
-    "file", [file for file in FILES if not file.stem.endswith("_rl2")], ids=lambda file: file.stem
+    "file",
+    [file for file in FILES if not (file.stem.endswith("_rl2") or "metaworld" in file.stem)],
+    ids=lambda file: file.stem,
 )
 
 TANH, RELU = ([64, 64], "tanh"), ([100, 100], "relu")
@@ -46,11 +48,36 @@ EXPECTED_OF_RL2 = {
     "bandit_rl2": (300, 100, 10, 10, 1, 64),
     "tabular_mdp_rl2": (500, 200, 4, 10, 10, 128),
 }
+# iterations, tasks, episodes of a task, tasks of a meta-test, env.name, env.kwargs
+EXPECTED_OF_METAWORLD = {
+    "metaworld_ml1_reach": (100, 20, 10, 40, "metaworld_ml1", {"task": "reach"}),
+    "metaworld_ml1_push": (100, 20, 10, 40, "metaworld_ml1", {"task": "push"}),
+    "metaworld_ml1_pick_place": (100, 20, 10, 40, "metaworld_ml1", {"task": "pick-place"}),
+    "metaworld_ml10": (100, 20, 10, 200, "metaworld_ml10", {}),
+    "metaworld_ml45": (200, 45, 20, 200, "metaworld_ml45", {}),
+}
 
 
 def test_every_environment_and_lineage_has_a_config():
-    assert {file.stem for file in FILES} == set(EXPECTED) | set(EXPECTED_OF_RL2)
-    assert set(EXPECTED) >= set(ENVIRONMENTS)
+    known = set(EXPECTED) | set(EXPECTED_OF_RL2) | set(EXPECTED_OF_METAWORLD)
+    assert {file.stem for file in FILES} == known
+    assert {load_config(file).env.name for file in FILES} >= set(ENVIRONMENTS)
+
+
+@pytest.mark.parametrize("name", EXPECTED_OF_METAWORLD)
+def test_resolves_to_its_experiment_of_metaworld(name):
+    config = load_config(ROOT / "configs" / f"{name}.yaml")
+    assert EXPECTED_OF_METAWORLD[name] == (
+        config.num_iterations,
+        config.meta_batch_size,
+        config.fast_batch_size,
+        config.evaluation.tasks,
+        config.env.name,
+        config.env.kwargs,
+    )
+    assert (config.horizon, config.algorithm.fast_lr, config.algorithm.max_kl) == (500, 0.1, 0.01)
+    assert (config.policy.hidden_sizes, config.policy.activation) == ([128, 128], "tanh")
+    assert (config.evaluation.updates, config.evaluation.last_actions) == (1, "mean")
 
 
 @pytest.mark.parametrize("name", EXPECTED_OF_RL2)
@@ -147,11 +174,18 @@ def test_runs(file):
 
     if file.stem.startswith("lander") and sys.version_info >= (3, 14):
         pytest.skip("no wheel of Box2D")
-    words = ["num_iterations=2", "meta_batch_size=2", "fast_batch_size=3", "device=cpu"]
+    tasks = 2
+    words = ["num_iterations=2", "fast_batch_size=3", "device=cpu"]
+    if file.stem.startswith("metaworld"):
+        if not HAS_METAWORLD:
+            pytest.skip("Meta-World is not installed")
+        tasks = {"ml10": 10, "ml45": 45}.get(file.stem.partition("_")[2], 2)
+        words.append("horizon=20")
+    words.append(f"meta_batch_size={tasks}")
     run = Training(MPI.COMM_SELF, lambda: load_config(file, words), Path("run"), StopSignal())
     assert run.train() == DONE
     with h5py.File("run/metrics.h5") as metrics:
         for phase in ("pre_update", "post_update"):
             returns = metrics[f"tasks/{phase}_return"][()]
-            assert returns.shape == (2, 2)
+            assert returns.shape == (2, tasks)
             assert np.isfinite(returns).all()

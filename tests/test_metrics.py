@@ -97,6 +97,34 @@ def test_readers_see_one_table(folder, monkeypatch):
         assert len(file["iterations/kl"]) == file.attrs["committed_iterations"] - 195
 
 
+def test_success_is_in_the_parts_too_and_read_again(folder, monkeypatch):
+    monkeypatch.setattr(module, "PART_ROWS", 3)
+    classes = {"push": 0, "pull": 4}
+    metrics = Metrics(folder / "metrics.h5", {}, DECLARED, "updates", classes)
+    for iteration in range(1, 42):
+        share = iteration / 64
+        values = row(iteration) | {
+            "task": np.array([[0, 1], [4, 1], [4, 2]]),
+            "post_update_success": np.array([0, share, 2 * share]),
+            "pre_update_success": np.full(3, share),
+            "success_after_updates": np.full((3, 2), share),
+        }
+        metrics.add(values)
+        metrics.write(durable=False)
+    assert len(parts(folder / "metrics")) > 2
+    shares = np.arange(1, 42) / 64
+    found = open_run(folder)
+    assert np.array_equal(found.columns["post_update_success_of_pull"], 1.5 * shares)
+    assert not found.columns["post_update_success_of_push"].any()
+    assert np.array_equal(found.per_task["post_update_success"][:, 1], shares)
+    assert np.array_equal(found.per_task["success_after_updates"][:, 2, 1], shares)
+    assert damages(found, verify=True) == []
+    again = Metrics(folder / "metrics.h5", {}, DECLARED, "updates", classes)
+    again.read(38)
+    rows = list(again.all_rows())
+    assert [each["post_update_success"][1] for each in rows] == shares[:38].tolist()
+
+
 def test_large_rows_are_closed_sooner_and_large_parts_are_not_joined(folder, monkeypatch):
     monkeypatch.setattr(module, "LARGEST_PART", 2**21)
     metrics = new(folder)

@@ -34,6 +34,15 @@ def test_a_run_from_python_is_that_of_the_command_line():
     np.testing.assert_array_equal(tested.returns["baseline command"], expected.returns["run"])
     (kept,) = trained.evaluations
     np.testing.assert_array_equal(kept.returns["run"], tested.returns["run"])
+    mean = hpc_maml.evaluate(trained, updates=1, last_actions="mean")
+    run(HERE, "evaluate", "command", "--updates", "1", "--last-actions", "mean")
+    (by_command,) = [
+        test for test in hpc_maml.open_run("command").evaluations if "mean action" in test.how
+    ]
+    np.testing.assert_array_equal(mean.returns["run"], by_command.returns["run"])
+    np.testing.assert_array_equal(mean.returns["run"][:, 0], tested.returns["run"][:, 0])
+    assert (mean.returns["run"][:, 1] != tested.returns["run"][:, 1]).all()
+    assert len(trained.evaluations) == 2
 
 
 def test_a_callback_stops_a_run_which_then_goes_on(trained):

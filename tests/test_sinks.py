@@ -20,7 +20,7 @@ from hpc_maml.algorithms.maml_trpo import MamlTrpo
 from hpc_maml.config import MetricsConfig, load_config
 from hpc_maml.errors import InputError
 from hpc_maml.run import sinks
-from hpc_maml.run.sinks import DISTRIBUTIONS, Entry, Sink, Sinks, check_sinks, tags
+from hpc_maml.run.sinks import Entry, Sink, Sinks, check_sinks, shown, tags
 from hpc_maml.storage.metrics import METRICS, Metrics
 
 BOTH = ("metrics.tensorboard=on", "metrics.wandb=offline")
@@ -54,10 +54,12 @@ def killed_and_resumed(tmp_path_factory) -> Path:
 def recorded(folder: Path) -> dict[str, np.ndarray]:
     """Return the datasets of metrics.h5 by tag, ``[iterations]`` or ``[iterations, tasks]``."""
     with h5py.File(folder / "metrics.h5") as file:
-        columns = tags(Metrics(folder, {}, MamlTrpo.metrics, "updates").columns)
+        what = shown(Metrics(folder, {}, MamlTrpo.metrics, "updates"))
+        columns = tags(what.columns)
         assert set(columns) == set(file["iterations"])
         found = {tag: file[f"iterations/{name}"][...] for name, tag in columns.items()}
-        named = tags(DISTRIBUTIONS)
+        named = tags(what.distributions)
+        assert set(named) == {"pre_update_return", "post_update_return"}
         return found | {tag: file[f"tasks/{name}"][...] for name, tag in named.items()}
 
 

@@ -70,6 +70,7 @@ class Sampling:
     test_updates: int  # inner steps of a meta-test
     # Of the inner steps after the first, or the size of each.
     test_step_sizes: Literal["halved", "constant"] | Sequence[float]
+    last_test_actions: Literal["sampled", "mean"] = "sampled"  # of the last phase of a meta-test
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,13 @@ def collect_phase(
     keys: Sequence[tuple[int, int, int]],
     evaluation: bool,
     dtype: np.dtype,
+    mean_actions: bool = False,
     give_way: Callable[[], None] = lambda: None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the batches ``[G]`` of a phase, and the memory that it leaves in a recurrent policy.
 
-    The advantages are not yet there. Keys and ``give_way`` are those of ``collect``.
+    The advantages are not yet there. With ``mean_actions`` the policy does not sample. Keys and
+    ``give_way`` are those of ``collect``.
     """
     purposes = (
         (Purpose.EVALUATION_ACTIONS, Purpose.EVALUATION_ENVIRONMENT)
@@ -38,7 +40,9 @@ def collect_phase(
         for purpose in purposes
     )
     batches = np.zeros(len(keys), dtype)
-    memory = roll_out(policy, env, play, actions, environment, batches, give_way)
+    memory = roll_out(
+        policy, env, play, actions, environment, batches, give_way, mean_actions=mean_actions
+    )
     for batch, (_, iteration, index) in zip(batches, keys, strict=True):
         batch["iteration"], batch["task"], batch["phase"] = iteration, index, phase
     return batches, memory
@@ -74,6 +78,9 @@ def collect(
                 keys=keys,
                 evaluation=evaluation,
                 dtype=dtype,
+                mean_actions=evaluation
+                and phase + 1 == phases
+                and algorithm.sampling.last_test_actions == "mean",
                 give_way=give_way,
             )
             for batch in batches:

@@ -23,6 +23,9 @@ ENVIRONMENTS = {
     "lander": "hpc_maml.envs.lander:Lander",
     "bandit": "hpc_maml.envs.bandit:Bandit",
     "tabular_mdp": "hpc_maml.envs.tabular_mdp:TabularMdp",
+    "metaworld_ml1": "hpc_maml.envs.metaworld:MetaworldMl1",
+    "metaworld_ml10": "hpc_maml.envs.metaworld:MetaworldMl10",
+    "metaworld_ml45": "hpc_maml.envs.metaworld:MetaworldMl45",
 }
 DEFAULT_LINEAGE = "gymnasium"
 

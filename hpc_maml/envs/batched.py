@@ -51,6 +51,11 @@ class TaskVectorEnv(VectorEnv, ABC):
     # How it is trained where nobody says otherwise: keys of a configuration, nested as in a file.
     defaults: ClassVar[Mapping[str, Any]] = {}
     lineage_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # by env.kwargs.lineage
+    # Whether ``infos["success"]`` of a step says which episodes succeeded, bool ``[num_envs]``.
+    reports_success: bool = False
+    # Names of the kinds of tasks, where there are several: a task begins with an index into them.
+    classes: tuple[str, ...] = ()
+    training_classes: tuple[str, ...] = ()  # those of ``sample_tasks``, if they are several
     # How episodes can be shown, methods of those environments where there is something to see.
     picture: Picture | None = None
     film: Film | None = None  # with ``visible_states`` and ``seconds_per_step``
@@ -86,6 +91,15 @@ class TaskVectorEnv(VectorEnv, ABC):
     @abstractmethod
     def sample_tasks(self, rng: np.random.Generator, n: int) -> np.ndarray:
         """Draw n tasks, float64 ``[n, task_dim]``."""
+
+    def sample_test_tasks(self, rng: np.random.Generator, n: int) -> np.ndarray:
+        """Draw n tasks of a meta-test, float64 ``[n, task_dim]``: here as those of training."""
+        return self.sample_tasks(rng, n)
+
+    def check_numbers(self, training: int, test: int) -> None:
+        """Raise ValueError for numbers of tasks, of an iteration and of a meta-test, that no draw
+        can have.
+        """
 
     def best_play(self, tasks: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Return the optimal returns ``[n]`` of an episode on tasks, by name, where known."""

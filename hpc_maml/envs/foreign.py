@@ -75,6 +75,7 @@ class Foreign(TaskVectorEnv):
         )
         self._seen = np.zeros(self.observation_space.shape, np.float32)
         self._cut_short = np.zeros(self.num_envs, np.bool_)
+        self._succeeded = np.zeros(self.num_envs, np.bool_)
 
     def _draw_starts(self, rng: np.random.Generator) -> np.ndarray:
         return rng.integers(2**32, size=(self.episodes_per_task, 1))
@@ -103,16 +104,21 @@ class Foreign(TaskVectorEnv):
         self, actions: np.ndarray, active: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         rewards, terminated = np.zeros(self.num_envs), np.zeros(self.num_envs, np.bool_)
+        self._succeeded[:] = False
         self._step_all(
             self._original(actions), self._active if active is None else active, rewards, terminated
         )
-        return self._observations(), rewards, terminated, {}
+        infos = {"success": self._succeeded.copy()} if self.reports_success else {}
+        return self._observations(), rewards, terminated, infos
 
     @abstractmethod
     def _step_all(
         self, actions: np.ndarray, active: np.ndarray, rewards: np.ndarray, terminated: np.ndarray
     ) -> None:
-        """Step the active episodes; fill rewards and terminated, ``_seen`` and ``_cut_short``."""
+        """Step the active episodes; fill rewards and terminated, ``_seen`` and ``_cut_short``.
+
+        Also ``_succeeded``, if the environment ``reports_success``.
+        """
 
 
 class SingleEnvs(Foreign):
@@ -121,6 +127,7 @@ class SingleEnvs(Foreign):
     def __init__(self, name: str, envs: Sequence[gymnasium.Env], **sizes: Any) -> None:
         """Make the batch of environments of one kind."""
         self._envs = list(envs)
+        self.reports_success = bool(getattr(envs[0].unwrapped, "reports_success", False))
         super().__init__(name, envs[0].observation_space, envs[0].action_space, **sizes)
 
     def image(self, row: int) -> np.ndarray:
@@ -141,10 +148,12 @@ class SingleEnvs(Foreign):
         self, actions: np.ndarray, active: np.ndarray, rewards: np.ndarray, terminated: np.ndarray
     ) -> None:
         for row in np.flatnonzero(active):
-            observation, rewards[row], terminated[row], self._cut_short[row], _ = self._envs[
+            observation, rewards[row], terminated[row], self._cut_short[row], info = self._envs[
                 row
             ].step(actions[row])
             self._seen[row] = self._flat(observation)
+            if self.reports_success:
+                self._succeeded[row] = info["success"]
 
 
 class GivenEnv(SingleEnvs):

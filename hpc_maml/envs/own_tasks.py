@@ -30,7 +30,10 @@ class OwnTasks:
         self.task_dim = sample[0].size
 
     def _sample(self, rng: np.random.Generator, n: int) -> np.ndarray:
-        tasks = self._task_source.sample_tasks(rng, n)
+        return self._checked(self._task_source.sample_tasks(rng, n), n)
+
+    def _checked(self, tasks: Any, n: int) -> np.ndarray:
+        """Return n drawn tasks as an array; ValueError if they are no numbers of one shape."""
         try:
             tasks = np.asarray(tasks, np.float64)
         except (TypeError, ValueError):
@@ -44,6 +47,12 @@ class OwnTasks:
     def sample_tasks(self, rng: np.random.Generator, n: int) -> np.ndarray:
         """Draw n tasks, float64 ``[n, task_dim]``; ValueError if they are no numbers."""
         return self._sample(rng, n).reshape(n, -1)
+
+    def sample_test_tasks(self, rng: np.random.Generator, n: int) -> np.ndarray:
+        """Draw n tasks of a meta-test, by the environment's ``sample_test_tasks`` if it has one."""
+        if not hasattr(self._task_source, "sample_test_tasks"):
+            return self.sample_tasks(rng, n)
+        return self._checked(self._task_source.sample_test_tasks(rng, n), n).reshape(n, -1)
 
     def _original_task(self, task: np.ndarray) -> Any:
         """Return a task ``[task_dim]`` in the shape in which it was drawn."""
@@ -82,6 +91,7 @@ class VectorEnvsWithTasks(OwnTasks, Foreign):
         super().__init__(
             title(maker), first.single_observation_space, first.single_action_space, **sizes
         )
+        self.reports_success = bool(getattr(first, "reports_success", False))
         self._resets_itself = first.metadata.get("autoreset_mode") != AutoresetMode.DISABLED
 
     def set_tasks(self, tasks: np.ndarray) -> None:
@@ -124,13 +134,25 @@ class VectorEnvsWithTasks(OwnTasks, Foreign):
             if not active[rows].any():
                 continue
             taken = actions[rows].astype(env.action_space.dtype)
-            observations, rewards[rows], terminated[rows], cut_short, _ = env.step(taken)
+            observations, rewards[rows], terminated[rows], cut_short, infos = env.step(taken)
             self._cut_short[rows] = cut_short
+            if self.reports_success:
+                self._succeeded[rows] = success_of(infos, terminated[rows] | cut_short)
             self._see(env, rows, observations)
             ended = terminated[rows] | cut_short
             if ended.any() and not self._resets_itself:
                 # An ended episode may not be stepped; what it does from here on, nobody sees.
                 env.reset(options={"reset_mask": ended})
+
+
+def success_of(infos: Mapping[str, Any], ended: np.ndarray) -> np.ndarray:
+    """Return which of the episodes of a vector environment succeed now, bool ``[B]``.
+
+    Where it resets itself in the same step, what concerns an episode that ``ended`` stands apart.
+    """
+    found = np.asarray(infos.get("success", False), np.bool_)
+    last = infos.get("final_info", {}).get("success", found)
+    return np.where(ended, last, found)
 
 
 def require(env: Any, name: str, methods: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 import textwrap
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -24,13 +24,16 @@ from hpc_maml.report.experiments import Environment, Experiment, RunData, declar
 from hpc_maml.report.phases import AXIS, FIRST, GAIN, UPDATES, each, ends, ends_by_index
 from hpc_maml.report.statistics import (
     Band,
+    class_success,
     metric,
     optima,
     phase_returns,
     policies,
     returns,
+    success,
     test_returns,
     tests_on_the_way,
+    training_class_success,
 )
 from hpc_maml.storage.meta_tests import RUN
 
@@ -273,6 +276,76 @@ def _during_training(axis: Axes, kind: str, shown: Coloured) -> None:
         for style, numbers in labels.items()
     ]
     axis.legend(handles=lines, title=AXIS[kind], loc="best", fontsize=8, title_fontsize=8)
+
+
+def successes(experiments: Sequence[Experiment]) -> Picture | None:
+    """Draw the share of successful episodes: in training, and by class at the end."""
+    known = [each for each in _coloured(experiments) if success(each[0], "post_update")]
+    if not known:
+        return None
+    ended = {
+        "Training, in the end": [
+            (training_class_success(experiment), colour) for experiment, colour in known
+        ],
+        "Meta-test, last phase": [
+            (class_success(experiment), colour) for experiment, colour in known
+        ],
+    }
+    shown = {title: found for title, found in ended.items() if any(each for each, _ in found)}
+    most = max((len(each) for found in shown.values() for each, _ in found), default=0)
+    number = 1 + len(shown)
+    figure, axes = _panels(
+        number,
+        widths=(1.3, 1, 1)[:number],
+        width=4 + 3.2 * len(shown),
+        height=max(3.4, 1 + 0.22 * most),
+    )
+    before, after = ends(kinds(experiment for experiment, _ in known))
+    for experiment, colour in known:
+        iterations = np.arange(1, experiment.iterations + 1)
+        for phase, style in (("pre_update", "--"), ("post_update", "-")):
+            band = success(experiment, phase)
+            if band is None:
+                continue
+            axes[0].plot(iterations, 100 * band.middle, style, color=colour)
+            if phase == "post_update":
+                edges = (100 * edge.clip(0, 1) for edge in (band.low, band.high))
+                axes[0].fill_between(iterations, *edges, color=colour, alpha=0.18, linewidth=0)
+    _iterations(axes[0])
+    axes[0].set_ylabel("successful episodes [%]")
+    axes[0].set_title("Training")
+    lines = [
+        Line2D([], [], color="0.3", linestyle=style, label=label)
+        for style, label in (("--", before), ("-", after))
+    ]
+    axes[0].legend(handles=lines, loc="best", fontsize=8)
+    for axis, (title, found) in zip(axes[1:], shown.items(), strict=True):
+        _by_class(axis, found)
+        axis.set_title(title)
+    _legend(figure, experiments)
+    return Picture(
+        "success",
+        "Success",
+        f"Share of the episodes that succeeded at any of their steps, {before} (dashed) and "
+        f"{after}, with the 95 % confidence interval of its mean: over the tasks of a run (of a "
+        "class in training: over iterations), over seeds where there are several.",
+        figure,
+    )
+
+
+def _by_class(axis: Axes, found: Sequence[tuple[Mapping[str, Band], Any]]) -> None:
+    """Draw shares of successful episodes, a row for each class."""
+    names = list(dict.fromkeys(name for bands, _ in found for name in bands))
+    for (bands, colour), aside in zip(found, _asides(len(found)), strict=True):
+        rows = np.array([names.index(name) for name in bands]) + 3 * aside
+        middle = np.array([100 * band.middle[0] for band in bands.values()])
+        half = np.array([100 * (band.high - band.middle)[0] for band in bands.values()])
+        look = {"color": colour, "marker": "o", "markersize": 4, "linestyle": "", "capsize": 3}
+        axis.errorbar(middle, rows, xerr=np.nan_to_num(half), **look)
+    axis.set_yticks(range(len(names)), names, fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlim(-3, 103)
+    axis.set_xlabel("successful episodes [%]")
 
 
 def task_returns(experiments: Sequence[Experiment]) -> Picture:
@@ -542,6 +615,7 @@ DRAWINGS: tuple[Callable[[Sequence[Experiment]], Picture | None], ...] = (
     sample_efficiency,
     adaptation_curve,
     meta_test,
+    successes,
     task_returns,
     trajectories,
     outer_step,

@@ -8,6 +8,7 @@ import numpy as np
 from hpc_maml.report.experiments import Experiment
 from hpc_maml.report.phases import EPISODE
 from hpc_maml.storage.meta_tests import RUN, MetaTest, half_width
+from hpc_maml.storage.metrics import CLASS_SUCCESS
 
 BOOTSTRAPS = 10_000  # samples
 
@@ -88,6 +89,52 @@ def returns(experiment: Experiment, phase: str) -> Band:
     tasks = experiment.runs[0].per_task[f"{phase}_return"]
     low, high = np.quantile(tasks, [0.25, 0.75], axis=1)
     return Band(tasks.mean(1), low, high)
+
+
+def success(experiment: Experiment, phase: str) -> Band | None:
+    """Return the share of successful episodes of an iteration, ``[iterations]``, if it is known.
+
+    Over seeds: mean and 95 % confidence interval. For one run: over its tasks.
+    """
+    if any(f"{phase}_success" not in run.per_task for run in experiment.runs):
+        return None
+    if len(experiment.runs) > 1:
+        return mean_band(metric(experiment, f"{phase}_success_mean"))
+    return mean_band(experiment.runs[0].per_task[f"{phase}_success"].T)
+
+
+def training_class_success(experiment: Experiment) -> dict[str, Band]:
+    """Return the share of successful episodes at the end of training, by class ``[1]``.
+
+    Means with 95 % confidence intervals: over seeds, or over the iterations of one run.
+    """
+    prefix = CLASS_SUCCESS.format("")
+    names = [name for name in experiment.runs[0].metrics if name.startswith(prefix)]
+    return {
+        name.removeprefix(prefix): _over_seeds_or_tasks(
+            [run.column(name)[run.final, None] for run in experiment.runs]
+        )
+        for name in names
+    }
+
+
+def class_success(experiment: Experiment) -> dict[str, Band]:
+    """Return the share of successful episodes in the last phase of meta-tests, by class ``[1]``.
+
+    Means with 95 % confidence intervals: over seeds, or over the tasks of one run. Of a single
+    kind of tasks, that of all.
+    """
+    tests = [test for test in _last_tests(experiment) if RUN in test.success]
+    if not tests:
+        return {}
+    names = {name: None for test in tests for name in test.by_class()} or {"all": None}
+    found = {}
+    for name in names:
+        chosen = [test.by_class().get(name, np.ones(len(test.tasks), bool)) for test in tests]
+        found[name] = _over_seeds_or_tasks(
+            [test.success[RUN][own, -1:] for test, own in zip(tests, chosen, strict=True)]
+        )
+    return found
 
 
 def phase_returns(experiment: Experiment) -> Band:

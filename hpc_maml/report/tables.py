@@ -36,6 +36,14 @@ def _in_the_end(phase: str) -> Callable[[RunData], float]:
     return lambda run: float(run.per_task[f"{phase}_return"][run.final].mean())
 
 
+def _success_in_the_end(phase: str) -> Callable[[RunData], float]:
+    return lambda run: (
+        float(values[run.final].mean())
+        if (values := run.per_task.get(f"{phase}_success")) is not None
+        else np.nan
+    )
+
+
 def _of_trial(run: RunData) -> float:
     if run.phase != EPISODE:
         return np.nan
@@ -87,6 +95,13 @@ def quantities(environments: Iterable[Environment]) -> dict[str, Quantity]:
         "return_before": Quantity(first, "reward", _in_the_end("pre_update"), ",.2f"),
         "return_after": Quantity(last, "reward", _in_the_end("post_update"), ",.2f"),
     }
+    if any("post_update_success" in run.per_task for each in environments for run in each.runs):
+        found["success_before"] = Quantity(
+            first.replace("return", "success"), "1", _success_in_the_end("pre_update"), ",.3f"
+        )
+        found["success_after"] = Quantity(
+            last.replace("return", "success"), "1", _success_in_the_end("post_update"), ",.3f"
+        )
     if EPISODE in of_kinds:
         found["return_of_trial"] = Quantity("return of a trial", "reward", _of_trial, ",.2f")
     for name, metric in declared(run for each in environments for run in each.runs).items():
@@ -212,6 +227,37 @@ def test_rows(environments: Iterable[Environment]) -> list[Row]:
         for run in experiment.runs
         for test in run.evaluations
         for policy, phase, number, values in _tested(test)
+    ]
+
+
+def success_rows(environments: Iterable[Environment]) -> list[Row]:
+    """Return the shares of successful episodes of all meta-tests, with 95 % confidence over tasks.
+
+    A row without a class is of all tasks.
+    """
+    return [
+        {
+            **_place(environment, experiment),
+            "run": run.name,
+            "seed": run.config["seed"],
+            "iteration": test.iteration,
+            "class": name,
+            "tasks": len(values),
+            "policy": policy,
+            "phase": test.phase,
+            "number": test.first + phase,
+            "success_mean": float(values[:, phase].mean()),
+            "confidence_95": float(half_width(values[:, phase])),
+        }
+        for environment, experiment in _each(environments)
+        for run in experiment.runs
+        for test in run.evaluations
+        for policy, shares in test.success.items()
+        for name, values in [
+            ("", shares),
+            *((name, shares[own]) for name, own in test.by_class().items()),
+        ]
+        for phase in range(shares.shape[1])
     ]
 
 

@@ -17,6 +17,7 @@ TABLES = {
     "aggregates.csv": tables.aggregate_rows,
     "learning_curves.csv": tables.curve_rows,
     "meta_tests.csv": tables.test_rows,
+    "success.csv": tables.success_rows,
     "metrics.csv": tables.metric_rows,
 }
 
@@ -52,7 +53,8 @@ def write_report(folders: Sequence[Path], to: Path, *, trust: bool = False) -> l
                 drawn[environment.name].append((picture, svg))
     notes = [*left_out, *dict.fromkeys(str(each.message) for each in caught)]
     for name, rows in TABLES.items():
-        _write(to / name, tables.to_csv(rows(environments)).encode())
+        if found := rows(environments):
+            _write(to / name, tables.to_csv(found).encode())
     _write(to / PAGE, page(environments, drawn, notes).encode())
     return notes
 

@@ -94,6 +94,7 @@ class TaskResult:
     episode_lengths: np.ndarray  # [K], in steps, mean of episodes
     steps: np.ndarray  # [K], of all episodes
     diverged: np.ndarray  # [K], episodes that the simulator gave up
+    success: np.ndarray | None = None  # [K], share of the episodes, where the environment says so
 
 
 def task_result(phases: Sequence[np.ndarray]) -> TaskResult:
@@ -103,6 +104,11 @@ def task_result(phases: Sequence[np.ndarray]) -> TaskResult:
         episode_lengths=np.array([batch["lengths"].mean() for batch in phases]),
         steps=np.array([batch["lengths"].sum() for batch in phases]),
         diverged=np.array([batch["diverged"] for batch in phases]),
+        success=(
+            np.array([batch["success"].mean() for batch in phases])
+            if "success" in (phases[0].dtype.names or ())
+            else None
+        ),
     )
 
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from mpi4py import MPI
@@ -138,6 +138,13 @@ def sums_of_agents(hellos: Sequence[Hello]) -> str:
     return "; ".join(sorted({hello.sums for hello in hellos} - {""}))
 
 
+class Scores(NamedTuple):
+    """What a policy gets in each phase of n tasks."""
+
+    returns: np.ndarray  # [n, K]
+    success: np.ndarray | None  # [n, K], share of the episodes, where the environment says so
+
+
 @dataclass(frozen=True)
 class IterationResult:
     """What an iteration gave."""
@@ -157,8 +164,8 @@ class Record(Protocol):
     def has_test(self, done: int) -> bool:
         """Tell whether the meta-test after ``done`` iterations is kept."""
 
-    def test(self, done: int, tasks: np.ndarray, returns: np.ndarray) -> None:
-        """Keep a meta-test: tasks ``[n, task_dim]``, returns ``[n, K]``."""
+    def test(self, done: int, tasks: np.ndarray, scores: Scores) -> None:
+        """Keep a meta-test of tasks ``[n, task_dim]``."""
 
 
 class Principal:
@@ -225,7 +232,7 @@ class Principal:
         await Until(self.agents.messenger.poll, "the agents to take their orders")
         await self._catch_up()
         outcomes = await self.agents.outcomes()
-        self.record.test(done, tasks, returns_of_phases(outcomes))
+        self.record.test(done, tasks, scores_of_phases(outcomes))
         return any(outcome.stop_requested for outcome in outcomes)
 
     async def _catch_up(self) -> float:
@@ -245,20 +252,26 @@ class Principal:
 
 def unseen_tasks(config: Config, env: TaskVectorEnv) -> np.ndarray:
     """Draw the tasks of meta-tests ``[n, task_dim]``, which training never sees."""
-    return env.sample_tasks(stream(config.seed, Purpose.EVALUATION_TASKS), config.evaluation.tasks)
+    rng = stream(config.seed, Purpose.EVALUATION_TASKS)
+    return env.sample_test_tasks(rng, config.evaluation.tasks)
 
 
-async def meta_test(
-    agents: Agents, tasks: np.ndarray, state: State, contestant: int = 0
-) -> np.ndarray:
-    """Return the returns ``[n, K]`` of each phase of a meta-test."""
+async def meta_test(agents: Agents, tasks: np.ndarray, state: State, contestant: int = 0) -> Scores:
+    """Return the scores of a meta-test."""
     agents.send(0, tasks, state, evaluation=True, contestant=contestant)
-    return returns_of_phases(await agents.outcomes())
+    return scores_of_phases(await agents.outcomes())
 
 
-def returns_of_phases(outcomes: Sequence[Outcome]) -> np.ndarray:
-    """Return the returns ``[n, K]`` in the order of the tasks."""
-    return np.stack([result.returns for result in _ordered(outcomes)])
+def scores_of_phases(outcomes: Sequence[Outcome]) -> Scores:
+    """Return the scores in the order of the tasks."""
+    results = _ordered(outcomes)
+    return Scores(np.stack([result.returns for result in results]), _success(results))
+
+
+def _success(results: Sequence[TaskResult]) -> np.ndarray | None:
+    """Return the share of episodes that succeeded ``[n, K]``, where the environment says so."""
+    found = [result.success for result in results if result.success is not None]
+    return np.stack(found) if found else None
 
 
 def summarise(tasks: np.ndarray, outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -275,6 +288,12 @@ def summarise(tasks: np.ndarray, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         for statistic in ("mean", "std", "min", "max"):
             row[f"{name}_return_{statistic}"] = getattr(values, statistic)()
         row[f"{name}_episode_length"] = lengths[:, phase].mean()
+    success = _success(results)
+    if success is not None:
+        row["success_after_updates"] = success
+        for name, phase in (("pre_update", 0), ("post_update", -1)):
+            row[f"{name}_success"] = success[:, phase]
+            row[f"{name}_success_mean"] = success[:, phase].mean()
     row["environment_steps"] = int(steps.sum())
     row["diverged_episodes"] = int(diverged.sum())
     return row

@@ -22,7 +22,7 @@ from hpc_maml.mpi.runtime import has_launcher
 from hpc_maml.mpi.topology import Topology, rank_ranges
 from hpc_maml.report.phases import ends_by_index
 from hpc_maml.roles.messages import Hello
-from hpc_maml.storage.meta_tests import RUN, MetaTest, half_width
+from hpc_maml.storage.meta_tests import PHASES, RUN, MetaTest, half_width
 from hpc_maml.storage.run_log import RunLog, stamp
 
 MOST_PHASES = 4  # in a line
@@ -95,6 +95,8 @@ class Reporter:
     def iteration(self, done: int, row: Mapping[str, Any], reason: str) -> None:
         """Report an iteration: its metrics, and why its update was rejected, if it was."""
         parts = [f"return {_returns(row['return_after_updates'])}"]
+        if "success_after_updates" in row:
+            parts.append(f"success {_percent(row['success_after_updates'])}")
         for name, metric in self.shown.items():
             parts.append(metric.console.format(row.get(name, math.nan)))
         parts.append(f"{row['iteration_seconds']:.2f} s")
@@ -103,7 +105,7 @@ class Reporter:
         if reason:
             parts.append(f"UPDATE REJECTED: {reason}")
         if not self.header:
-            self.header = self._header(parts, row["return_after_updates"].shape[1])
+            self.header = self._header(parts, row)
             (self.voice.note if self.live else self.voice.print)(self.header)
         text = "   ".join(parts)
         pace = (time.monotonic() - self.started) / (done - self.first_iteration)
@@ -118,11 +120,12 @@ class Reporter:
         if reason:
             self.live.console.print(f"iteration {done}: update rejected: {reason}", markup=False)
 
-    def _header(self, parts: Sequence[str], phases: int) -> str:
+    def _header(self, parts: Sequence[str], row: Mapping[str, Any]) -> str:
         """Return the names of the columns above the parts of a line."""
-        first, *last = ends_by_index(self.phase, phases).values()
+        first, *last = ends_by_index(self.phase, row["return_after_updates"].shape[1]).values()
         width = len(str(self.num_iterations))
         names = [f"{first} -> {last[0].removesuffix(' adaptation')}" if last else "mean return"]
+        names += ["successful episodes"] if "success_after_updates" in row else []
         names += [f"[{each.unit}]" if each.unit != "1" else "" for each in self.shown.values()]
         cells = [name.ljust(len(part)) for name, part in zip(names, parts, strict=False)]
         done = "done".ljust(len("iteration /") + 2 * width)
@@ -165,57 +168,72 @@ def topology_table(topology: Topology, hellos: Sequence[Hello]) -> str:
 def test_text(found: MetaTest) -> str:
     """Return a meta-test of a run in a line."""
     returns = found.returns[RUN]
-    return (
+    text = (
         f"meta-test after {found.iteration} iterations, {len(returns)} unseen tasks: return "
         f"{_returns(returns, width=0)} ± {half_width(returns)[-1]:.2f}"
     )
+    if found.success:
+        success = found.success[RUN]
+        text += f", success {_percent(success, 100 * half_width(success)[-1])}"
+    return text
 
 
 def print_meta_test(found: MetaTest, json_file: Path | None) -> None:
     """Print the mean returns of all policies in each phase with their 95 % confidence interval.
 
-    Also writes them to ``json_file``; raises InputError if that fails.
+    Where the environment tells of success, also the share of successful episodes, and that of the
+    last phase in each class of tasks. Also writes them to ``json_file``; raises InputError if that
+    fails.
     """
-    table = Table(box=None, pad_edge=False, header_style="")
-    table.add_column(found.phase, justify="right")
-    for name in found.returns:
-        same = found.phase_of(name) == found.phase
-        words = name if same else f"{name}{NUMBERED[found.phase_of(name)]}"
-        table.add_column(escape(printable(words)), justify="right")
     rows: list[dict[str, Any]] = []
 
-    def cell(values: np.ndarray, name: str) -> str:
+    def cell(values: np.ndarray, name: str, unit: str = "reward") -> str:
         mean, half = float(values.mean()), float(half_width(values))
         name = name.replace(" ", "_")
-        rows.append({"name": name, "value": mean, "unit": "reward", "confidence_95": half})
-        return f"{mean:.2f} ± {half:.2f}"
+        rows.append({"name": name, "value": mean, "unit": unit, "confidence_95": half})
+        return f"{mean:.2f} ± {half:.2f}" if unit == "reward" else _share(mean, half)
 
     def add_row(
+        table: Table,
         label: str,
+        source: Mapping[str, np.ndarray],
         names: Mapping[str, str],
-        of: Callable[[np.ndarray, str], np.ndarray | None],
+        unit: str,
+        of: PhaseValues,
     ) -> None:
         cells = []
-        for policy, returns in found.returns.items():
+        for policy in found.returns:
             kind = found.phase_of(policy)
-            values = of(returns, kind)
+            values = of(source[policy], kind) if policy in source else None
             own = "" if policy == RUN else f"{policy}_"
-            cells.append("" if values is None else cell(values, own + names[kind]))
+            cells.append("" if values is None else cell(values, own + names[kind], unit))
         table.add_row(label, *cells)
 
-    for phase in range(max(returns.shape[1] for returns in found.returns.values())):
-        names = {"updates": f"after_{phase}_updates", "episode": f"episode_{phase + 1}"}
-        add_row(
-            str(found.first + phase),
-            {kind: f"return_{name}" for kind, name in names.items()},
-            lambda returns, kind, phase=phase: (  # type: ignore[misc] # of its default
-                returns[:, phase] if phase < returns.shape[1] else None
-            ),
-        )
+    def add_phases(
+        table: Table, what: str, source: Mapping[str, np.ndarray], unit: str = "reward"
+    ) -> None:
+        for phase in range(max(values.shape[1] for values in source.values())):
+            names = {"updates": f"after_{phase}_updates", "episode": f"episode_{phase + 1}"}
+            add_row(
+                table,
+                str(found.first + phase),
+                source,
+                {kind: f"{what}_{name}" for kind, name in names.items()},
+                unit,
+                lambda values, kind, phase=phase: (  # type: ignore[misc] # of its default
+                    values[:, phase] if phase < values.shape[1] else None
+                ),
+            )
+
+    table = _policies_table(found.phase, found)
+    add_phases(table, "return", found.returns)
     if found.phase == "episode" and found.returns[RUN].shape[1] > 1:
         add_row(
+            table,
             "trial",
+            found.returns,
             {"episode": "return_of_trial"},
+            "reward",
             lambda returns, kind: returns.sum(1) if kind == "episode" else None,
         )
     print(
@@ -223,6 +241,24 @@ def print_meta_test(found: MetaTest, json_file: Path | None) -> None:
         f"± 95 % confidence{f'; {found.how}' if found.how else ''}"
     )
     print(_text(table), flush=True)
+    if found.success:
+        print("successful episodes")
+        table = _policies_table(found.phase, found)
+        add_phases(table, "success", found.success, "1")
+        print(_text(table), flush=True)
+    if found.success and (classes := found.by_class()):
+        print("successful episodes of the last phase, by class")
+        table = _policies_table("class", found)
+        for name, own in classes.items():
+            add_row(
+                table,
+                escape(printable(name)),
+                found.success,
+                dict.fromkeys(PHASES, f"success_of_{name}"),
+                "1",
+                lambda values, kind, own=own: values[own, -1],  # type: ignore[misc] # of its default
+            )
+        print(_text(table), flush=True)
     for name, values in found.optima.items():
         print(f"{name}: {cell(values, name)}", flush=True)
     if json_file:
@@ -230,6 +266,25 @@ def print_meta_test(found: MetaTest, json_file: Path | None) -> None:
             json_file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
         except OSError as error:
             raise InputError(f"{json_file} cannot be written: {reason_of(error)}.") from None
+
+
+# Of [n, K] and what a phase is, some [n].
+PhaseValues = Callable[[np.ndarray, str], np.ndarray | None]
+
+
+def _policies_table(first: str, found: MetaTest) -> Table:
+    """Return a table with a column for each policy."""
+    table = Table(box=None, pad_edge=False, header_style="")
+    table.add_column(first, justify="left" if first == "class" else "right")
+    for name in found.returns:
+        same = found.phase_of(name) == found.phase
+        words = name if same else f"{name}{NUMBERED[found.phase_of(name)]}"
+        table.add_column(escape(printable(words)), justify="right")
+    return table
+
+
+def _share(mean: float, half: float) -> str:
+    return f"{100 * mean:.1f} ± {100 * half:.1f} %"
 
 
 def _returns(values: np.ndarray, width: int = 9) -> str:
@@ -242,6 +297,16 @@ def _returns(values: np.ndarray, width: int = 9) -> str:
     if len(shown) > MOST_PHASES:
         shown = [shown[0], "...", shown[-1]]
     return " -> ".join(shown)
+
+
+def _percent(values: np.ndarray, half: float | None = None) -> str:
+    """Return the mean shares of the first and the last of ``[tasks, phases]``, in percent.
+
+    ``half`` is half the confidence interval of the last, in percent.
+    """
+    first, last = 100 * values.mean(0)[[0, -1]]
+    text = f"{first:.1f} -> {last:.1f}" if values.shape[1] > 1 else f"{last:.1f}"
+    return f"{text} %" if half is None else f"{text} ± {half:.1f} %"
 
 
 def _text(table: Table) -> str:

@@ -14,8 +14,8 @@ from hpc_maml.envs.batched import TaskVectorEnv
 from hpc_maml.errors import InputError
 from hpc_maml.parts import make_env
 from hpc_maml.report.phases import ends_by_index
+from hpc_maml.roles.principal import unseen_tasks
 from hpc_maml.run.job import Job, prepare
-from hpc_maml.sampling.random_streams import Purpose, stream
 from hpc_maml.storage.atomic_files import write_whole
 from hpc_maml.storage.run_folder import read_config
 from hpc_maml.storage.states import chosen_checkpoint, state_of
@@ -46,7 +46,7 @@ def demo(run_dir: Path, to: Path | None, *, trust: bool = False) -> Path:
     evaluation = config.evaluation.model_copy(update={"updates": updates})
     job = prepare(config.model_copy(update={"evaluation": evaluation}), env)
     state = state_of(chosen_checkpoint(run_dir, run_config, job.algorithm))
-    drawn = env.sample_tasks(stream(config.seed, Purpose.EVALUATION_TASKS), config.evaluation.tasks)
+    drawn = unseen_tasks(config, env)
     # different ones first, where there are only two directions
     first = np.sort(np.unique(drawn, axis=0, return_index=True)[1])
     order = dict.fromkeys((*first, *range(len(drawn))))

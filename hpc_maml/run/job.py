@@ -55,6 +55,10 @@ def prepare(config: Config, env: TaskVectorEnv) -> Job:
             f"archive.adapted_parameters is true, but algorithm.name={config.algorithm.name} "
             "adapts no parameters."
         )
+    try:
+        env.check_numbers(config.meta_batch_size, config.evaluation.tasks)
+    except ValueError as error:
+        raise InputError(f"{config.env.name}: {error}.") from None
     return Job(config, (algorithm,), make_dtype(config, env))
 
 

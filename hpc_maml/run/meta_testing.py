@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from mpi4py import MPI
 
 from hpc_maml.algorithms.algorithm import Algorithm, State
@@ -14,27 +16,32 @@ from hpc_maml.config import (
     check_config,
     differing_keys,
 )
+from hpc_maml.envs.batched import TaskVectorEnv
 from hpc_maml.errors import InputError, printable
 from hpc_maml.mpi.runtime import from_rank_0
 from hpc_maml.mpi.topology import Topology
 from hpc_maml.parts import make_algorithm, make_env
-from hpc_maml.roles.principal import Agents, greet, meta_test, unseen_tasks
+from hpc_maml.roles.principal import Agents, Scores, greet, meta_test, unseen_tasks
 from hpc_maml.run.job import Job, prepare, run_job
 from hpc_maml.sampling.random_streams import Purpose, stream
 from hpc_maml.stopping import StopSignal
 
 if TYPE_CHECKING:
+    from hpc_maml.storage.meta_tests import MetaTest
     from hpc_maml.storage.states import Which
 
 
 def test_settings(
-    tasks: int | None, updates: int | None, step_sizes: str | Sequence[Any] | None
+    tasks: int | None,
+    updates: int | None,
+    step_sizes: str | Sequence[Any] | None,
+    last_actions: str | None,
 ) -> dict[str, Any]:
     """Return what is asked for as keys of EvaluationConfig; sizes of steps tell their number.
 
     Raises InputError for numbers among words, or another number of updates than sizes.
     """
-    asked: dict[str, Any] = {"tasks": tasks, "updates": updates}
+    asked: dict[str, Any] = {"tasks": tasks, "updates": updates, "last_actions": last_actions}
     if step_sizes is not None:
         sizes = [step_sizes] if isinstance(step_sizes, str) else list(step_sizes)
         words = [each for each in sizes if isinstance(each, str)]
@@ -148,27 +155,52 @@ class MetaTesting:
 
     async def _lead(self, job: Job, agents: Agents, topology: Topology) -> None:
         """Test every contestant on the same tasks, and keep the result."""
-        from hpc_maml.storage.meta_tests import MetaTest, meta_test_path, save
+        from hpc_maml.storage.meta_tests import meta_test_path, save
         from hpc_maml.storage.run_folder import EVALUATIONS
 
         config = job.config
         await greet(topology.world)
         tasks = unseen_tasks(config, self.env)
-        returns = {
+        scores = {
             name: await meta_test(agents, tasks, state, contestant)
             for contestant, (name, (_, state)) in enumerate(self.contestants.items())
         }
         await agents.dismiss()
         luck = stream(config.seed, Purpose.STRATEGIES)
-        self.found = MetaTest(
-            self.iteration,
-            job.algorithm.phase,
-            tasks,
-            returns,
-            self.env.best_play(tasks, luck),
-            job.algorithm.test_words(),
-            {name: algorithm.phase for name, (algorithm, _) in self.contestants.items()},
+        optima = self.env.best_play(tasks, luck)
+        phases = {name: algorithm.phase for name, (algorithm, _) in self.contestants.items()}
+        self.found = found_in_test(
+            self.iteration, job, self.env, tasks, scores, optima=optima, phases=phases
         )
         folder = self.run_dir / EVALUATIONS
         path = meta_test_path(folder, self.iteration, config.evaluation, self.episodes)
         save(path, self.found)
+
+
+def found_in_test(
+    iteration: int,
+    job: Job,
+    env: TaskVectorEnv,
+    tasks: np.ndarray,
+    scores: Mapping[str, Scores],
+    *,
+    optima: Mapping[str, np.ndarray] = MappingProxyType({}),
+    phases: Mapping[str, str] = MappingProxyType({}),
+) -> "MetaTest":
+    """Return a meta-test as it is printed and kept; scores and phases are by policy."""
+    from hpc_maml.storage.meta_tests import MetaTest
+
+    words = [job.algorithm.test_words()]
+    if job.config.evaluation.last_actions == "mean":
+        words.append("the last with the mean action")
+    return MetaTest(
+        iteration,
+        job.algorithm.phase,
+        tasks,
+        {name: each.returns for name, each in scores.items()},
+        optima,
+        ", ".join(filter(None, words)),
+        phases,
+        {name: each.success for name, each in scores.items() if each.success is not None},
+        env.classes,
+    )

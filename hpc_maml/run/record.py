@@ -4,7 +4,7 @@ import contextlib
 import importlib.metadata
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +46,26 @@ from hpc_maml.storage.states import (
 class RunRecord:
     """An open run folder, held by the principal."""
 
-    def __init__(self, path: Path, config: Config, algorithm: Algorithm, shapes: Shapes) -> None:
-        """Open the folder and read where the run stands; raises InputError."""
+    def __init__(
+        self,
+        path: Path,
+        config: Config,
+        algorithm: Algorithm,
+        shapes: Shapes,
+        success_of: Mapping[str, int] | None = None,
+    ) -> None:
+        """Open the folder and read where the run stands; raises InputError.
+
+        ``success_of`` is that of Metrics.
+        """
         self.config = config
         self.algorithm = algorithm
         self.path = path
         self.checkpoints = path / CHECKPOINTS
         self.evaluations = path / EVALUATIONS
-        self.metrics = Metrics(path / METRICS, versions(), algorithm.metrics, algorithm.phase)
+        self.metrics = Metrics(
+            path / METRICS, versions(), algorithm.metrics, algorithm.phase, success_of
+        )
         self.fingerprint = fingerprint(config)
         self.is_new = not has_config(path)
         self._lock = open_folder(path, config)
@@ -200,6 +212,8 @@ def versions() -> dict[str, str]:
     """Return what the numbers of a run came from: versions of the program and its libraries."""
     names = ("hpc_maml", "mujoco", "gymnasium", "torch", "numpy", "mpi4py", "h5py")
     found = {name: importlib.metadata.version(name) for name in names}
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        found["metaworld"] = importlib.metadata.version("metaworld")
     found["python"] = platform.python_version()
     found["mpi"] = MPI.Get_library_version().split("\n")[0].strip(" \0")
     found["git_commit"] = _git_commit()

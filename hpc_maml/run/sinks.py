@@ -24,17 +24,29 @@ from hpc_maml.config import NEUTRAL_KEYS, Config, MetricsConfig, leaves
 from hpc_maml.errors import InputError
 from hpc_maml.storage.meta_tests import RUN, MetaTest
 from hpc_maml.storage.metrics import METRICS as OF_EVERY_RUN
-from hpc_maml.storage.metrics import PER_TASK, Metrics
+from hpc_maml.storage.metrics import Metrics
 
 TENSORBOARD = "tensorboard"  # folder of the event files in a run folder
 LONGEST_QUEUE = 1000  # rows a sink may be behind
 HISTOGRAM_BINS = 30
 CLOSE_LIMIT = 30.0  # seconds the end of a run waits for its sinks
 SERVER_LIMIT = 20.0  # seconds for the W&B server to answer, at the start and at the end
-# Shown as histograms; the tasks themselves and arrays of returns stay in metrics.h5.
-DISTRIBUTIONS = {name: each for name, each in PER_TASK.items() if each.shape == "[iteration, task]"}
 
-Row = Mapping[str, Any]  # values of the columns of Metrics and of PER_TASK by name
+Row = Mapping[str, Any]  # values of the columns and of each task, by name
+
+
+class Shown(NamedTuple):
+    """What the sinks show: numbers of each iteration, and of its tasks as histograms."""
+
+    columns: Mapping[str, Metric]
+    distributions: Mapping[str, Metric]
+
+
+def shown(metrics: Metrics) -> Shown:
+    """Return what there is to show; tasks and arrays of returns stay in metrics.h5."""
+    per_task = metrics.per_task.items()
+    distributions = {name: each for name, each in per_task if each.shape == "[iteration, task]"}
+    return Shown(metrics.columns, distributions)
 
 
 class Entry(NamedTuple):
@@ -99,14 +111,12 @@ class Sinks:
         self._report = report
         self._iteration = len(metrics)
         (seconds,) = metrics.read_columns(["iteration_seconds"]).values()
-        columns = metrics.columns
+        what = shown(metrics)
         writers: dict[str, Callable[[Iterator[Entry]], None]] = {}
         if config.metrics.tensorboard != "off" and _is_installed("tensorboard"):
-            writers["TensorBoard"] = partial(
-                write_tensorboard, folder / TENSORBOARD, config, columns
-            )
+            writers["TensorBoard"] = partial(write_tensorboard, folder / TENSORBOARD, config, what)
         if config.metrics.wandb != "off":
-            writers["Weights & Biases"] = partial(write_wandb, folder, config, columns)
+            writers["Weights & Biases"] = partial(write_wandb, folder, config, what)
         self._sinks = [
             Sink(name, write, _entries(seconds, metrics.all_rows(), tests))
             for name, write in writers.items()
@@ -170,25 +180,31 @@ def tags(columns: Mapping[str, Metric]) -> dict[str, str]:
 def _group(name: str, metric: Metric) -> str:
     if metric.unit == "s" or name.endswith("_busy"):
         return "time"
+    if "success" in name:
+        return "success"
     if "return" in name:
         return "return"
     return "run" if name in OF_EVERY_RUN else "outer_step"
 
 
 def scalars_of_test(test: MetaTest) -> dict[str, float]:
-    """Return the mean return of a meta-test in each phase, and of a trial, by tag."""
-    returns = test.returns[RUN]
-    words = "return_after_{}_updates" if test.phase == "updates" else "return_episode_{}"
+    """Return the mean return of a meta-test in each phase, and of a trial, by tag.
+
+    Where the environment tells of success, also the share of successful episodes in each phase.
+    """
+    words = "{}_after_{}_updates" if test.phase == "updates" else "{}_episode_{}"
+    kinds = {"return": test.returns[RUN]}
+    if test.success:
+        kinds["success"] = test.success[RUN]
     found = {
-        f"meta_test/{words.format(test.first + phase)}": float(values.mean())
-        for phase, values in enumerate(returns.T)
+        f"meta_test/{words.format(kind, test.first + phase)}": float(mean)
+        for kind, values in kinds.items()
+        for phase, mean in enumerate(values.mean(0))
     }
     return found if test.phase == "updates" else found | {"meta_test/return_of_trial": test.score}
 
 
-def write_tensorboard(
-    folder: Path, config: Config, columns: Mapping[str, Metric], entries: Iterator[Entry]
-) -> None:
+def write_tensorboard(folder: Path, config: Config, what: Shown, entries: Iterator[Entry]) -> None:
     """Write entries to a new event file, which replaces what earlier files of the folder show."""
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog
     from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
@@ -198,15 +214,14 @@ def write_tensorboard(
     # The older kinds of value, as PyTorch writes them: all readers know these, and purge them.
     def summary(row: Row, *, described: bool) -> Summary:
         values = Summary()
-        for metrics in (columns, DISTRIBUTIONS):
+        for metrics, kind in ((what.columns, "scalars"), (what.distributions, "histograms")):
             for name, tag in tags(metrics).items():
                 metric = metrics[name]
                 value = values.value.add(tag=tag)
                 if described:
                     value.metadata.summary_description = f"{metric.description} [{metric.unit}]"
-                    kind = "histograms" if name in DISTRIBUTIONS else "scalars"
                     value.metadata.plugin_data.plugin_name = kind
-                if name in DISTRIBUTIONS:
+                if kind == "histograms":
                     value.histo.CopyFrom(histogram(row[name]))
                 else:
                     value.simple_value = float(row[name])
@@ -253,9 +268,7 @@ def write_tensorboard(
             write(wall_time=seconds, step=iteration, summary=means)
 
 
-def write_wandb(
-    folder: Path, config: Config, columns: Mapping[str, Metric], entries: Iterator[Entry]
-) -> None:
+def write_wandb(folder: Path, config: Config, what: Shown, entries: Iterator[Entry]) -> None:
     """Log rows to Weights & Biases; continues the run that an earlier job of this folder began."""
     import wandb
 
@@ -278,8 +291,9 @@ def write_wandb(
         if isinstance(found, MetaTest):
             run.log(scalars_of_test(found), step=iteration)
             continue
-        values: dict[str, Any] = {tag: float(found[name]) for name, tag in tags(columns).items()}
-        for name, tag in tags(DISTRIBUTIONS).items():
+        scalars, histograms = tags(what.columns), tags(what.distributions)
+        values: dict[str, Any] = {tag: float(found[name]) for name, tag in scalars.items()}
+        for name, tag in histograms.items():
             finite = found[name][np.isfinite(found[name])]
             values[tag] = wandb.Histogram(finite, num_bins=HISTOGRAM_BINS)
         run.log(values, step=iteration)

@@ -20,6 +20,7 @@ from hpc_maml.roles.principal import (
     Agents,
     IterationResult,
     Principal,
+    Scores,
     Segments,
     greet,
     sums_of_agents,
@@ -103,7 +104,11 @@ class Training:
 
         config, shapes = job.config, archive_shapes(job)
         path = self.run_dir or default_path(config)
-        self.run = RunRecord(path, config, job.algorithm, shapes)
+        names = self.env.training_classes
+        success_of = {name: self.env.classes.index(name) for name in names}
+        self.run = RunRecord(
+            path, config, job.algorithm, shapes, success_of if self.env.reports_success else None
+        )
         self.first = self.run.checkpoint.iteration
         self.voice.begin_log(RunLog(path / LOG), self.run.metrics.versions)
         each, total = estimate(config, shapes)
@@ -224,14 +229,14 @@ class _Record:
         """Tell whether the meta-test after ``done`` iterations is kept."""
         return self._path(done).exists()
 
-    def test(self, done: int, tasks: np.ndarray, returns: np.ndarray) -> None:
+    def test(self, done: int, tasks: np.ndarray, scores: Scores) -> None:
         """Keep a meta-test."""
         from hpc_maml.run import console
-        from hpc_maml.storage.meta_tests import RUN, MetaTest, save
+        from hpc_maml.run.meta_testing import found_in_test
+        from hpc_maml.storage.meta_tests import RUN, save
 
-        algorithm = self.job.algorithm
-        words = algorithm.test_words()
-        found = MetaTest(done, algorithm.phase, tasks, {RUN: returns}, {}, words)
+        env = self.training.env
+        found = found_in_test(done, self.job, env, tasks, {RUN: scores})
         save(self._path(done), found)
         self.training.reporter.note(console.test_text(found))
         if self.training.sinks:  # none where only a meta-test is made up for

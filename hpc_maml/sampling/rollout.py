@@ -30,13 +30,15 @@ def roll_out(
     env_generators: Sequence[np.random.Generator],
     batches: np.ndarray,
     give_way: Callable[[], None] = lambda: None,
+    *,
+    mean_actions: bool = False,
 ) -> np.ndarray | None:
     """Fill ``batches`` ``[G]`` with one episode per environment, for G tasks side by side.
 
     Returns the memory ``[G, B, M]`` of a recurrent policy after the episodes. Each task has
-    generators of its own, so that its episodes do not depend on what stands beside it. Fills
-    everything that comes from the environment and the policy; ``advantages`` stay zero. Calls
-    ``give_way`` after every step.
+    generators of its own, so that its episodes do not depend on what stands beside it. With
+    ``mean_actions`` the policy does not sample. Fills everything that comes from the environment
+    and the policy; ``advantages`` stay zero. Calls ``give_way`` after every step.
     """
     num_tasks, horizon, episodes = batches["rewards"].shape
     distribution = policy.distribution
@@ -54,7 +56,11 @@ def roll_out(
         seen = play.normaliser(observations) if play.normaliser else observations
         parameters, after = policy.step(layers, memory, seen)
         given.append(parameters)
-        actions = distribution.sample(parameters, noise[step])
+        actions = (
+            distribution.most_probable(parameters)
+            if mean_actions
+            else distribution.sample(parameters, noise[step])
+        )
         record["observations"][:, step] = observations
         record["actions"][:, step] = actions
         record["lengths"] += alive
@@ -64,6 +70,8 @@ def roll_out(
         )
         if "diverged" in infos:
             record["diverged"] += infos["diverged"].reshape(alive.shape).sum(1)
+        if "success" in record:
+            record["success"] |= alive & infos["success"].reshape(alive.shape)
         record["rewards"][:, step] = rewards.reshape(alive.shape)
         record["terminated"][:, step] = terminated.reshape(alive.shape)
         record["truncated"][:, step] = truncated.reshape(alive.shape)

@@ -14,13 +14,17 @@ def batch_dtype(
     observation_shape: tuple[int, ...],
     action_shape: tuple[int, ...],
     action_dtype: np.typing.DTypeLike,
+    *,
+    success: bool = False,
 ) -> np.dtype:
     """Return the record type of one trajectory batch: one task, one phase, T steps, B episodes.
 
     ``np.zeros((), dtype)`` is one contiguous buffer; its fields are views into it. Steps after the
-    end of an episode are zero. Arrays are time-major, ``[T, B, ...]``.
+    end of an episode are zero. Arrays are time-major, ``[T, B, ...]``. With ``success`` it says
+    which episodes succeeded.
     """
     steps = (horizon, episodes)
+    succeeded = [("success", np.bool_, (episodes,))] if success else []  # at any step
     return np.dtype(
         [
             ("iteration", np.int64),
@@ -37,6 +41,7 @@ def batch_dtype(
             ("advantages", np.float32, steps),  # normalised over the batch
             ("terminated", np.bool_, steps),
             ("truncated", np.bool_, steps),
+            *succeeded,
         ],
         align=True,
     )

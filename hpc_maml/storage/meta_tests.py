@@ -20,7 +20,7 @@ PHASES = ("updates", "episode")
 RUN, RANDOM = "run", "random"  # the policy of the run itself, and what it began with
 NAME = re.compile(
     r"iteration_(\d{6,})_tasks_(\d+)_updates_(\d+)(_episodes_\d+)?"
-    r"(_constant|_steps(_[0-9.e-]+)+)?\.h5"
+    r"(_constant|_steps(_[0-9.e-]+)+)?(_mean)?\.h5"
 )
 
 # Student's t at 97.5 %, for 1 to 30 degrees of freedom
@@ -45,11 +45,21 @@ class MetaTest:
     optima: Mapping[str, np.ndarray]  # by strategy: optimal returns, [n]
     how: str = ""  # how the run's policy adapts, in words
     phases: Mapping[str, str] = field(default_factory=dict)  # what a phase is of other policies
+    # By policy: share of the episodes of each phase that succeeded, [n, K], where there is success.
+    success: Mapping[str, np.ndarray] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()  # of the tasks, which begin with an index into them
 
     @property
     def first(self) -> int:
         """The number of the first phase: 0 updates, or episode 1."""
         return 0 if self.phase == "updates" else 1
+
+    def by_class(self) -> dict[str, np.ndarray]:
+        """Return which tasks are of each class, bool ``[n]`` by name, if there are several."""
+        indices = np.unique(self.tasks[:, 0]) if self.classes else ()
+        if len(indices) < 2:
+            return {}
+        return {self.classes[int(index)]: self.tasks[:, 0] == index for index in indices}
 
     def phase_of(self, policy: str) -> str:
         """Return what a phase of a policy is."""
@@ -73,7 +83,7 @@ def meta_test_path(
         name += "_steps_" + "_".join(map(str, settings.step_sizes))
     elif settings.step_sizes == "constant":
         name += "_constant"
-    return folder / f"{name}.h5"
+    return folder / f"{name}{'' if settings.last_actions == 'sampled' else '_mean'}.h5"
 
 
 def meta_test_files(folder: Path) -> list[Path]:
@@ -93,11 +103,17 @@ def save(path: Path, test: MetaTest) -> None:
         file.attrs["how"] = test.how
         task = file.create_dataset("task", data=test.tasks)
         task.attrs["unit"], task.attrs["shape"] = "see docs/environments.md", "[task, task_dim]"
-        for group, shape in (("returns", "[task, phase]"), ("optima", "[task]")):
+        if test.classes:
+            file.attrs["classes"] = list(test.classes)
+        for group, unit, shape in (
+            ("returns", "reward", "[task, phase]"),
+            ("optima", "reward", "[task]"),
+            *((("success", "1", "[task, phase]"),) if test.success else ()),
+        ):
             folder = file.create_group(group, track_order=True)
             for name, values in getattr(test, group).items():
                 dataset = folder.create_dataset(name, data=values)
-                dataset.attrs["unit"], dataset.attrs["shape"] = "reward", shape
+                dataset.attrs["unit"], dataset.attrs["shape"] = unit, shape
                 if group == "returns":
                     dataset.attrs["phase"] = test.phase_of(name)
 
@@ -125,15 +141,22 @@ def read(path: Path) -> MetaTest:
                 for name, values in file["returns"].items()
                 if "phase" in values.attrs
             },
+            success={name: values[...] for name, values in file.get("success", {}).items()},
+            classes=tuple(map(str, file.attrs.get("classes", ()))),
         )
         number = len(found.tasks)
         sizes = {name: (values, 2) for name, values in found.returns.items()}
         sizes |= {name: (values, 1) for name, values in found.optima.items()}
+        sizes |= {f"success of {name}": (values, 2) for name, values in found.success.items()}
         for name, (values, ndim) in sizes.items():
             if values.ndim != ndim or len(values) != number or not values.size:
                 raise DamagedError(path, f"{name} has not a value for each task")
         if found.tasks.ndim != 2 or RUN not in found.returns:
             raise DamagedError(path, f"it has no tasks, or no returns of {RUN}")
+        if found.success and RUN not in found.success:
+            raise DamagedError(path, f"it has no success of {RUN}")
+        if found.classes and not set(found.tasks[:, 0]) <= set(range(len(found.classes))):
+            raise DamagedError(path, "its tasks are of other classes")
         if found.phase not in PHASES:
             raise DamagedError(path, f"phases are {' or '.join(PHASES)}, not {found.phase}")
         return found

@@ -1,6 +1,6 @@
 """What is recorded of every iteration, and the files it is kept in."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,39 @@ PER_TASK: dict[str, Metric] = {
 }
 
 
+# The same of environments that say which episodes succeeded, at any of their steps.
+SUCCESS_PER_TASK: dict[str, Metric] = {
+    "pre_update_success": Metric(
+        "1", "share of the episodes of the first phase that succeeded", shape="[iteration, task]"
+    ),
+    "post_update_success": Metric(
+        "1", "share of the episodes of the last phase that succeeded", shape="[iteration, task]"
+    ),
+    "success_after_updates": Metric(
+        "1",
+        "share of the episodes of each phase that succeeded",
+        shape="[iteration, task, phase]",
+    ),
+}
+
+
+CLASS_SUCCESS = "post_update_success_of_{}"  # column of a class of tasks
+
+
+def success_metrics(classes: Iterable[str]) -> dict[str, Metric]:
+    """Return the columns of success, one for each class of training tasks among them."""
+    found = {
+        f"{prefix}_success_mean": Metric(
+            "1", f"share of the episodes of the {phase} phase that succeeded, mean over tasks"
+        )
+        for prefix, phase in (("pre_update", "first"), ("post_update", "last"))
+    }
+    for name in classes:
+        words = f"post_update_success_mean of the tasks {name}"
+        found[CLASS_SUCCESS.format(name)] = Metric("1", words)
+    return found
+
+
 class Metrics:
     """The metrics of a run so far; only the last rows are in memory.
 
@@ -105,17 +138,31 @@ class Metrics:
     """
 
     def __init__(
-        self, path: Path, versions: Mapping[str, str], declared: Mapping[str, Metric], phase: str
+        self,
+        path: Path,
+        versions: Mapping[str, str],
+        declared: Mapping[str, Metric],
+        phase: str,
+        success_of: Mapping[str, int] | None = None,
     ) -> None:
-        """Begin without rows; ``declared`` and ``phase`` are the algorithm's."""
+        """Begin without rows; ``declared`` and ``phase`` are the algorithm's.
+
+        ``success_of`` are the classes of training tasks, if there are several, of an environment
+        that tells of success: names, and the numbers that their tasks begin with.
+        """
         self.path = path
         self.folder = path.parent / PARTS
         self.versions = dict(versions)
         self.declared = dict(declared)
         self.phase = phase  # what a phase of a task is called: "updates" or "episode"
         self.columns = METRICS | self.declared
+        self.per_task = PER_TASK
+        self.classes = dict(success_of or {})
+        if success_of is not None:
+            self.columns |= success_metrics(success_of)
+            self.per_task = PER_TASK | SUCCESS_PER_TASK
         self.parts: list[Part] = []  # closed
-        self.rows: list[dict[str, Any]] = []  # later ones, of columns and PER_TASK
+        self.rows: list[dict[str, Any]] = []  # later ones, of columns and per_task
         self.last_checkpoint = 0  # iteration of the last checkpoint that is known to be written
 
     def __len__(self) -> int:
@@ -133,7 +180,12 @@ class Metrics:
             name: 0 if np.issubdtype(metric.dtype, np.integer) else np.nan
             for name, metric in self.columns.items()
         }
-        self.rows.append(missing | dict(row))
+        of_classes = {
+            CLASS_SUCCESS.format(name): row["post_update_success"][own].mean()
+            for name, index in self.classes.items()
+            if (own := row["task"][:, 0] == index).any()
+        }
+        self.rows.append(missing | dict(row) | of_classes)
 
     def read(self, iterations: int) -> None:
         """Take over the first ``iterations`` rows of the files, and ``last_checkpoint``.
@@ -241,12 +293,12 @@ class Metrics:
     def _columns(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
         return {
             name: np.array([row[name] for row in rows], metric.dtype)
-            for name, metric in (self.columns | PER_TASK).items()
+            for name, metric in (self.columns | self.per_task).items()
         }
 
     def _columns_of(self, file: h5py.File) -> dict[str, np.ndarray]:
         columns = {name: file["iterations"][name][...] for name in self.columns}
-        return columns | {name: file["tasks"][name][...] for name in PER_TASK}
+        return columns | {name: file["tasks"][name][...] for name in self.per_task}
 
     def _stale(self) -> list[Part]:
         """Return the parts in the folder that are none of this table."""
@@ -293,7 +345,7 @@ class Metrics:
         def fill(file: h5py.File) -> None:
             file.attrs["format_version"] = FORMAT_VERSION
             file.attrs.update(about)
-            for group, metrics in (("iterations", self.columns), ("tasks", PER_TASK)):
+            for group, metrics in (("iterations", self.columns), ("tasks", self.per_task)):
                 folder = file.create_group(group, track_order=True)
                 for name, metric in metrics.items():
                     dataset = folder.create_dataset(name, data=columns[name])

@@ -22,7 +22,15 @@ FORMAT_VERSION = 3  # 1: without what an algorithm declares; 2: all rows in metr
 GROUPS = ("iterations", "tasks")
 PARTS = "metrics"  # the folder, beside metrics.h5
 NAME = re.compile(r"iterations_(\d{6,})_(\d{6,})\.h5")
-NDIM = {"task": 3, "pre_update_return": 2, "post_update_return": 2, "return_after_updates": 3}
+NDIM = {  # of the columns that are no numbers of an iteration
+    "task": 3,
+    "pre_update_return": 2,
+    "post_update_return": 2,
+    "return_after_updates": 3,
+    "pre_update_success": 2,
+    "post_update_success": 2,
+    "success_after_updates": 3,
+}
 READERS_PATIENCE = 20  # times that a part is gone, as the run has joined it with others
 
 T = TypeVar("T")

@@ -117,7 +117,8 @@ class Run:
         """Values of every task by name, ``[iterations, n, ...]``; row 0 is iteration 1.
 
         ``task`` is what ``tasks`` returns; ``pre_update_return`` and ``post_update_return`` are
-        ``[iterations, n]``; ``return_after_updates`` is ``[iterations, n, phases]``.
+        ``[iterations, n]``; ``return_after_updates`` is ``[iterations, n, phases]``. Where the
+        environment tells of success, there is the same of it, such as ``post_update_success``.
         """
         return self._columns("tasks")
 
