@@ -15,6 +15,9 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
+##SBATCH --account=account
+##SBATCH --partition=partition
+##SBATCH --mem-per-cpu=2G
 
 # --signal: a warning 300 s before the end; more than an iteration takes.
 # A meta-test takes as long as ten iterations: at the beginning and after every fiftieth, see in

@@ -111,6 +111,8 @@ class Sinks:
         self._report = report
         self._iteration = len(metrics)
         (seconds,) = metrics.read_columns(["iteration_seconds"]).values()
+        # dated as if the run had gone on without a break, before anything new is
+        ended = time.time() - seconds.sum() + np.cumsum([0.0, *seconds])
         what = shown(metrics)
         writers: dict[str, Callable[[Iterator[Entry]], None]] = {}
         if config.metrics.tensorboard != "off" and _is_installed("tensorboard"):
@@ -118,7 +120,7 @@ class Sinks:
         if config.metrics.wandb != "off":
             writers["Weights & Biases"] = partial(write_wandb, folder, config, what)
         self._sinks = [
-            Sink(name, write, _entries(seconds, metrics.all_rows(), tests))
+            Sink(name, write, _entries(ended, metrics.all_rows(), tests))
             for name, write in writers.items()
         ]
 
@@ -308,14 +310,8 @@ def hyperparameters(config: Config) -> dict[str, Any]:
     }
 
 
-def _entries(
-    seconds: np.ndarray, rows: Iterator[Row], tests: Sequence[MetaTest]
-) -> Iterator[Entry]:
-    """Yield entries for what is known, dated as if the run had gone on without a break.
-
-    ``seconds`` ``[iterations]`` are what the iterations took.
-    """
-    ended = time.time() - seconds.sum() + np.cumsum([0.0, *seconds])
+def _entries(ended: np.ndarray, rows: Iterator[Row], tests: Sequence[MetaTest]) -> Iterator[Entry]:
+    """Yield entries for the start and each iteration so far; ``ended`` are their times, in s."""
     at = {test.iteration: test for test in tests}
     for iteration, end in enumerate(ended.tolist()):
         if iteration:
