@@ -104,7 +104,13 @@ def test_every_class_is_that_of_the_package(name):
 
 
 @needs_metaworld
-@pytest.mark.parametrize("name", REWARDS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if index % 4 == 0 else pytest.param(name, marks=pytest.mark.slow)
+        for index, name in enumerate(REWARDS)
+    ],
+)
 def test_batched_rewards_are_those_of_the_package(name):
     episodes = 250
     env = ml1(name, episodes_per_task=episodes)
