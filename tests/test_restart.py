@@ -14,6 +14,7 @@ from conftest import FAULT, HERE, ROOT, SMALL, run, start
 from hpc_maml import open_run
 from hpc_maml.storage.archive_schema import FIELDS
 from hpc_maml.storage.metrics import METRICS, PER_TASK
+from hpc_maml.storage.metrics_parts import read_columns
 
 slow = pytest.mark.slow
 SETTINGS = (*SMALL, "num_iterations=16", "checkpoint.keep=99", "horizon=40", "archive.rollouts=5")
@@ -24,14 +25,16 @@ STOPPED_EARLY = 75
 def state(folder: Path) -> dict[str, bytes]:
     """Return everything a run leaves that must not depend on its history, by name."""
     found = {path.name: path.read_bytes() for path in folder.glob("checkpoints/*")}
-    with h5py.File(folder / "metrics.h5") as file:
-        assert file.attrs["committed_iterations"] == len(file["iterations/accepted"])
-        assert set(file["iterations"]) > set(METRICS)
-        assert set(file["tasks"]) == set(PER_TASK)
-        for group in ("iterations", "tasks"):
-            for name, dataset in file[group].items():
-                if not dataset.attrs["wall_clock"]:
-                    found[f"{group}/{name}"] = dataset[...].tobytes()
+    file = folder / "metrics.h5"
+    columns = {group: read_columns(file, group) for group in ("iterations", "tasks")}
+    assert set(columns["iterations"]) > set(METRICS)
+    assert set(columns["tasks"]) == set(PER_TASK)
+    with h5py.File(file) as last:  # the rows before are in parts
+        assert last.attrs["committed_iterations"] == len(columns["iterations"]["accepted"])
+        for group, each in columns.items():
+            for name, values in each.items():
+                if not last[group][name].attrs["wall_clock"]:
+                    found[f"{group}/{name}"] = values.tobytes()
     found |= {f"tests/{path.name}": path.read_bytes() for path in folder.glob("evaluations/*")}
     for (iteration, task), rollout in open_run(folder).rollouts.items():
         for name in FIELDS:
