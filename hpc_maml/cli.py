@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import math
 import os
 import re
 import sys
@@ -18,6 +19,7 @@ from hpc_maml.stopping import StopSignal
 
 if TYPE_CHECKING:
     from hpc_maml.config import Config
+    from hpc_maml.reproduce.command import Reproduction
     from hpc_maml.storage.meta_tests import MetaTest
 
 DAMAGED, FAILED, BAD_INPUT = 1, 1, 2
@@ -35,6 +37,8 @@ usage: python -m hpc_maml [train] [--config FILE] [--run-dir DIR] [--time-limit 
        python -m hpc_maml config [--config FILE] [key=value ...]
        python -m hpc_maml doctor [--config FILE] [--run-dir DIR] [key=value ...]
        python -m hpc_maml jobs DIR
+       python -m hpc_maml reproduce [NAME] [--seeds N] [--budget TIME] [-o DIR]
+                          [--pages DIR] [--side-by-side N] [--slurm [OPTION ...]]
        python -m hpc_maml bench [NAME ...] [--rounds N] [--json FILE]
        python -m hpc_maml COMMAND --help
 
@@ -99,7 +103,7 @@ def parse(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
 
 def only_prints(arguments: Sequence[str]) -> bool:
     """Tell whether the work of a command is what it prints: the others keep theirs in files."""
-    with_files = ("train", "evaluate", "report", "demo", "jobs")
+    with_files = ("train", "evaluate", "report", "demo", "jobs", "reproduce")
     first = arguments[0] if arguments else "train"
     return first.startswith("-") or (first in COMMANDS and first not in with_files)
 
@@ -444,6 +448,86 @@ def _bench(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     return run
 
 
+def _reproduce(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
+    parser = argparse.ArgumentParser(
+        "hpc_maml reproduce",
+        description="Make a published table again: train what is missing, test it, and write a "
+        "page. Started again, it goes on. Without a name: list the experiments.",
+    )
+    parser.add_argument(
+        "experiment", nargs="?", metavar="NAME", help="of the list, or a file NAME.yaml"
+    )
+    parser.add_argument("--seeds", type=_number(1, 1000), metavar="N", help="1 to N (its own)")
+    parser.add_argument(
+        "--budget",
+        type=_seconds,
+        default=math.inf,
+        metavar="TIME",
+        help="end training after so long, such as 2h, and test what there is",
+    )
+    parser.add_argument(
+        "-o",
+        dest="folder",
+        type=Path,
+        default=Path("reproduced"),
+        metavar="DIR",
+        help="folder of the runs, DIR/NAME, and of the page, DIR/NAME.md (reproduced)",
+    )
+    parser.add_argument("--pages", type=Path, metavar="DIR", help="another folder for the page")
+    parser.add_argument(
+        "--side-by-side",
+        type=_number(1, 10**4),
+        metavar="N",
+        help="runs at a time, which share the cores (one for each core)",
+    )
+    parser.add_argument(
+        "--slurm",
+        nargs=argparse.REMAINDER,
+        metavar="OPTION",
+        help="submit the runs as a job array instead; what follows are options of sbatch",
+    )
+    parser.add_argument(
+        "--run",
+        type=_number(0, 10**6),
+        metavar="I",
+        help="only train and test run number I, from 0, on all ranks of this job",
+    )
+    options = parser.parse_args(arguments)
+
+    def run(comm: MPI.Intracomm) -> int:
+        if options.run is not None:
+            return _to_its_end(comm, lambda: reproduction().next_words(options.run))
+        if comm.size > 1:
+            error = InputError("reproduce starts its jobs itself: call it without mpirun.")
+            error.on_every_rank = True
+            raise error
+        if options.experiment is None:
+            from hpc_maml.reproduce.command import list_experiments
+
+            list_experiments()
+            return 0
+        if options.slurm is not None:
+            return reproduction().submit(options.slurm)
+        stop = StopSignal()
+        stop.listen(speaks=True)
+        return reproduction().make(options.side_by_side, options.budget, stop)
+
+    def reproduction() -> "Reproduction":
+        from hpc_maml.reproduce.command import Reproduction
+
+        return Reproduction(options.experiment, options.folder, options.pages, options.seeds)
+
+    return run
+
+
+def _to_its_end(comm: MPI.Intracomm, next_words: Callable[[], list[str]]) -> int:
+    """Carry out one command after the other, as rank 0 says, and return the last exit code."""
+    while words := from_rank_0(comm, next_words):
+        if code := parse(words)(comm):
+            return code
+    return 0
+
+
 def _seconds(text: str) -> float:
     units = {"s": 1, "m": 60, "h": 3600}
     number, unit = text[:-1], text[-1:]
@@ -487,5 +571,6 @@ COMMANDS = {
     "config": _config,
     "jobs": _jobs,
     "doctor": _doctor,
+    "reproduce": _reproduce,
     "bench": _bench,
 }

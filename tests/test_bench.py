@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, environment, run
 
-from benchmarks import estimators, iteration, published_navigation, step, update
+from benchmarks import estimators, iteration, step, update
 from benchmarks.scale import Model, teams
 from benchmarks.table import compare, show, write
 from hpc_maml import open_run
@@ -258,26 +258,6 @@ def test_what_the_archive_costs():
     words = ["--rounds", "1", "--iterations", "1", "--ranks", "2", "--limit", "1000"]
     found = started("archive", *words, *SMALL_CHEETAH, "meta_batch_size=2").stdout
     assert found.splitlines()[-1].startswith("median: every ")
-
-
-@pytest.mark.parametrize(("odd", "episodes"), [(100, 40), (50, 60)])
-def test_the_published_rule_counts_the_steps_of_ended_episodes(odd, episodes):
-    lengths = np.where(np.arange(600) % 2, odd, 100)  # 40 streams, every other of these lengths
-    chosen = published_navigation.sampled(lengths)
-    assert len(set(chosen)) == len(chosen) == episodes
-    assert lengths[chosen].sum() == 4000
-    assert chosen.max() < 80
-
-
-def test_the_published_meta_test_of_a_run(tmp_path):
-    sizes = ["num_iterations=1", "meta_batch_size=2", "fast_batch_size=2", "device=cpu"]
-    run(None, *sizes, "--run-dir", "run", "archive.rollouts=none", "metrics.tensorboard=off")
-    found = published_navigation.meta_test(tmp_path / "run", [0.1])
-    assert found.shape == (40, 2)
-    assert (found < 0).all()
-    run(None, *sizes, "--run-dir", "other", "archive.rollouts=none", "algorithm.name=rl2")
-    with pytest.raises(InputError, match="takes no inner steps"):
-        published_navigation.meta_test(tmp_path / "other", [0.1])
 
 
 TINY = ("env.name=navigation", "fast_batch_size=4", "horizon=10", "policy.hidden_sizes=[3]")

@@ -25,6 +25,7 @@ LAYERS = [
     ["report"],
     ["roles"],
     ["run"],
+    ["reproduce"],
     ["cli", "scripting", "__main__"],
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

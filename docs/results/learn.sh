@@ -37,8 +37,8 @@ for seed in 1 2 3; do
         python -m hpc_maml evaluate "runs/$name-$seed"
     done
 done
-python -m benchmarks.published_navigation runs/navigation-[123] runs/navigation-quarter-[123]
-python -m benchmarks.published_navigation runs/navigation-[123] --step-sizes 0.5 0.125 0.125
+python -m hpc_maml.reproduce.published_navigation runs/navigation-[123] runs/navigation-quarter-[123]
+python -m hpc_maml.reproduce.published_navigation runs/navigation-[123] --step-sizes 0.5 0.125 0.125
 for name in navigation cheetah-dir cheetah-vel bandit-n10 bandit-n100; do
     runs=("runs/$name-"[123])
     [[ $name == cheetah-dir ]] && runs+=(runs/cheetah-dir-quarter-[123])

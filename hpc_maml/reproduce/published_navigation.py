@@ -1,6 +1,6 @@
 """The meta-test of navigation runs with the goals and sampling rule of the published experiment.
 
-    python -m benchmarks.published_navigation RUN [RUN ...] [--step-sizes 0.5 0.25 0.25]
+    python -m hpc_maml.reproduce.published_navigation RUN [RUN ...] [--step-sizes 0.5 0.25 0.25]
 
 Finn et al. (2017) test on 40 goals drawn with seed 1. They play 40 episodes at a time, start a new
 one where one has ended, and stop once those that have ended hold 4,000 steps: the sooner the goal
@@ -20,11 +20,11 @@ from hpc_maml.algorithms.algorithm import THETA
 from hpc_maml.algorithms.inner_steps import GradientAdaptation
 from hpc_maml.envs.navigation import GOAL_RANGE
 from hpc_maml.errors import InputError
-from hpc_maml.parts import make_algorithm, make_env
+from hpc_maml.parts import make_algorithm, make_dtype, make_env
 from hpc_maml.sampling.random_streams import Purpose, stream
 from hpc_maml.sampling.rollout import Play, roll_out
-from hpc_maml.sampling.trajectory import batch_dtype, samples, trajectories
-from hpc_maml.storage.meta_tests import half_width
+from hpc_maml.sampling.trajectory import samples, trajectories
+from hpc_maml.storage.meta_tests import RUN, MetaTest, half_width
 from hpc_maml.storage.run_folder import read_config
 from hpc_maml.storage.states import chosen_checkpoint, state_of
 
@@ -47,8 +47,8 @@ def sampled(lengths: np.ndarray) -> np.ndarray:
     return order[ends <= last]
 
 
-def meta_test(path: Path, step_sizes: Sequence[float]) -> np.ndarray:
-    """Return the returns [goals, updates + 1] of the last checkpoint of a run.
+def meta_test(path: Path, step_sizes: Sequence[float]) -> MetaTest:
+    """Return the meta-test of the last checkpoint of a run.
 
     InputError if there is no such run of navigation, or no checkpoint, in ``path``.
     """
@@ -63,22 +63,28 @@ def meta_test(path: Path, step_sizes: Sequence[float]) -> np.ndarray:
             "takes no inner steps."
         )
     policy = algorithm.policy
-    theta = state_of(chosen_checkpoint(path, config, algorithm))[THETA]
-    shapes = env.single_observation_space.shape, env.single_action_space.shape, np.float32
+    checkpoint = chosen_checkpoint(path, config, algorithm)
+    theta = state_of(checkpoint)[THETA]
+
+    def batches(episodes: int, *shape: int) -> np.ndarray:
+        return np.zeros(
+            shape, make_dtype(config.model_copy(update={"fast_batch_size": episodes}), env)
+        )
+
     goals = np.random.RandomState(1).uniform(-GOAL_RANGE, GOAL_RANGE, (40, 2))
     returns = np.zeros((len(goals), len(step_sizes) + 1))
     for index, goal in enumerate(goals):
         env.set_tasks(goal[None])
         adapted = theta
         for phase, step_size in enumerate((*step_sizes, None)):
-            played = np.zeros(1, batch_dtype(config.horizon, EPISODES, *shapes))
+            played = batches(EPISODES, 1)
             actions, starts = (
                 [stream(config.seed, purpose, 0, index, phase)]
                 for purpose in (Purpose.EVALUATION_ACTIONS, Purpose.EVALUATION_ENVIRONMENT)
             )
             roll_out(policy, env, Play(adapted[None]), actions, starts, played)
             chosen = sampled(played[0]["lengths"])
-            batch = np.zeros((), batch_dtype(config.horizon, len(chosen), *shapes))
+            batch = batches(len(chosen))
             batch["lengths"] = played[0]["lengths"][chosen]
             for name in ("observations", "actions", "rewards", "log_probs"):
                 batch[name] = played[0][name][:, chosen]
@@ -86,7 +92,8 @@ def meta_test(path: Path, step_sizes: Sequence[float]) -> np.ndarray:
             returns[index, phase] = batch["rewards"].sum(0, dtype=np.float64).mean()
             if step_size:
                 adapted = adapt(policy, adapted, samples(trajectories(batch)), step_size)
-    return returns
+    how = f"inner steps of {', '.join(map(str, step_sizes))}, episodes by the published rule"
+    return MetaTest(checkpoint.iteration, "updates", goals, {RUN: returns}, {}, how)
 
 
 def main() -> int:
@@ -97,7 +104,7 @@ def main() -> int:
     options = parser.parse_args()
     for path in options.runs:
         try:
-            returns = meta_test(path, options.step_sizes)
+            returns = meta_test(path, options.step_sizes).returns[RUN]
         except InputError as error:
             print(f"{parser.prog}: {error}", file=sys.stderr)
             return 2

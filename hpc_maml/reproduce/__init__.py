@@ -1,0 +1,1 @@
+"""Published tables, reproduced: experiments as files, their runs, and the pages they come to."""

@@ -1,0 +1,135 @@
+"""Experiments: which runs are made, how they are tested, and what was published; from YAML."""
+
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from hpc_maml.config import MOST_TASKS, MOST_UPDATES, Config, load_config
+from hpc_maml.errors import InputError, nearest, shown
+from hpc_maml.settings import Count, Positive, Section
+from hpc_maml.yaml_text import read_yaml
+
+CONFIGS = Path(str(files("hpc_maml"))) / "configs"
+FOLDER = CONFIGS / "reproduce"
+SCORE = re.compile(r"after_\d+|trial|success|training_success")
+
+
+class Published(Section):
+    """A row of a published table."""
+
+    source: str
+    scores: dict[str, float]
+    confidence_95: dict[str, float] = Field({})  # half of the interval
+    environment_steps: Count | None = None  # of training, at most
+
+    @model_validator(mode="after")
+    def _known_scores(self) -> Self:
+        for name in (*self.scores, *self.confidence_95):
+            if not SCORE.fullmatch(name):
+                raise ValueError(f"there is no score {name}: {SCORE.pattern.replace('|', ', ')}")
+        return self
+
+
+class MetaTestSettings(Section):
+    """What ``evaluate`` is told, as its options are called."""
+
+    rule: Literal["evaluate", "published_navigation"] = "evaluate"
+    tasks: Annotated[int, Field(ge=2, le=MOST_TASKS)] = 40
+    updates: Annotated[int, Field(ge=1, le=MOST_UPDATES)] = 1
+    episodes: Annotated[int, Field(ge=2)] | None = None
+    step_sizes: Literal["halved", "constant"] | list[Positive] = "halved"
+    last_actions: Literal["sampled", "mean"] = "sampled"
+
+    def evaluation(self) -> dict[str, Any]:
+        """Return the keys of ``evaluation`` in a configuration."""
+        sizes = self.step_sizes
+        number = self.updates if isinstance(sizes, str) else len(sizes)
+        return self.model_dump(exclude={"rule", "episodes"}) | {"updates": number}
+
+    def words(self) -> list[str]:
+        """Return the options of ``evaluate``."""
+        sizes = [self.step_sizes] if isinstance(self.step_sizes, str) else self.step_sizes
+        words = ["--tasks", str(self.tasks)]
+        if isinstance(self.step_sizes, str):
+            words += ["--updates", str(self.updates)]
+        words += ["--step-sizes", *map(str, sizes), "--last-actions", self.last_actions]
+        return words + (["--episodes", str(self.episodes)] if self.episodes else [])
+
+
+class Method(Section):
+    """One row of our table: a configuration, trained with several seeds."""
+
+    config: str  # a file in configs/, without .yaml
+    settings: list[str] = Field([])  # key=value
+    iterations: Count
+    stop_at: float | None = None  # training ends at this return after adaptation
+    test: MetaTestSettings = MetaTestSettings()
+    published: Published
+
+    @property
+    def config_file(self) -> Path:
+        """The configuration file."""
+        return CONFIGS / f"{self.config}.yaml"
+
+
+class Experiment(Section):
+    """A published table."""
+
+    title: str
+    about: str
+    seeds: Count = 3  # 1, 2, ...
+    chunk: Count = 20  # iterations that a run makes before another may go on
+    tolerance: dict[str, float] = Field({})  # by score; where none is given, the published interval
+    methods: dict[str, Method]
+    remarks: str = ""
+
+    def tolerated(self, published: Published, score: str) -> float:
+        """Return by how much a mean may be below the published one, and still count as reached."""
+        return self.tolerance.get(score, published.confidence_95.get(score, 0.0))
+
+
+def names() -> list[str]:
+    """Return the names of the experiments that come with the package."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def name_of(experiment: str) -> str:
+    """Return the name of an experiment that is given by name or as a file."""
+    return Path(experiment).stem
+
+
+def read(experiment: str) -> Experiment:
+    """Return an experiment by its name, or out of a file of one's own; raises InputError."""
+    path = Path(experiment) if experiment.endswith(".yaml") else FOLDER / f"{experiment}.yaml"
+    if not path.is_file():
+        raise InputError(
+            f"There is no experiment {experiment}{nearest(experiment, names())}: there are "
+            f"{', '.join(names())}, and files NAME.yaml of your own."
+        )
+    data = read_yaml(path)
+    if not isinstance(data, dict):
+        raise InputError(f"The experiment {path} must hold 'key: value' lines.")
+    try:
+        found = Experiment.model_validate(data)
+    except ValidationError as error:
+        complaint = error.errors()[0]
+        key = ".".join(map(str, complaint["loc"]))
+        raise InputError(
+            f"The experiment {path}: {key}: {complaint['msg']} (got {shown(complaint['input'])})."
+        ) from None
+    for name, method in found.methods.items():
+        if not re.fullmatch(r"[\w-]+", name):
+            raise InputError(
+                f"The experiment {path}: the method {shown(name)} is to name a folder: letters, "
+                "digits, _ and - only."
+            )
+        configuration(method, seed=1)  # is it accepted?
+    return found
+
+
+def configuration(method: Method, seed: int) -> Config:
+    """Return the configuration of a run; raises InputError."""
+    return load_config(method.config_file, [*method.settings, f"seed={seed}"])
