@@ -11,7 +11,8 @@ from paced import PACE
 from slurm_cluster import LOGIN, Cluster, missing, running_cluster
 from test_restart import state
 
-pytestmark = pytest.mark.slow  # Slurm takes its time
+# Slurm takes its time, and one cluster is enough for a machine.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 # Of two phases an iteration: at its pace, a job lasts long enough to be disturbed.
 SETTINGS = (*SMALL, "env.name=paced:PacedNavigation", "num_iterations=40", "checkpoint.keep=99")
 SETTINGS += ("checkpoint.every=5",)
@@ -252,3 +253,36 @@ class TestPreemption:
         )
         assert wait_for_end(cluster, again, f"ant-{again}.log")["JobState"] == "COMPLETED"
         assert begins(undisturbed, folder, 40)
+
+
+def test_an_experiment_is_an_array(cluster):
+    Path("tiny.yaml").write_text(
+        json.dumps(
+            {
+                "title": "Tiny",
+                "about": "A table.",
+                "seeds": 2,
+                "chunk": 2,
+                "methods": {
+                    "maml": {
+                        "config": "navigation",
+                        "settings": [*SMALL, "archive.rollouts=none"],
+                        "iterations": 4,
+                        "test": {"tasks": 3},
+                        "published": {"source": "nobody", "scores": {"after_1": -1000.0}},
+                    }
+                },
+            }
+        )
+    )
+    words = ("python", "-m", "hpc_maml", "reproduce", "tiny.yaml")
+    said = cluster.on(LOGIN, *words, "--slurm", "--ntasks=2", "--time=10")
+    job = re.search(r"Submitted batch job (\d+)", said)[1]
+    for task in range(2):
+        name = f"reproduce-{job}_{task}.log"
+        assert wait_for_end(cluster, f"{job}_{task}", name)["JobState"] == "COMPLETED", log(name)
+        assert re.search(r"^1 +observer ", log(name), re.MULTILINE), log(name)
+    said = cluster.on(LOGIN, *words)
+    assert said.splitlines() == ["tiny: 2 runs in reproduced/tiny", "reproduced/tiny.md"]
+    assert "| 2 of 2 | **reached** |" in Path("reproduced/tiny.md").read_text()
+    assert "all runs are finished" in cluster.on(LOGIN, *words, "--slurm")

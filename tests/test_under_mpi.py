@@ -19,7 +19,7 @@ def test_under_mpi(ranks, files):
     paths = [str(FOLDER / file) for file in files]
     job = start(
         ranks,
-        python=("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *paths),
+        python=("-m", "pytest", "-n0", "-x", "-q", "-p", "no:cacheprovider", *paths),
         OPENBLAS_NUM_THREADS="1",
         OMP_NUM_THREADS="1",
     )

@@ -1,4 +1,4 @@
-"""These tests run under mpirun, every rank all of them: mpirun -np N python -m pytest -x tests/mpi.
+"""These tests run under mpirun, every rank all of them: mpirun -np N python -m pytest -n0 -x tests/mpi.
 
 They also run from the ordinary suite, see tests/test_under_mpi.py, and from ctest.
 """
