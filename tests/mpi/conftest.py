@@ -1,4 +1,4 @@
-"""These tests run under mpirun, every rank all of them: mpirun -np N python -m pytest -n0 -x tests/mpi.
+"""Tests that run on every rank of a job: mpirun -np N python -m pytest -n0 -x tests/mpi.
 
 They also run from the ordinary suite, see tests/test_under_mpi.py, and from ctest.
 """
