@@ -92,6 +92,7 @@ def test_an_episode_succeeds_at_any_step(guessed):
         succeeded = (rollout.actions[..., 0] > rollout.task[0]).any(1)  # [phase, episode]
         found = data.per_task["success_after_updates"][iteration - 1, task]
         assert np.array_equal(found, succeeded.mean(1))
+        assert np.array_equal(rollout.success, succeeded)
     shares = data.per_task["success_after_updates"]
     assert 0 < shares.mean() < 1
     assert np.array_equal(data.per_task["pre_update_success"], shares[..., 0])
@@ -211,3 +212,14 @@ def test_the_last_phase_of_a_meta_test_may_be_played_with_the_mean_action(guesse
     for one, other in zip(sampled, mean, strict=True):
         assert np.array_equal(one.returns["run"][:, 0], other.returns["run"][:, 0])
         assert (one.returns["run"][:, 1] != other.returns["run"][:, 1]).all()
+
+
+def test_the_best_meta_test_is_that_of_most_success_and_then_of_the_highest_return():
+    def rank(returns, success):
+        table = {"run": np.array(success)[:, None]} if success else {}
+        return MetaTest(1, "updates", np.zeros((2, 1)), {"run": returns}, {}, success=table).rank
+
+    low, high = np.array([[1.0], [2.0]]), np.array([[3.0], [4.0]])
+    assert rank(low, [1.0, 0.5]) > rank(high, [0.5, 0.5])
+    assert rank(high, [0.5, 0.5]) > rank(low, [0.5, 0.5])
+    assert rank(high, None) > rank(low, None)

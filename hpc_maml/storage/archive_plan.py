@@ -4,7 +4,7 @@ import numpy as np
 
 from hpc_maml.config import ArchiveConfig, Config
 from hpc_maml.errors import InputError
-from hpc_maml.storage.archive_schema import ADAPTED, FIELDS
+from hpc_maml.storage.archive_schema import ADAPTED, FIELDS, SUCCESS
 
 
 def is_archived(settings: ArchiveConfig, iteration: int) -> bool:
@@ -19,7 +19,8 @@ class Shapes:
 
     def __init__(self, batch: np.dtype, phases: int, num_parameters: int, *, adapted: bool) -> None:
         """Keep the shapes; ``adapted``: with the parameters after each phase but the last."""
-        self.arrays = {name: (batch[name].base, (phases, *batch[name].shape)) for name in FIELDS}
+        names = [*FIELDS, *({SUCCESS} & set(batch.names or ()))]
+        self.arrays = {name: (batch[name].base, (phases, *batch[name].shape)) for name in names}
         if adapted:
             self.arrays[ADAPTED] = (np.dtype(np.float32), (phases - 1, num_parameters))
 

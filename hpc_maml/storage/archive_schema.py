@@ -31,8 +31,9 @@ FIELDS: dict[str, Field] = {
     "lengths": Field("steps", "[task, K, B]", "steps of each episode; later ones are zero"),
     "diverged": Field("1", "[task, K]", "episodes that the simulator gave up"),
 }
-ADAPTED = "adapted_parameters"
+ADAPTED, SUCCESS = "adapted_parameters", "success"
 OPTIONAL_FIELDS: dict[str, Field] = {
+    SUCCESS: Field("1", "[task, K, B]", "the episode succeeded at any of its steps"),
     ADAPTED: Field("1", "[task, K - 1, P]", "of the policy after each update, in one vector"),
 }
 

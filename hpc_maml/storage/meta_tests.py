@@ -72,6 +72,12 @@ class MetaTest:
         last = returns[:, -1] if self.phase == "updates" else returns.sum(1)
         return float(last.mean())
 
+    @property
+    def rank(self) -> tuple[float, float]:
+        """What the best test has the highest of: success in the last phase, then the score."""
+        success = self.success.get(RUN)
+        return (0.0 if success is None else float(success[:, -1].mean()), self.score)
+
 
 def meta_test_path(
     folder: Path, iteration: int, settings: "EvaluationConfig", episodes: int | None = None
@@ -163,13 +169,13 @@ def read(path: Path) -> MetaTest:
 
 
 def best_of(folder: Path, settings: "EvaluationConfig", iterations: Iterable[int]) -> int | None:
-    """Return the iteration whose meta-test with these settings has the highest score.
+    """Return the iteration whose meta-test with these settings has the highest rank.
 
     None if none of the ``iterations`` was tested so. Raises InputError for a damaged file.
     """
     paths = {done: meta_test_path(folder, done, settings) for done in iterations}
-    scores = {done: read(path).score for done, path in paths.items() if path.exists()}
-    finite = {done: score for done, score in scores.items() if not np.isnan(score)}
+    ranks = {done: read(path).rank for done, path in paths.items() if path.exists()}
+    finite = {done: rank for done, rank in ranks.items() if not np.isnan(rank).any()}
     return max(finite, key=finite.__getitem__, default=None)
 
 

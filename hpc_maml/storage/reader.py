@@ -247,7 +247,7 @@ class Rollout:
     ``rollout.observations`` is ``[K, T, B, ...]``: the phase, that is the number of updates before
     these episodes, or of the episode in its trial; the step; and the episode, or the trial. The
     fields are those of archive_schema.FIELDS; if they were asked for in the configuration,
-    ``adapted_parameters`` are there too.
+    ``adapted_parameters`` are there too, and where the environment tells of it, ``success``.
     """
 
     iteration: int
