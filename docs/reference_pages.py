@@ -9,6 +9,7 @@ text of that name when the site is built.
 import contextlib
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -248,6 +249,8 @@ def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 def _cell(text: str) -> str:
     for path, link in LINKS.items():
         text = text.replace(path, link)
+    if "`" not in text:  # braces would be read as attributes
+        text = re.sub(r"(\{.*?\})", r"`\1`", text)
     return text.replace("|", r"\|")
 
 

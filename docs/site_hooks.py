@@ -20,7 +20,7 @@ from reference_pages import PAGES
 
 log = logging.getLogger("mkdocs.plugins.site_hooks")  # where a warning fails a strict build
 
-GENERATED = re.compile(r"<!-- generated: (\w+) .*?-->", re.DOTALL)
+GENERATED = re.compile(r"<!-- generated: (\w+)\b.*?-->", re.DOTALL)
 LINK = re.compile(r"(?<=\]\()([^)\s]+)(?=\))")
 
 

@@ -232,7 +232,7 @@ def test_our_own_ids_work_as_any_other():
     [
         ("nowhere:Walk", {}, "the module of 'nowhere:Walk' cannot be imported: No module named"),
         (f"{HERE}:Wlk", {}, r"has no 'Wlk' \(did you mean 'Walk'\?\)"),
-        (f"{HERE}:generators", {}, "is no Gymnasium environment"),
+        (f"{HERE}:generators", {}, "is not a Gymnasium environment"),
         (
             f"{HERE}:Taskless",
             {},

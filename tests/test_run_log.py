@@ -68,7 +68,7 @@ def test_a_log_that_cannot_be_written_is_said_once(tmp_path, capsys):
         ("archive.max_bytes=10", "archive.max_bytes"),
         ("env.name=nothing", "there is no environment"),
         ("horizon=1000000000", "too large"),
-        ("metrics.wandb=online", "knows no account here"),
+        ("metrics.wandb=online", "has no account here"),
         ("topology.agents=7", "agents"),
         ("policy.name=os:path", "cannot be used as policy"),
     ],

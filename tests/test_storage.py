@@ -169,7 +169,7 @@ class TestDamage:
         test = run(HERE, "evaluate", copied, "--tasks", "2", "--updates", "1")
         assert test.stderr.count("\n") == 1
         assert f"{bad} is damaged: " in test.stderr
-        assert "That of iteration 4 is taken." in test.stderr
+        assert "That of iteration 4 is used." in test.stderr
         assert "unseen tasks after 4 iterations" in test.stdout
         done = run(HERE, *SMALL, "archive.rollouts=every", "checkpoint.keep=9", "--run-dir", copied)
         assert "continued at 4" in done.stdout
@@ -219,7 +219,7 @@ class TestLoss:
             (copied / "checkpoints").rmdir()
         before = {path: path.read_bytes() for path in copied.rglob("*.h5")}
         error = run(HERE, *SMALL, "--run-dir", copied, code=BAD_INPUT).stderr
-        assert f"The checkpoints of the run in {copied} are gone: put them back into" in error
+        assert f"The checkpoints of the run in {copied} are missing: put them back into" in error
         assert before == {path: path.read_bytes() for path in copied.rglob("*.h5")}
 
     def test_a_lost_checkpoint_of_several(self, copied):
@@ -227,7 +227,9 @@ class TestLoss:
         for done in (4, 5):
             (copied / "checkpoints" / f"iteration_{done:06d}.h5").unlink()
         done = run(HERE, *SMALL, "checkpoint.keep=9", "--run-dir", copied)
-        assert "The checkpoint of iteration 4 is gone: what came after iteration 3" in done.stdout
+        assert (
+            "The checkpoint of iteration 4 is missing: what came after iteration 3" in done.stdout
+        )
         assert checkpoints(copied) == before
 
 

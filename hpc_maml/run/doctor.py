@@ -195,7 +195,7 @@ def _cores(host: str, here: list[int], ranks: Sequence[Facts], places: Sequence[
         text += ": unbind them (mpirun --bind-to none, srun --cpu-bind=none) or ask for more cores"
         return Check("warning", "cores", text)
     if busy > cores:
-        text += f", {busy} of them busy at once: more ranks than cores make nothing faster"
+        text += f", {busy} of them busy at once: more ranks than cores are not faster"
         return Check("warning", "cores", text)
     return Check("ok", "cores", text + (f": {resting} of them rest" if resting else ""))
 
