@@ -160,7 +160,7 @@ class Config(Section):
     )
     gamma: UnitInterval = Field(0.99, description="discount factor")
     gae_lambda: UnitInterval = Field(1.0, description="lambda of generalised advantage estimation")
-    horizon: Count = Field(100, description="largest number of environment steps per episode")
+    horizon: Count = Field(100, description="environment steps of an episode at most")
     normalise_observations: bool = Field(
         False,
         description="true: normalise observations by their running mean and variance over all "

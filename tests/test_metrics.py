@@ -249,7 +249,7 @@ class TestDamage:
         content[len(content) // 2] ^= 4
         path.write_bytes(content)
         (found,) = damages(open_run(folder), verify=False)
-        assert str(found).startswith(f"{path} is damaged: its content has not the checksum")
+        assert str(found).startswith(f"{path} is damaged: its content does not match its checksum")
         for read in (lambda: open_run(folder).columns, lambda: new(folder).read(50)):
             with pytest.raises(DamagedError, match=r"000031_000033\.h5 is damaged"):
                 read()
@@ -291,7 +291,7 @@ class TestDamage:
             each["task"] = np.zeros((3, 5))
         metrics.write(durable=False)
         assert len(read_columns(metrics.path, "iterations")["kl"]) == 50
-        with pytest.raises(DamagedError, match="rows have not the shape of those in metrics"):
+        with pytest.raises(DamagedError, match="rows do not have the shape of those in metrics"):
             _ = open_run(folder).tasks
 
 

@@ -600,10 +600,10 @@ def episodes_of_tasks(
             axis.set_title(title)
             axis.label_outer()
         _hide_rest(grid, len(panels), columns)
-        if grid[0].get_aspect() == 1:  # as much room in both directions
+        if grid[0].get_aspect() == 1:  # as much room in both directions, and for a marker at the edge
             bounds = np.array([axis.dataLim.extents for axis in grid[: len(panels)]])
             low, high = bounds[:, :2].min(0), bounds[:, 2:].max(0)
-            left, right = (low + high) / 2 + np.outer((-0.53, 0.53), (high - low).max())
+            left, right = (low + high) / 2 + np.outer((-0.57, 0.57), (high - low).max())
             grid[0].set(xlim=(left[0], right[0]), ylim=(left[1], right[1]))
         handles, labels = grid[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
