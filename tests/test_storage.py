@@ -184,14 +184,14 @@ class TestDamage:
             flip(path, 3000)
         for words in ((*SMALL, "--run-dir", copied), ("evaluate", copied)):
             error = run(HERE, *words, code=BAD_INPUT).stderr
-            assert "iteration_000005.h5 is damaged: its content does not match its checksum" in error
+            assert "iteration_000005.h5 is damaged: its content does not match" in error
             assert "there is no earlier one to go on from." in error
 
     def test_damaged_metrics_end_a_run(self, copied):
         flip(copied / "metrics.h5", 9000)
         for words in ((*SMALL, "--run-dir", copied), ("report", copied, "-o", "out")):
             error = run(HERE, *words, code=BAD_INPUT).stderr
-            assert f"{copied}/metrics.h5 is damaged: its content does not match its checksum" in error
+            assert f"{copied}/metrics.h5 is damaged: its content does not match" in error
             assert error.count("\n") == 1
 
 

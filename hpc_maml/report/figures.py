@@ -600,7 +600,7 @@ def episodes_of_tasks(
             axis.set_title(title)
             axis.label_outer()
         _hide_rest(grid, len(panels), columns)
-        if grid[0].get_aspect() == 1:  # as much room in both directions, and for a marker at the edge
+        if grid[0].get_aspect() == 1:  # equal scales, and room for markers
             bounds = np.array([axis.dataLim.extents for axis in grid[: len(panels)]])
             low, high = bounds[:, :2].min(0), bounds[:, 2:].max(0)
             left, right = (low + high) / 2 + np.outer((-0.57, 0.57), (high - low).max())
