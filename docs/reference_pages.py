@@ -243,7 +243,8 @@ def _help(command: str) -> str:
 
 def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     lines = [header, tuple("---" for _ in header), *rows]
-    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+    table = "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+    return f'<div class="reference" markdown>\n\n{table}\n\n</div>'
 
 
 def _cell(text: str) -> str:

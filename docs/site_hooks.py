@@ -66,7 +66,7 @@ def on_page_markdown(markdown, page, config, files):
             log.warning(f"{page.file.src_uri}: there is no {path}")
         kind = "tree" if file.is_dir() else "blob"
         place = file.relative_to(docs.parent).as_posix()
-        return f"{config.repo_url}/{kind}/HEAD/{place}{hash_mark}{anchor}"
+        return f"{config.extra['repository']}/{kind}/HEAD/{place}{hash_mark}{anchor}"
 
     return LINK.sub(target, markdown)
 
