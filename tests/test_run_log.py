@@ -60,6 +60,12 @@ def test_a_log_that_cannot_be_written_is_said_once(tmp_path, capsys):
     assert capsys.readouterr().err.count("the run goes on without it") == 1
 
 
+def test_a_pipe_in_the_place_of_the_log_is_not_waited_for(tmp_path, capsys):
+    os.mkfifo(tmp_path / "log.txt")
+    RunLog(tmp_path / "log.txt").write("one")
+    assert capsys.readouterr().err.count("the run goes on without it") == 1
+
+
 @pytest.mark.parametrize("folder", [None, "new", "empty"])
 @pytest.mark.parametrize(
     ("word", "sentence"),
