@@ -93,7 +93,7 @@ def parse(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
         return COMMANDS[arguments[0]](arguments[1:])
     if arguments and not arguments[0].startswith("-") and "=" not in "".join(arguments[:2]):
         error = InputError(
-            f"{arguments[0]!r} is no command{nearest(arguments[0], COMMANDS)}: there are "
+            f"{arguments[0]!r} is not a command{nearest(arguments[0], COMMANDS)}: there are "
             f"{', '.join(COMMANDS)}; settings are written key=value."
         )
         error.on_every_rank = True
@@ -397,7 +397,7 @@ def _inspect(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
 
 def _bench(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     parser = argparse.ArgumentParser(
-        "hpc_maml bench", description="Measure this machine, each figure beside a yardstick."
+        "hpc_maml bench", description="Measure this machine, each number beside a reference."
     )
     names = ("rollout", "update", "reduce", "iteration", "scale")
 
@@ -417,7 +417,7 @@ def _bench(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
         type=Path,
         default=Path("build"),
         metavar="DIR",
-        help="where CMake built the yardsticks (build)",
+        help="where CMake built the reference programs (build)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to FILE")
     parser.add_argument(

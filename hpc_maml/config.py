@@ -37,7 +37,7 @@ Files = str | Path | Sequence[str | Path] | None
 
 
 class EnvConfig(Section):
-    name: str = Field("navigation", description="environment, see docs/environments.md")
+    name: str = Field("navigation", description="the environment, see docs/environments.md")
     kwargs: dict[str, Any] = Field(
         {}, description="keyword arguments of the environment, such as {lineage: original}"
     )
@@ -46,12 +46,12 @@ class EnvConfig(Section):
 class TopologyConfig(Section):
     agents: Count | Literal["auto"] = Field(
         "auto",
-        description="number of teams, or auto: one a node; with GPUs one for each",
+        description="number of teams; auto: one for each node, or with GPUs one for each GPU",
     )
     layout: Literal["auto", "team", "split"] = Field(
         "auto",
         description="team: every rank observes and computes; split: agents have ranks of their "
-        "own; auto: split where there are GPUs, else team on as many ranks as there are cores",
+        "own; auto: split where there are GPUs, otherwise team on as many ranks as there are cores",
     )
 
     @field_validator("layout", mode="before")
@@ -64,18 +64,18 @@ class TopologyConfig(Section):
 
 class CheckpointConfig(Section):
     every: Count = Field(1, description="iterations between checkpoints")
-    keep: Count = Field(3, description="last checkpoints kept")
+    keep: Count = Field(3, description="number of last checkpoints that are kept")
     keep_every: Count | None = Field(
-        None, description="every n-th is written and kept as well; null: none"
+        None, description="also keep the checkpoint of every n-th iteration; null: no others"
     )
     keep_best: bool = Field(
-        True, description="true: that of the best meta-test (evaluation.every) is kept as well"
+        True, description="true: also keep the checkpoint of the best meta-test (evaluation.every)"
     )
 
 
 class MetricsConfig(Section):
     tensorboard: Literal["auto", "on", "off"] = Field(
-        "auto", description="event files for TensorBoard: on, off, or auto: where it is installed"
+        "auto", description="event files for TensorBoard: on, off, or auto: if it is installed"
     )
     wandb: Literal["online", "offline", "off"] = Field(
         "off", description="Weights & Biases: online, offline (for wandb sync), or off"
@@ -84,37 +84,46 @@ class MetricsConfig(Section):
 
 class ArchiveConfig(Section):
     rollouts: Count | Literal["every", "none"] = Field(
-        10, description="every, none, or n: the first iteration and every n-th after it"
+        10,
+        description="rollouts that are archived: every, none, or n: the first iteration and "
+        "every n-th after it",
     )
-    compression: Literal["none", "lzf", "gzip"] = Field("none", description="none, lzf or gzip")
+    compression: Literal["none", "lzf", "gzip"] = Field(
+        "none", description="compression of the rollouts"
+    )
     adapted_parameters: bool = Field(
-        False, description="true: also the adapted policies of every task"
+        False, description="true: also archive the parameters of every adapted policy"
     )
     max_bytes: Count | None = Field(
-        None, description="limit of the rollouts in bytes, null for none"
+        None, description="limit of the rollouts of a run, in bytes; null: no limit"
     )
     when_full: Literal["refuse", "thin"] = Field(
         "refuse",
-        description="refuse: at the start, if they would exceed it; thin: drop the oldest",
+        description="refuse: do not start a run whose rollouts could exceed the limit; thin: "
+        "remove the oldest",
     )
 
 
 class EvaluationConfig(Section):
     every: Count | None = Field(
-        None, description="iterations from one meta-test to the next; null: never"
+        None, description="iterations between meta-tests during training; null: no meta-tests"
     )
-    tasks: Annotated[int, Field(ge=2, le=MOST_TASKS)] = Field(40, description="unseen tasks")
+    tasks: Annotated[int, Field(ge=2, le=MOST_TASKS)] = Field(
+        40, description="unseen tasks of a meta-test"
+    )
     updates: Annotated[int, Field(ge=1, le=MOST_UPDATES)] = Field(
-        3, description="inner steps, each on fresh trajectories"
+        3, description="inner steps of a meta-test, each on new episodes"
     )
     step_sizes: Literal["halved", "constant"] | list[Positive] = Field(
         "halved",
-        description="after the first inner step: halved (as published) or constant; or a list of "
-        "the size of each",
+        description="inner steps after the first: halved (half of fast_lr, as published), "
+        "constant, or a "
+        "list with the size of each step",
     )
     last_actions: Literal["sampled", "mean"] = Field(
         "sampled",
-        description="in the last phase: sampled, or the policy's mean (the likeliest choice)",
+        description="actions in the last phase: sampled, or the mean (discrete: the most "
+        "probable one)",
     )
 
     @model_validator(mode="after")
@@ -126,40 +135,43 @@ class EvaluationConfig(Section):
 
 class MpiConfig(Section):
     wait_limit: Positive = Field(
-        1800.0, description="seconds a rank waits for another before it ends the job"
+        1800.0, description="seconds that a rank waits for another before it ends the job"
     )
     cuda_aware: Literal["auto", "on", "off"] = Field(
-        "auto", description="hand MPI memory of GPUs: on, off, or auto: if it can take it"
+        "auto",
+        description="give MPI memory of GPUs: on, off, or auto: if a trial shows that MPI can "
+        "use it",
     )
 
 
 class Config(Section):
     """Every key of a run; subclasses have the keys of the chosen algorithm and network."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(1, description="of every random draw")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(1, description="seed of all random numbers")
     # Fewer than published: enough to see the default environment learn in a few minutes.
     num_iterations: Annotated[int, Field(ge=1, le=10**9)] = Field(
-        40, description="outer steps; may grow when a run is continued"
+        40, description="number of outer steps; may be larger when a run is continued"
     )
     meta_batch_size: Annotated[int, Field(ge=1, le=2**13)] = Field(
         20, description="tasks per iteration"
     )
     fast_batch_size: Annotated[int, Field(ge=2)] = Field(
-        20, description="episodes per task and phase, at least 2"
+        20, description="episodes per task and phase"
     )
     gamma: UnitInterval = Field(0.99, description="discount factor")
-    gae_lambda: UnitInterval = Field(1.0, description="lambda of generalised advantages")
-    horizon: Count = Field(100, description="environment steps per episode at most")
+    gae_lambda: UnitInterval = Field(1.0, description="lambda of generalised advantage estimation")
+    horizon: Count = Field(100, description="environment steps of an episode at most")
     normalise_observations: bool = Field(
         False,
-        description="true: by their running mean and variance over tasks, part of the state",
+        description="true: normalise observations by their running mean and variance over all "
+        "tasks",
     )
     env: EnvConfig = EnvConfig()
     policy: NetworkSettings
     algorithm: AlgorithmSettings
     topology: TopologyConfig = TopologyConfig()
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="where agents compute: cpu, cuda, or auto: a GPU where torch finds one"
+        "auto", description="where agents compute: cpu, cuda, or auto: a GPU if torch finds one"
     )
     checkpoint: CheckpointConfig = CheckpointConfig()
     metrics: MetricsConfig = MetricsConfig()

@@ -59,7 +59,9 @@ def find_class(kind: str, name: str, table: Mapping[str, str], base: type[T]) ->
             f"The module {module} has no {attribute!r}{nearest(attribute, vars(imported))}."
         )
     if not (inspect.isclass(found) and issubclass(found, base)):
-        raise InputError(f"{name} cannot be used as {kind}: it is no subclass of {base.__name__}.")
+        raise InputError(
+            f"{name} cannot be used as {kind}: it is not a subclass of {base.__name__}."
+        )
     if missing := sorted(getattr(found, "__abstractmethods__", ())):
         raise InputError(f"{name} cannot be used as {kind}: it has no {' and no '.join(missing)}.")
     return found

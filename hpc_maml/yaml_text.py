@@ -50,7 +50,7 @@ class Loader(yaml.SafeLoader):
                 mistake = "merge keys (<<) are not read: write the keys that they stand for"
             elif isinstance(each, yaml.ScalarNode):  # others are no keys, see below
                 key = self.construct_object(each, deep=True)
-                mistake = f"the key '{key}' stands there twice" if key in seen else ""
+                mistake = f"the key '{key}' occurs twice" if key in seen else ""
                 seen.add(key)
             if mistake:
                 raise yaml.constructor.ConstructorError(None, None, mistake, each.start_mark)
@@ -103,7 +103,7 @@ def _read_text(file: Path) -> str:
     """Return the text of a file; a pipe or a device, which may have no end, is refused."""
     try:
         if file.exists() and not (file.is_file() or file.is_dir()):
-            raise InputError(f"The config file {file} is no regular file.")
+            raise InputError(f"The config file {file} is not a regular file.")
         with file.open(encoding="utf-8") as opened:
             text = opened.read(LARGEST_FILE + 1)
     except (OSError, UnicodeDecodeError) as error:

@@ -54,7 +54,7 @@ def test_names_stand_above_the_columns(words, columns):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("trian", "'trian' is no command (did you mean 'train'?)"),
+        ("trian", "'trian' is not a command (did you mean 'train'?)"),
         ("algorithm.fast_lr = 0.1", "without spaces around the =: algorithm.fast_lr=0.1."),
         ("seed= 2 horizon=3", "without spaces around the =: seed=2 horizon=3."),
         ("seed =2", "without spaces around the =: seed=2."),

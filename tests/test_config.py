@@ -362,7 +362,7 @@ class TestMistakes:
             ("seed=[1", "is not valid YAML"),
             ("seed=2024-13-45", "the value of seed is not valid YAML"),
             ("seed=!!int x", "the value of seed is not valid YAML"),
-            ("env.kwargs={a: 1, a: 2}", "the key 'a' stands there twice"),
+            ("env.kwargs={a: 1, a: 2}", "the key 'a' occurs twice"),
             ('seed=!!int ""', "the value of seed is not valid YAML: a tag does not fit its value"),
             ("seed=!!map [1]", "the value of seed is not valid YAML: a tag does not fit its value"),
             ("seed=!!timestamp x", "a tag does not fit its value"),
@@ -448,7 +448,7 @@ class TestMistakes:
     def test_what_is_no_regular_file(self, tmp_path):
         os.mkfifo(tmp_path / "pipe")
         for path in (tmp_path / "pipe", "/dev/zero"):
-            assert refusal(path) == f"The config file {path} is no regular file."
+            assert refusal(path) == f"The config file {path} is not a regular file."
 
     def test_a_file_that_is_too_long(self, tmp_path):
         file = tmp_path / "long.yaml"
@@ -545,7 +545,7 @@ class TestPage:
         page = config_text("c.yaml", ["seed=3"])
         lines = {line.partition(":")[0].strip(): line for line in page.splitlines()}
         column = lines["seed"].index("#")
-        assert lines["seed"] == "seed: 3".ljust(column) + "# of every random draw [word]"
+        assert lines["seed"] == "seed: 3".ljust(column) + "# seed of all random numbers [word]"
         assert lines["gamma"] == "gamma: 0.99".ljust(column) + "# discount factor"
         assert lines["meta_batch_size"].endswith("# tasks per iteration [environment]")
         assert lines["horizon"].endswith(" at most [lineage original]")

@@ -304,7 +304,7 @@ def refused(*words: str) -> str:
             ["algorithm.name=conformance_parts:Unfinished"],
             ["conformance_parts:Unfinished cannot be used as algorithm: it has no update."],
         ),
-        (["algorithm.name=conformance_parts:Spoilable"], ["it is no subclass of Algorithm."]),
+        (["algorithm.name=conformance_parts:Spoilable"], ["it is not a subclass of Algorithm."]),
         (["algorithm.name=nowhere:Class"], ["'nowhere:Class' cannot be imported"]),
         (
             ["algorithm.name=promp", "algorithm.max_kl=0.1"],

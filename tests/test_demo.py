@@ -64,6 +64,21 @@ def test_navigation_is_a_picture(ranks, shown):
     assert "after" in Path("other.svg").read_text()
 
 
+def test_a_run_with_few_tasks_of_meta_tests_is_shown_on_these(monkeypatch):
+    from hpc_maml.report import figures
+
+    panels = []
+    draw = figures.episodes_of_tasks
+    monkeypatch.setattr(
+        figures, "episodes_of_tasks", lambda *given: panels.extend(given[1]) or draw(*given)
+    )
+    words = (*SMALL, "num_iterations=1", "evaluation.tasks=2")
+    run(HERE, *words, "--run-dir", "run")
+    run(HERE, "demo", "run")
+    assert len(panels) == 2
+    assert Path("run/demo.png").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "phases"),
     [

@@ -232,7 +232,7 @@ def test_our_own_ids_work_as_any_other():
     [
         ("nowhere:Walk", {}, "the module of 'nowhere:Walk' cannot be imported: No module named"),
         (f"{HERE}:Wlk", {}, r"has no 'Wlk' \(did you mean 'Walk'\?\)"),
-        (f"{HERE}:generators", {}, "is no Gymnasium environment"),
+        (f"{HERE}:generators", {}, "is not a Gymnasium environment"),
         (
             f"{HERE}:Taskless",
             {},
@@ -259,7 +259,7 @@ def test_what_does_not_suit_is_refused_with_a_reason(name, kwargs, sentence):
 
 
 def test_the_documented_example_trains_on_any_ranks(tmp_path):
-    text = (ROOT / "docs" / "environments.md").read_text()
+    text = (ROOT / "docs" / "own_environment.md").read_text()
     (module,) = re.findall(r"```python\n# (\w+)\.py\n", text)
     (tmp_path / f"{module}.py").write_text(
         re.findall(rf"```python\n(# {module}\.py.*?)```", text, re.S)[0]

@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from mpi4py import MPI
 
 from hpc_maml.config import load_config
 from hpc_maml.mpi.exact_sum import from_integers, to_integers
@@ -210,7 +209,7 @@ def test_agents_of_a_node_take_its_gpus_in_turn(setting, monkeypatch, tmp_path):
     monkeypatch.setattr("hpc_maml.mpi.gpu.count_gpus", lambda: 2)
     monkeypatch.setattr("hpc_maml.mpi.gpu.Gpu", str)
     monkeypatch.setattr("hpc_maml.roles.agent.GPU_DRIVERS", (tmp_path,))
-    places = [SimpleNamespace(local_agent=n, agent_comm=MPI.COMM_SELF) for n in range(4)]
-    chosen = [choose_gpu(setting, place, 10) for place in places]
+    places = [SimpleNamespace(local_agent=n) for n in range(4)]
+    chosen = [choose_gpu(setting, place) for place in places]
     assert chosen == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
-    assert choose_gpu("cpu", places[0], 10) is None
+    assert choose_gpu("cpu", places[0]) is None

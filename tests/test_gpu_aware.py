@@ -19,7 +19,7 @@ from hpc_maml.mpi.gpu_sums import alone, ask_library, try_sum
         ("import os; os.abort()", "a trial was ended by SIGABRT"),
         ("raise SystemExit(3)", "a trial gave a wrong sum"),
         ("raise RuntimeError", "a trial failed with exit code 1"),
-        ("import time; time.sleep(60)", "a trial had no end within 1 s"),
+        ("import time; time.sleep(60)", "a trial did not end within 1 s"),
         ("import sys; sys.exit(sys.argv[1:] != ['cuda:7'])", ""),
         ("import os, sys; sys.exit('PMI_RANK' in os.environ)", ""),
     ],

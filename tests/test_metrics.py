@@ -249,7 +249,7 @@ class TestDamage:
         content[len(content) // 2] ^= 4
         path.write_bytes(content)
         (found,) = damages(open_run(folder), verify=False)
-        assert str(found).startswith(f"{path} is damaged: its content has not the checksum")
+        assert str(found).startswith(f"{path} is damaged: its content does not match its checksum")
         for read in (lambda: open_run(folder).columns, lambda: new(folder).read(50)):
             with pytest.raises(DamagedError, match=r"000031_000033\.h5 is damaged"):
                 read()
@@ -257,10 +257,12 @@ class TestDamage:
     def test_a_lost_part(self, folder):
         (folder / "metrics" / "iterations_000031_000033.h5").unlink()
         for read in (lambda: open_run(folder).columns, lambda: new(folder).read(50)):
-            with pytest.raises(InputError, match="iterations 31 to 45 are gone: there is no file"):
+            with pytest.raises(
+                InputError, match="iterations 31 to 45 are missing: there is no file"
+            ):
                 read()
         (found,) = damages(open_run(folder), verify=False)
-        assert "are gone" in str(found)
+        assert "are missing" in str(found)
 
     def test_a_part_under_another_name(self, folder):
         names = [f"iterations_{a:06d}_{a + 2:06d}.h5" for a in (31, 34)]
@@ -289,7 +291,7 @@ class TestDamage:
             each["task"] = np.zeros((3, 5))
         metrics.write(durable=False)
         assert len(read_columns(metrics.path, "iterations")["kl"]) == 50
-        with pytest.raises(DamagedError, match="rows have not the shape of those in metrics"):
+        with pytest.raises(DamagedError, match="rows do not have the shape of those in metrics"):
             _ = open_run(folder).tasks
 
 

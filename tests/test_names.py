@@ -76,11 +76,11 @@ def test_a_class_of_the_table_and_one_of_ones_own():
         ("test_names:Xyzzy", "The module test_names has no 'Xyzzy'."),
         (
             "test_names:Stone",
-            "test_names:Stone cannot be used as animal: it is no subclass of Animal.",
+            "test_names:Stone cannot be used as animal: it is not a subclass of Animal.",
         ),
         (
             "test_names:make_dog",
-            "test_names:make_dog cannot be used as animal: it is no subclass of Animal.",
+            "test_names:make_dog cannot be used as animal: it is not a subclass of Animal.",
         ),
         (
             "test_names:Unfinished",
@@ -139,5 +139,5 @@ def test_what_a_user_reads_of_algorithms_and_policies():
         algorithm_class("pro_mp")
     with pytest.raises(InputError, match="There is no policy 'lstm'; there are mlp, gru, and"):
         network_class("lstm")
-    with pytest.raises(InputError, match="it is no subclass of Algorithm"):
+    with pytest.raises(InputError, match="it is not a subclass of Algorithm"):
         algorithm_class("test_names:Dog")

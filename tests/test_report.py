@@ -17,7 +17,7 @@ from conftest import BAD_INPUT, HERE, ROOT, SMALL, changed_hdf5, environment, ru
 
 from hpc_maml import open_run
 from hpc_maml.report import figures
-from hpc_maml.report.experiments import RunData, by_environment, read_runs
+from hpc_maml.report.experiments import RunData, by_environment, find_runs, read_runs
 from hpc_maml.report.tables import quantities
 from hpc_maml.report.writing import write_report
 from hpc_maml.storage.meta_tests import T_QUANTILES, half_width
@@ -597,6 +597,31 @@ def test_few_seeds_are_lines_and_many_a_band(folders):
         ]
         axis = draw([five]).figure.axes[0]
         assert (len(axis.lines), len(axis.collections)) == (2, 2)
+
+
+def test_few_seeds_are_dashes_and_many_an_interval_over_the_phases(folders):
+    (three,) = by_environment(read_runs([folders[name] for name in ("one", "two", "three")]))
+    axis = figures.adaptation_curve(three.experiments).figure.axes[0]
+    mean, *seeds = axis.lines
+    assert not any(each.has_yerr for each in axis.containers)
+    for line, found in zip(seeds, three.experiments[0].runs, strict=True):
+        values = found.per_task["return_after_updates"][-1].mean(0)  # of the last iteration
+        assert np.allclose(line.get_ydata(), values)
+        assert line.get_color() == mean.get_color()
+    assert np.allclose(mean.get_ydata(), np.mean([each.get_ydata() for each in seeds], axis=0))
+    (five,) = [
+        dataclasses.replace(each, runs=each.runs + each.runs[:2]) for each in three.experiments
+    ]
+    axis = figures.adaptation_curve([five]).figure.axes[0]
+    (whiskers,) = axis.containers
+    assert whiskers.has_yerr
+
+
+def test_runs_of_a_folder_are_in_the_order_of_their_numbers(folders):
+    names = ["a", "run-2", "run-10", "run-10-b"]
+    for name in reversed(names):
+        shutil.copytree(folders["one"], Path("runs", name))
+    assert find_runs([Path("runs")]) == ([Path("runs", name) for name in names], [])
 
 
 def test_returns_by_environment_steps(folders):

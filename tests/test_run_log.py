@@ -60,6 +60,12 @@ def test_a_log_that_cannot_be_written_is_said_once(tmp_path, capsys):
     assert capsys.readouterr().err.count("the run goes on without it") == 1
 
 
+def test_a_pipe_in_the_place_of_the_log_is_not_waited_for(tmp_path, capsys):
+    os.mkfifo(tmp_path / "log.txt")
+    RunLog(tmp_path / "log.txt").write("one")
+    assert capsys.readouterr().err.count("the run goes on without it") == 1
+
+
 @pytest.mark.parametrize("folder", [None, "new", "empty"])
 @pytest.mark.parametrize(
     ("word", "sentence"),
@@ -68,7 +74,7 @@ def test_a_log_that_cannot_be_written_is_said_once(tmp_path, capsys):
         ("archive.max_bytes=10", "archive.max_bytes"),
         ("env.name=nothing", "there is no environment"),
         ("horizon=1000000000", "too large"),
-        ("metrics.wandb=online", "knows no account here"),
+        ("metrics.wandb=online", "has no account here"),
         ("topology.agents=7", "agents"),
         ("policy.name=os:path", "cannot be used as policy"),
     ],
@@ -86,15 +92,39 @@ def test_what_is_refused_leaves_no_run_folder(word, sentence, folder, monkeypatc
     assert not list(Path("empty").iterdir())
 
 
-def test_a_folder_is_removed_where_an_agent_finds_no_gpu(monkeypatch):
-    """The driver is there, but torch sees no GPU: this is known only after the run has begun."""
-    from hpc_maml.mpi import topology
-    from hpc_maml.run import doctor
-
-    monkeypatch.setattr(doctor, "visible_gpus", lambda environment: ("0",))
-    monkeypatch.setattr(topology, "visible_gpus", lambda: ("0",))
-    refused = run(
-        HERE, *SMALL, "topology.layout=auto", "device=cuda", "--run-dir", "new", code=BAD_INPUT
+@pytest.mark.parametrize("ranks", [None, 3])
+def test_an_agent_without_a_usable_gpu_is_refused_before_there_is_a_folder(ranks):
+    """The driver is there, but torch sees no GPU: only the agents, here of any rank, know."""
+    Path("driver.py").write_text(
+        "import runpy\n"
+        "from hpc_maml.mpi import topology\n"
+        "from hpc_maml.run import doctor\n"
+        "doctor.visible_gpus = lambda environment: ('0',)\n"
+        "topology.visible_gpus = lambda: ('0',)\n"
+        "runpy.run_module('hpc_maml', run_name='__main__', alter_sys=True)\n"
     )
-    assert "torch finds no GPU here" in refused.stderr
+    words = (*SMALL, "topology.layout=split", "device=cuda", "--run-dir", "new")
+    refused = run(ranks, *words, code=BAD_INPUT, python=("driver.py",))
+    assert refused.stderr.count("torch finds no GPU on") == 1
     assert not Path("new").exists()
+
+
+def test_a_meta_test_is_logged():
+    run(HERE, *SMALL, "num_iterations=1", "--run-dir", "run")
+    before = Path("run/log.txt").read_text()
+    found = run(None, "evaluate", "run", "--tasks", "3", "--updates", "1")
+    text = Path("run/log.txt").read_text()
+    assert text.startswith(before)
+    begun, on, versions, *results = text.removeprefix(before).splitlines()
+    assert begun.endswith("-m hpc_maml evaluate run --tasks 3 --updates 1")
+    assert on.startswith(f"  on {os.uname().nodename}, process ")
+    assert versions.startswith("  hpc_maml ")
+    assert results[:-1] == found.stdout.splitlines()
+    assert results[-1] == "kept in run/evaluations/iteration_000001_tasks_3_updates_1.h5"
+
+
+def test_a_meta_test_that_is_refused_leaves_the_log_as_it_was():
+    run(HERE, *SMALL, "num_iterations=1", "--run-dir", "run")
+    before = Path("run/log.txt").read_text()
+    run(HERE, "evaluate", "run", "--checkpoint", "7", code=BAD_INPUT)
+    assert Path("run/log.txt").read_text() == before

@@ -128,7 +128,7 @@ def test_every_flipped_bit_is_noticed(kind, number, stored):
         (damage,) = damages(open_run(stored), verify=True)
         assert str(damage).startswith(f"{path} is damaged: "), place
         if kind in READ:
-            with pytest.raises(DamagedError, match="has not the checksum"):
+            with pytest.raises(DamagedError, match="does not match its checksum"):
                 READ[kind](stored)
         elif kind == "segment":  # of which only a part is read: right, or not at all
             with contextlib.suppress(DamagedError):
@@ -169,7 +169,7 @@ class TestDamage:
         test = run(HERE, "evaluate", copied, "--tasks", "2", "--updates", "1")
         assert test.stderr.count("\n") == 1
         assert f"{bad} is damaged: " in test.stderr
-        assert "That of iteration 4 is taken." in test.stderr
+        assert "That of iteration 4 is used." in test.stderr
         assert "unseen tasks after 4 iterations" in test.stdout
         done = run(HERE, *SMALL, "archive.rollouts=every", "checkpoint.keep=9", "--run-dir", copied)
         assert "continued at 4" in done.stdout
@@ -184,14 +184,14 @@ class TestDamage:
             flip(path, 3000)
         for words in ((*SMALL, "--run-dir", copied), ("evaluate", copied)):
             error = run(HERE, *words, code=BAD_INPUT).stderr
-            assert "iteration_000005.h5 is damaged: its content has not the checksum" in error
+            assert "iteration_000005.h5 is damaged: its content does not match" in error
             assert "there is no earlier one to go on from." in error
 
     def test_damaged_metrics_end_a_run(self, copied):
         flip(copied / "metrics.h5", 9000)
         for words in ((*SMALL, "--run-dir", copied), ("report", copied, "-o", "out")):
             error = run(HERE, *words, code=BAD_INPUT).stderr
-            assert f"{copied}/metrics.h5 is damaged: its content has not the checksum" in error
+            assert f"{copied}/metrics.h5 is damaged: its content does not match" in error
             assert error.count("\n") == 1
 
 
@@ -219,7 +219,7 @@ class TestLoss:
             (copied / "checkpoints").rmdir()
         before = {path: path.read_bytes() for path in copied.rglob("*.h5")}
         error = run(HERE, *SMALL, "--run-dir", copied, code=BAD_INPUT).stderr
-        assert f"The checkpoints of the run in {copied} are gone: put them back into" in error
+        assert f"The checkpoints of the run in {copied} are missing: put them back into" in error
         assert before == {path: path.read_bytes() for path in copied.rglob("*.h5")}
 
     def test_a_lost_checkpoint_of_several(self, copied):
@@ -227,7 +227,9 @@ class TestLoss:
         for done in (4, 5):
             (copied / "checkpoints" / f"iteration_{done:06d}.h5").unlink()
         done = run(HERE, *SMALL, "checkpoint.keep=9", "--run-dir", copied)
-        assert "The checkpoint of iteration 4 is gone: what came after iteration 3" in done.stdout
+        assert (
+            "The checkpoint of iteration 4 is missing: what came after iteration 3" in done.stdout
+        )
         assert checkpoints(copied) == before
 
 

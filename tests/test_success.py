@@ -190,7 +190,10 @@ def test_success_of_an_episode_that_was_reset_stands_apart():
     [
         ({"classes": ("one",)}, "its tasks are of other classes"),
         ({"success": {"random": np.ones((2, 1))}}, "it has no success of run"),
-        ({"success": {"run": np.ones((3, 1))}}, "success of run has not a value for each task"),
+        (
+            {"success": {"run": np.ones((3, 1))}},
+            "success of run does not have a value for each task",
+        ),
     ],
 )
 def test_a_meta_test_whose_success_does_not_fit_is_damaged(changes, words):

@@ -565,8 +565,8 @@ def plain_function(observation_size, output_size):
 
 REFUSED = {
     "Perzeptron": r"has no 'Perzeptron' \(did you mean 'Perceptron'\?\)",
-    "Trajectories": "it is no subclass of Module",
-    "plain_function": "it is no subclass of Module",
+    "Trajectories": "it is not a subclass of Module",
+    "plain_function": "it is not a subclass of Module",
     "OneTooMany": r"must return a tensor \[2, 2\] for observations \[2, 3\], not \[2, 3\]",
     "Flat": r"must return a tensor \[2, 2\] for observations \[2, 3\], not \[2\]",
     "WithValue": r"must return a tensor \[2, 2\] for observations \[2, 3\], not tuple",

@@ -2,8 +2,8 @@
 
     PYTHONPATH=docs/examples python -m hpc_maml algorithm.name=own_algorithm:Reptile
 
-The meta-policy moves towards what the tasks adapted it to. Observers adapt as in MAML, which
-GradientAdaptation does; what is left is what agents do with the episodes.
+The meta-policy moves towards the policies that are adapted to the tasks. Observers adapt as in
+MAML, which GradientAdaptation does; what is left is what agents do with the episodes.
 """
 
 from typing import ClassVar

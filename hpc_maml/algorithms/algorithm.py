@@ -180,7 +180,7 @@ NO_SIGNAL = "no signal: in every task all episodes have the same rewards"
 GRADIENT_METRICS = {
     "gradient_norm": Metric("1", "Euclidean norm of the iteration's first meta-gradient"),
     "gradient_snr": Metric(
-        "1", "that norm over its standard error, from the spread of the tasks; about 1: only noise"
+        "1", "gradient_norm divided by its standard error over tasks; about 1: only noise"
     ),
 }
 

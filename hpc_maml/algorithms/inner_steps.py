@@ -20,19 +20,20 @@ from hpc_maml.settings import Positive
 class FastLearningRate(AlgorithmSettings):
     """The key of every algorithm whose meta-test takes gradient steps."""
 
-    fast_lr: Positive = Field(0.1, description="inner step size")
+    fast_lr: Positive = Field(0.1, description="size of an inner step")
 
 
 class InnerStepSettings(FastLearningRate):
     """The keys of algorithms that train through inner steps."""
 
     num_inner_steps: Annotated[int, Field(ge=1, le=100)] = Field(
-        1, description="inner steps, each on fresh trajectories"
+        1, description="number of inner steps, each on new episodes"
     )
     learn_step_sizes: Learned = Field(
         "none",
-        description="learn inner step sizes, from fast_lr on: none, or one for each step, layer or "
-        "parameter (Meta-SGD)",
+        description="learned inner step sizes, which begin at fast_lr: none, or one for each "
+        "step, layer "
+        "or parameter (Meta-SGD)",
     )
 
 

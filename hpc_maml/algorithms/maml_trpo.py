@@ -69,25 +69,31 @@ FACTOR_SAMPLES = 0.25  # fraction of the samples that a preconditioner is made o
 class TrustRegionSettings(FastLearningRate):
     """The keys of an outer step by TRPO."""
 
-    max_kl: Positive = Field(1.0e-2, description="trust region: mean KL after adaptation, in nats")
+    max_kl: Positive = Field(
+        1.0e-2,
+        description="trust region: largest mean KL divergence of the adapted policies, in nats",
+    )
     cg_iters: Annotated[int, Field(ge=1, le=10000)] = Field(
         10, description="conjugate gradient iterations"
     )
     cg_preconditioner: Literal["none", "kronecker"] = Field(
         "none",
-        description="none, or kronecker: of the layers' Kronecker factors (torch modules: of the "
+        description="none, or kronecker: by the Kronecker factors of the layers (torch "
+        "modules: by the "
         "diagonal)",
     )
     cg_preconditioner_damping: Positive = Field(
-        0.3, description="times the mean of a factor's diagonal is added to that diagonal"
+        0.3,
+        description="added to the diagonal of each factor, as a multiple of the mean of that "
+        "diagonal",
     )
     cg_damping: NonNegative = Field(
         1.0e-5, description="added to the diagonal of the Fisher matrix"
     )
     fisher_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0,
-        description="fraction of the samples that the Fisher matrix is computed on; below 1 some "
-        "runs get stuck, see docs/results",
+        description="fraction of the samples that the Fisher matrix is computed from; below 1 some "
+        "runs stop learning, see docs/results",
     )
     ls_max_steps: Annotated[int, Field(ge=1, le=1000)] = Field(
         15, description="line search steps before the update is rejected"
@@ -97,18 +103,19 @@ class TrustRegionSettings(FastLearningRate):
     )
     ls_interpolate: bool = Field(
         False,
-        description="true: shorten a step that leaves the trust region by as little as needed",
+        description="true: shorten a step that leaves the trust region only as much as needed",
     )
 
 
 class MamlTrpoSettings(TrustRegionSettings, InnerStepSettings):
     """The keys of MAML-TRPO."""
 
-    first_order: bool = Field(False, description="true: drop the second derivatives (FOMAML)")
+    first_order: bool = Field(False, description="true: leave out the second derivatives (FOMAML)")
     inner_loss: Literal["reinforce", "lvc", "dice"] = Field(
         "reinforce",
-        description="the same inner step, with other second derivatives: reinforce; lvc, with "
-        "those of likelihood ratios (low variance curvature); dice, unbiased, of higher variance",
+        description="second derivatives of the inner step: reinforce; lvc: of likelihood "
+        "ratios (low "
+        "variance curvature); dice: unbiased, with more variance. The step itself is the same",
     )
 
 
@@ -120,7 +127,9 @@ METRICS = {
     "step_size": Metric("1", "size of an inner step, mean over steps and parameters"),
     "surrogate_before": Metric("1", "surrogate loss after adaptation at the old meta-policy"),
     "surrogate_after": Metric("1", "surrogate loss after adaptation at the new meta-policy"),
-    "kl_before": Metric("nat", "estimated KL from the behaviour policy, rounding only"),
+    "kl_before": Metric(
+        "nat", "estimated KL from the policy that acted; not zero only by rounding"
+    ),
     "kl_after": Metric(
         "nat",
         "mean KL after adaptation, old to new meta-policy",
@@ -130,7 +139,9 @@ METRICS = {
     **GRADIENT_METRICS,
     "cg_residual": Metric("1", "Euclidean norm of the conjugate gradient residual"),
     "cg_iterations": Metric("1", "conjugate gradient iterations done", dtype=np.int64),
-    "line_search_steps": Metric("1", "line search candidates judged", dtype=np.int64),
+    "line_search_steps": Metric(
+        "1", "candidates of the line search that were judged", dtype=np.int64
+    ),
 }
 
 

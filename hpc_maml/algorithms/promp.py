@@ -52,16 +52,20 @@ class ProMPSettings(InnerStepSettings):
     name: str = Field("promp", description=NAME)
     outer_lr: Positive = Field(1.0e-2, description="learning rate of Adam in the outer step")
     adam_steps: Annotated[int, Field(ge=1, le=10000)] = Field(
-        5, description="steps of Adam on one collection"
+        5, description="steps of Adam on the samples of one iteration"
     )
     clip: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.3, description="importance ratios count between 1 - clip and 1 + clip"
+        0.3, description="importance ratios are clipped to 1 - clip and 1 + clip"
     )
     kl_coefficient: NonNegative = Field(
-        5.0e-4, description="of the KL penalty before each inner step; the first, if adaptive"
+        5.0e-4,
+        description="coefficient of the KL penalty before each inner step; with kl_target the "
+        "first value",
     )
     kl_target: Positive | None = Field(
-        None, description="adapt the coefficients to this KL, in nats; null: they are fixed"
+        None,
+        description="KL divergence that the coefficients are adapted to, in nats; null: they "
+        "are fixed",
     )
 
 
@@ -69,7 +73,9 @@ METRICS = {
     "step_size": Metric("1", "size of an inner step, mean over steps and parameters"),
     "clipped_loss_before": Metric("1", "minus the clipped objective at the old meta-policy"),
     "clipped_loss_after": Metric("1", "minus the clipped objective at the new meta-policy"),
-    "kl_before": Metric("nat", "estimated KL from the behaviour policy, rounding only"),
+    "kl_before": Metric(
+        "nat", "estimated KL from the policy that acted; not zero only by rounding"
+    ),
     "kl_after": Metric(
         "nat", "estimated KL after adaptation, old to new meta-policy", console="kl {:.4f}"
     ),
@@ -79,7 +85,7 @@ METRICS = {
         limit="kl_target",
     ),
     "kl_coefficient": Metric("1", "coefficient of the KL penalty, mean over inner steps"),
-    "clip_fraction": Metric("1", "fraction of the steps whose ratio no longer counts"),
+    "clip_fraction": Metric("1", "fraction of the steps whose ratio is clipped"),
     **GRADIENT_METRICS,
 }
 

@@ -46,21 +46,23 @@ class RL2Settings(AlgorithmSettings):
 
     name: str = Field("rl2", description=NAME)
     episodes_per_trial: Annotated[int, Field(ge=1, le=1000)] = Field(
-        1, description="episodes of a task through which the memory lives on"
+        1, description="episodes of a trial, from one to the next of which the memory is kept"
     )
     outer_lr: Positive = Field(1.0e-3, description="learning rate of Adam")
     epochs: Annotated[int, Field(ge=1, le=10000)] = Field(
-        3, description="passes over the trials of an iteration"
+        3, description="passes over the trials of one iteration"
     )
     minibatches: Annotated[int, Field(ge=1, le=8192)] = Field(
-        10, description="steps of Adam in a pass, each on part of the tasks"
+        10, description="steps of Adam in each pass, each on a part of the tasks"
     )
     clip: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.2, description="importance ratios count between 1 - clip and 1 + clip"
+        0.2, description="importance ratios are clipped to 1 - clip and 1 + clip"
     )
-    value_coefficient: NonNegative = Field(0.5, description="of the value loss")
-    entropy_coefficient: NonNegative = Field(0.01, description="of the entropy bonus")
-    max_gradient_norm: Positive = Field(0.5, description="longer gradients are scaled to this")
+    value_coefficient: NonNegative = Field(0.5, description="coefficient of the value loss")
+    entropy_coefficient: NonNegative = Field(0.01, description="coefficient of the entropy bonus")
+    max_gradient_norm: Positive = Field(
+        0.5, description="gradients with a larger norm are scaled to this norm"
+    )
 
 
 METRICS = {

@@ -90,7 +90,7 @@ def find(name: str) -> Callable[..., TaskVectorEnv | VectorEnv | gymnasium.Env]:
         if inspect.isclass(found) and issubclass(found, gymnasium.Env | VectorEnv):
             return found
         if found is not None:
-            raise ValueError(f"{name!r} is no Gymnasium environment")
+            raise ValueError(f"{name!r} is not a Gymnasium environment")
     if (attribute or module) in gymnasium.registry:  # importing a module may register its IDs
         from hpc_maml.envs.foreign import maker_of_id
 

@@ -48,7 +48,7 @@ def sum_of_agents(
     refuses = setting == "on" and gpu is not None and answer is False
     if smallest(agents, agents.rank if refuses else agents.size, limit) == agents.rank:
         raise InputError(
-            "mpi.cuda_aware is on, but the MPI library says that it cannot take memory of a GPU."
+            "mpi.cuda_aware is on, but the MPI library says that it cannot use memory of a GPU."
         )
     through_host = ExactSum(agents, limit, gpu, spin=spin)
     if agents.size == 1:
@@ -78,9 +78,9 @@ def _objection(
     if setting == "on":
         return ""
     if answer is None:
-        return "the MPI library does not say whether it can take memory of a GPU"
+        return "the MPI library does not say whether it can use memory of a GPU"
     if not answer:
-        return "the MPI library says that it cannot take memory of a GPU"
+        return "the MPI library says that it cannot use memory of a GPU"
     if not tries:  # the first agent of the node does, for all
         return ""
     return try_sum(gpu.name, trial_limit)
@@ -111,7 +111,7 @@ def try_sum(device: str, limit: float, command: Sequence[str] = TRIAL) -> str:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return f"a trial had no end within {limit:g} s"
+        return f"a trial did not end within {limit:g} s"
     except OSError as error:
         return f"a trial did not start: {reason_of(error)}"
     if child.returncode == WRONG_SUM:

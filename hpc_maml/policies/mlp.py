@@ -38,7 +38,9 @@ class MLPSettings(NetworkSettings):
     hidden_sizes: Annotated[list[Count], Field(max_length=100)] = Field(
         [64, 64], description="units of each hidden layer"
     )
-    activation: Literal["tanh", "relu"] = Field("tanh", description="tanh or relu")
+    activation: Literal["tanh", "relu"] = Field(
+        "tanh", description="activation function of the hidden layers"
+    )
 
 
 class Linearised(NamedTuple):

@@ -24,7 +24,7 @@ Layers = dict[str, Array]  # name -> parameters [..., *shape], as in ``shapes``
 
 PROBES = 8  # products that the diagonal of a Gauss-Newton matrix is estimated from
 
-NAME = "mlp, gru, or module:Class of a torch.nn.Module"  # what policy.name is
+NAME = "mlp, gru, or module:Class: a torch.nn.Module"  # what policy.name is
 
 
 class NetworkSettings(Section):

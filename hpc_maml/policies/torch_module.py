@@ -46,7 +46,7 @@ class TorchModuleSettings(NetworkSettings):
     """The keys of a network that is a torch module."""
 
     kwargs: dict[str, Any] = Field(
-        {}, description="arguments of the class, after observation_size and output_size"
+        {}, description="keyword arguments of the class, after observation_size and output_size"
     )
 
 
@@ -389,7 +389,7 @@ def _check(network: TorchModule) -> None:
             if not torch.equal(buffer, buffers[name]):
                 raise InputError(
                     f"{network.name} changes its buffer {name!r} when it is applied, but a policy "
-                    "may remember nothing."
+                    "must not remember anything."
                 )
         if not torch.allclose(outputs, again, equal_nan=True):
             raise InputError(f"{network.name} gives other outputs for the same observations.")
@@ -459,7 +459,7 @@ def _check_derivatives(
     ):
         raise InputError(
             f"The second derivatives of {network.name} are not those of its gradients: a part of "
-            "it cannot be differentiated twice, or computes outside autograd."
+            "it cannot be differentiated twice, or is computed outside autograd."
         )
 
 

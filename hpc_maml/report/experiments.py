@@ -1,6 +1,7 @@
 """The runs of a report, put together where they differ in nothing but their seed."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,10 +142,16 @@ def read_runs(folders: Sequence[Path], *, trust: bool = False) -> list[RunData]:
 
 
 def _runs_in(folder: Path) -> list[Path]:
-    """Return a run folder itself, or the runs in a folder of runs."""
+    """Return a run folder itself, or the runs in a folder of runs, run-2 before run-10."""
     if has_config(folder) or not folder.is_dir():
         return [folder]
-    return sorted(path for path in folder.iterdir() if has_config(path)) or [folder]
+    found = (path for path in folder.iterdir() if has_config(path))
+    return sorted(found, key=lambda path: _with_numbers(path.name)) or [folder]
+
+
+def _with_numbers(name: str) -> list[tuple[str, int]]:
+    """Return what names are sorted by: letters, and the number after them."""
+    return [(letters, int(digits or -1)) for letters, digits in re.findall(r"(\D*)(\d*)", name)]
 
 
 def by_environment(runs: Sequence[RunData]) -> list[Environment]:

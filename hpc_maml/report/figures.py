@@ -27,11 +27,13 @@ from hpc_maml.report.statistics import (
     class_success,
     metric,
     optima,
-    phase_returns,
+    over_seeds_or_tasks,
+    phase_returns_of_runs,
     policies,
     returns,
+    seed_means,
     success,
-    test_returns,
+    test_returns_of_runs,
     tests_on_the_way,
     training_class_success,
 )
@@ -57,6 +59,10 @@ STYLE = {
 STYLES = ("-", "--", ":", "-.")
 GREYS = ("0.35", "0.55", "0.7")
 FEW_SEEDS = 5  # fewer are drawn one by one: an interval of so few says little
+WHISKERS = (
+    "with its 95 % confidence interval: over the tasks of a single run, or over seeds; of fewer "
+    f"than {FEW_SEEDS} seeds, with a dash for each"
+)
 SHOWN_TASKS, SHOWN_EPISODES = 6, 2
 COLUMNS = 3  # of small pictures in a figure
 
@@ -183,7 +189,7 @@ def adaptation_curve(experiments: Sequence[Experiment]) -> Picture:
     for axis, kind in zip(axes, found, strict=True):
         shown = [each for each in _coloured(experiments) if each[0].phase == kind]
         for (experiment, colour), aside in zip(shown, _asides(len(shown)), strict=True):
-            _whiskers(axis, kind, phase_returns(experiment), aside, color=colour)
+            _whiskers(axis, kind, phase_returns_of_runs(experiment), aside, color=colour)
         _phases(axis, kind)
         axis.set_title("Tasks of training")
     _same_height(axes)
@@ -192,8 +198,7 @@ def adaptation_curve(experiments: Sequence[Experiment]) -> Picture:
     return Picture(
         "adaptation_curve",
         f"Return {words}",
-        f"Mean return {words}, in the last tenth of the iterations, with its 95 % confidence "
-        "interval: over the tasks of a run, over seeds where there are several.",
+        f"Mean return {words}, in the last tenth of the iterations, {WHISKERS}.",
         figure,
     )
 
@@ -221,8 +226,7 @@ def meta_test(experiments: Sequence[Experiment]) -> Picture | None:
     return Picture(
         "meta_test",
         "Meta-test: return on unseen tasks",
-        f"Mean return {each(found)} on tasks that training never saw, with its 95 % confidence "
-        "interval: over the tasks of a run, over seeds where several were tested.",
+        f"Mean return {each(found)} on tasks that training never saw, {WHISKERS}.",
         figure,
     )
 
@@ -239,7 +243,7 @@ def _after_training(axis: Axes, kind: str, shown: Coloured, *, alone: bool) -> N
             if alone:
                 grey = {} if policy == RUN else {"color": GREYS[(number - 1) % len(GREYS)]}
                 look |= grey | {"linestyle": STYLES[min(number, 3)], "label": policy}
-            _whiskers(axis, kind, test_returns(experiment, policy), aside, **look)
+            _whiskers(axis, kind, test_returns_of_runs(experiment, policy), aside, **look)
     optimal = [
         axis.axhline(height, color="0.4", linestyle=style, linewidth=1, label=name)
         for (name, height), style in zip(optima(shown[0][0]).items(), STYLES[1:], strict=False)
@@ -600,10 +604,10 @@ def episodes_of_tasks(
             axis.set_title(title)
             axis.label_outer()
         _hide_rest(grid, len(panels), columns)
-        if grid[0].get_aspect() == 1:  # as much room in both directions
+        if grid[0].get_aspect() == 1:  # equal scales, and room for markers
             bounds = np.array([axis.dataLim.extents for axis in grid[: len(panels)]])
             low, high = bounds[:, :2].min(0), bounds[:, 2:].max(0)
-            left, right = (low + high) / 2 + np.outer((-0.53, 0.53), (high - low).max())
+            left, right = (low + high) / 2 + np.outer((-0.57, 0.57), (high - low).max())
             grid[0].set(xlim=(left[0], right[0]), ylim=(left[1], right[1]))
         handles, labels = grid[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
@@ -665,7 +669,8 @@ def _asides(number: int) -> list[float]:
 def _coloured(experiments: Sequence[Experiment]) -> list[tuple[Experiment, Any]]:
     if len(experiments) <= len(PALETTE):
         return list(zip(experiments, PALETTE, strict=False))
-    colours = mpl.colormaps["viridis"](np.linspace(0, 0.95, len(experiments)))
+    # without the yellow end, which is too light on white
+    colours = mpl.colormaps["viridis"](np.linspace(0, 0.85, len(experiments)))
     return list(zip(experiments, colours, strict=True))
 
 
@@ -689,10 +694,17 @@ def _legend(figure: Figure, experiments: Sequence[Experiment]) -> None:
     figure.legend(handles=lines, loc="outside lower center", ncols=columns, fontsize=8)
 
 
-def _whiskers(axis: Axes, kind: str, band: Band, aside: float, **look: Any) -> None:
-    half = np.nan_to_num(band.high - band.middle)
+def _whiskers(
+    axis: Axes, kind: str, per_run: Sequence[np.ndarray], aside: float, **look: Any
+) -> None:
+    """Draw the mean of the returns ``[n, phases]`` of runs, with its interval or a few seeds."""
+    band = over_seeds_or_tasks(per_run)
+    few = 1 < len(per_run) < FEW_SEEDS
+    half = None if few else np.nan_to_num(band.high - band.middle)
     phases = FIRST[kind] + np.arange(len(band.middle)) + aside
     axis.errorbar(phases, band.middle, half, marker="o", markersize=4, capsize=3, **look)
+    for values in seed_means(per_run) if few else ():
+        axis.plot(phases, values, "_", color=look["color"], markersize=9, alpha=0.6)
 
 
 def _phases(axis: Axes, kind: str) -> None:

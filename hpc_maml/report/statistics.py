@@ -111,7 +111,7 @@ def training_class_success(experiment: Experiment) -> dict[str, Band]:
     prefix = CLASS_SUCCESS.format("")
     names = [name for name in experiment.runs[0].metrics if name.startswith(prefix)]
     return {
-        name.removeprefix(prefix): _over_seeds_or_tasks(
+        name.removeprefix(prefix): over_seeds_or_tasks(
             [run.column(name)[run.final, None] for run in experiment.runs]
         )
         for name in names
@@ -131,22 +131,18 @@ def class_success(experiment: Experiment) -> dict[str, Band]:
     found = {}
     for name in names:
         chosen = [test.by_class().get(name, np.ones(len(test.tasks), bool)) for test in tests]
-        found[name] = _over_seeds_or_tasks(
+        found[name] = over_seeds_or_tasks(
             [test.success[RUN][own, -1:] for test, own in zip(tests, chosen, strict=True)]
         )
     return found
 
 
-def phase_returns(experiment: Experiment) -> Band:
-    """Return the return of each phase, ``[phases]``, in the end.
-
-    Means with 95 % confidence intervals: over seeds, or over the tasks of one run.
-    """
-    per_run = [
+def phase_returns_of_runs(experiment: Experiment) -> list[np.ndarray]:
+    """Return the returns in each phase at the end of each run, ``[iterations * tasks, phases]``."""
+    return [
         (values := run.per_task["return_after_updates"][run.final]).reshape(-1, values.shape[-1])
         for run in experiment.runs
-    ]  # each [iterations * tasks, phases]
-    return _over_seeds_or_tasks(per_run)
+    ]
 
 
 def policies(experiment: Experiment) -> list[str]:
@@ -163,7 +159,12 @@ def policies(experiment: Experiment) -> list[str]:
 
 def test_returns(experiment: Experiment, policy: str) -> Band:
     """Return what a policy gets on unseen tasks in each phase, ``[phases]``."""
-    return _over_seeds_or_tasks([test.returns[policy] for test in _last_tests(experiment)])
+    return over_seeds_or_tasks(test_returns_of_runs(experiment, policy))
+
+
+def test_returns_of_runs(experiment: Experiment, policy: str) -> list[np.ndarray]:
+    """Return the same of every run that was tested: ``[tasks, phases]``."""
+    return [test.returns[policy] for test in _last_tests(experiment)]
 
 
 def trial_returns(experiment: Experiment, policy: str) -> Band | None:
@@ -172,7 +173,7 @@ def trial_returns(experiment: Experiment, policy: str) -> Band | None:
     totals = [total for total in found if total is not None]
     if len(totals) < len(found):
         return None
-    return _over_seeds_or_tasks([total[:, None] for total in totals])
+    return over_seeds_or_tasks([total[:, None] for total in totals])
 
 
 def returns_of_trials(test: MetaTest, policy: str) -> np.ndarray | None:
@@ -192,7 +193,7 @@ def tests_on_the_way(experiment: Experiment) -> dict[int, Band]:
     ]
     common = [each for each in runs[0] if all(each in run for run in runs)] if runs else []
     bands = {
-        iteration: _over_seeds_or_tasks([run[iteration] for run in runs]) for iteration in common
+        iteration: over_seeds_or_tasks([run[iteration] for run in runs]) for iteration in common
     }
     phases = min((len(band.middle) for band in bands.values()), default=0)
     return {
@@ -214,9 +215,12 @@ def _last_tests(experiment: Experiment) -> list[MetaTest]:
     return [run.evaluation for run in experiment.runs if run.evaluation]
 
 
-def _over_seeds_or_tasks(per_run: Sequence[np.ndarray]) -> Band:
+def over_seeds_or_tasks(per_run: Sequence[np.ndarray]) -> Band:
     """Return means and 95 % confidence of ``[n, phases]``: over runs, or over the tasks of one."""
-    if len(per_run) == 1:
-        return mean_band(per_run[0])
+    return mean_band(per_run[0] if len(per_run) == 1 else seed_means(per_run))
+
+
+def seed_means(per_run: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the means over tasks of ``[n, phases]``, ``[runs, phases]``; phases that all have."""
     phases = min(values.shape[1] for values in per_run)
-    return mean_band(np.stack([values.mean(0)[:phases] for values in per_run]))
+    return np.stack([values.mean(0)[:phases] for values in per_run])

@@ -18,9 +18,8 @@ import numpy as np
 
 from hpc_maml.algorithms.algorithm import Algorithm
 from hpc_maml.config import ArchiveConfig
-from hpc_maml.errors import InputError
 from hpc_maml.mpi.exchange import BatchReceiver, Messenger
-from hpc_maml.mpi.topology import Topology, smallest
+from hpc_maml.mpi.topology import Topology
 from hpc_maml.mpi.waiting import Until
 from hpc_maml.roles.messages import (
     REQUESTS_AHEAD,
@@ -50,10 +49,10 @@ MOST_SIDE_BY_SIDE = 10  # tasks; more gained nothing
 PRINCIPAL = 0  # rank of the principal among the learners
 
 
-def choose_gpu(setting: str, topology: Topology, limit: float) -> "Gpu | None":
+def choose_gpu(setting: str, topology: Topology) -> "Gpu | None":
     """Return the GPU of this agent, None for the CPU: agents of a node take its GPUs in turn.
 
-    With ``cuda`` every agent needs one: the first without raises InputError, for all of them.
+    With ``cuda`` every agent has one: ``doctor.warn`` refuses other jobs.
     """
     gpus = 0
     # torch takes seconds to import, and is of no use without a driver
@@ -61,10 +60,6 @@ def choose_gpu(setting: str, topology: Topology, limit: float) -> "Gpu | None":
         from hpc_maml.mpi.gpu import Gpu, count_gpus
 
         gpus = count_gpus()
-    if setting == "cuda":
-        agents = topology.agent_comm
-        if smallest(agents, agents.size if gpus else agents.rank, limit) == agents.rank:
-            raise InputError("device is cuda, but torch finds no GPU here.")
     return Gpu(f"cuda:{topology.local_agent % gpus}") if gpus else None
 
 

@@ -179,13 +179,27 @@ def test_text(found: MetaTest) -> str:
 
 
 def print_meta_test(found: MetaTest, json_file: Path | None) -> None:
-    """Print the mean returns of all policies in each phase with their 95 % confidence interval.
+    """Print the tables of a meta-test, and write their numbers to ``json_file``.
+
+    Raises InputError if that fails.
+    """
+    text, rows = meta_test_tables(found)
+    print(text, flush=True)
+    if json_file:
+        try:
+            json_file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{json_file} cannot be written: {reason_of(error)}.") from None
+
+
+def meta_test_tables(found: MetaTest) -> tuple[str, list[dict[str, Any]]]:
+    """Return the mean returns of all policies in each phase with their 95 % confidence interval.
 
     Where the environment tells of success, also the share of successful episodes, and that of the
-    last phase in each class of tasks. Also writes them to ``json_file``; raises InputError if that
-    fails.
+    last phase in each class of tasks. They are returned as text and as named numbers.
     """
     rows: list[dict[str, Any]] = []
+    lines: list[str] = []
 
     def cell(values: np.ndarray, name: str, unit: str = "reward") -> str:
         mean, half = float(values.mean()), float(half_width(values))
@@ -236,18 +250,18 @@ def print_meta_test(found: MetaTest, json_file: Path | None) -> None:
             "reward",
             lambda returns, kind: returns.sum(1) if kind == "episode" else None,
         )
-    print(
+    lines.append(
         f"mean return on {len(found.tasks)} unseen tasks after {found.iteration} iterations, "
         f"± 95 % confidence{f'; {found.how}' if found.how else ''}"
     )
-    print(_text(table), flush=True)
+    lines.append(_text(table))
     if found.success:
-        print("successful episodes")
+        lines.append("successful episodes")
         table = _policies_table(found.phase, found)
         add_phases(table, "success", found.success, "1")
-        print(_text(table), flush=True)
+        lines.append(_text(table))
     if found.success and (classes := found.by_class()):
-        print("successful episodes of the last phase, by class")
+        lines.append("successful episodes of the last phase, by class")
         table = _policies_table("class", found)
         for name, own in classes.items():
             add_row(
@@ -258,14 +272,10 @@ def print_meta_test(found: MetaTest, json_file: Path | None) -> None:
                 "1",
                 lambda values, kind, own=own: values[own, -1],  # type: ignore[misc] # of its default
             )
-        print(_text(table), flush=True)
+        lines.append(_text(table))
     for name, values in found.optima.items():
-        print(f"{name}: {cell(values, name)}", flush=True)
-    if json_file:
-        try:
-            json_file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"{json_file} cannot be written: {reason_of(error)}.") from None
+        lines.append(f"{name}: {cell(values, name)}")
+    return "\n".join(lines), rows
 
 
 # Of [n, K] and what a phase is, some [n].

@@ -39,6 +39,7 @@ def demo(run_dir: Path, to: Path | None, *, trust: bool = False) -> Path:
     if not env.picture:
         number, show, name = FILMED, _film, "demo.gif"
         config = config if env.film else _drawing(config)
+    number = min(number, config.evaluation.tasks)
     env = make_env(config, config.fast_batch_size, num_tasks=number)
     job = prepare(config, env)
     # as often as in training
@@ -51,8 +52,6 @@ def demo(run_dir: Path, to: Path | None, *, trust: bool = False) -> Path:
     first = np.sort(np.unique(drawn, axis=0, return_index=True)[1])
     order = dict.fromkeys((*first, *range(len(drawn))))
     tasks = drawn[list(order)[:number]]
-    if len(tasks) < number:
-        raise InputError(f"demo needs evaluation.tasks of at least {number}.")
     to = to or run_dir / name
     try:
         show(config, job, env, state, tasks, to)

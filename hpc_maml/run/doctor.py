@@ -105,13 +105,8 @@ def examine(
     checks = [_library(ranks), _launcher(ranks), _versions(ranks)]
     where = [f"{host}: {rank_ranges(numbers)}" for host, numbers in hosts.items()]
     checks.append(Check("ok", "ranks", "; ".join(where)))
-    numbers = {host: number for number, host in enumerate(hosts)}
-    seats = [
-        Seat(numbers[facts.host], facts.cores, len(facts.cores), len(facts.gpus)) for facts in ranks
-    ]
     try:
-        asked = config.topology
-        plan = plan_roles(seats, asked.agents, asked.layout, config.device)
+        plan = _plan(ranks, config)
     except InputError as error:
         return [*checks, Check("error", "roles", str(error))]
     return [
@@ -121,6 +116,17 @@ def examine(
         *_gpus(hosts, ranks, plan.places, config.device),
         *(_memory(host, here, ranks, plan, needs) for host, here in hosts.items() if needs),
     ]
+
+
+def _plan(ranks: Sequence[Facts], config: Config) -> Plan:
+    """Return which ranks will hold which roles; raises InputError if they cannot."""
+    hosts = list(dict.fromkeys(facts.host for facts in ranks))
+    seats = [
+        Seat(hosts.index(facts.host), facts.cores, len(facts.cores), len(facts.gpus))
+        for facts in ranks
+    ]
+    asked = config.topology
+    return plan_roles(seats, asked.agents, asked.layout, config.device)
 
 
 def _memory(
@@ -189,7 +195,7 @@ def _cores(host: str, here: list[int], ranks: Sequence[Facts], places: Sequence[
         text += ": unbind them (mpirun --bind-to none, srun --cpu-bind=none) or ask for more cores"
         return Check("warning", "cores", text)
     if busy > cores:
-        text += f", {busy} of them busy at once: more ranks than cores make nothing faster"
+        text += f", {busy} of them busy at once: more ranks than cores are not faster"
         return Check("warning", "cores", text)
     return Check("ok", "cores", text + (f": {resting} of them rest" if resting else ""))
 
@@ -389,3 +395,31 @@ def warn(world: MPI.Intracomm, job: Job, say: Callable[[str], None]) -> None:
                 say(f"warning: {check.subject}: {check.finding}")
 
     from_rank_0(world, speak)
+    if job.config.device == "cuda":
+        _need_gpus(world, ranks, job.config)
+
+
+def _need_gpus(world: MPI.Intracomm, ranks: Sequence[Facts], config: Config) -> None:
+    """Have every agent ask torch for a GPU; raises InputError on every rank if one has none.
+
+    Before the run folder is opened, so that no folder is left behind.
+    """
+    places = from_rank_0(world, lambda: _plan(ranks, config).places)
+    answers = to_rank_0(world, places[world.rank].agent and not _usable_gpus())
+
+    def judge() -> None:
+        pairs = zip(ranks, answers, strict=True)
+        if hosts := dict.fromkeys(facts.host for facts, lacks in pairs if lacks):
+            raise InputError(
+                f"device is cuda, but torch finds no GPU on {', '.join(hosts)}: install a torch "
+                "built for its driver, or set device=cpu."
+            )
+
+    from_rank_0(world, judge)
+
+
+def _usable_gpus() -> int:
+    """Return the number of GPUs that torch can use here."""
+    from hpc_maml.mpi.gpu import count_gpus  # which imports torch
+
+    return count_gpus()

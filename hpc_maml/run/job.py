@@ -128,7 +128,7 @@ def _split_agent(
 ) -> tuple[SplitAgent, Hello]:
     config, limit = job.config, job.config.mpi.wait_limit
     hello = Hello("cpu", topology.threads)
-    gpu = choose_gpu(config.device, topology, limit)
+    gpu = choose_gpu(config.device, topology)
     reduce, sums = sum_of_agents(config.mpi.cuda_aware, gpu, topology, limit, spin)
     if gpu:
         hello = Hello(gpu.name, topology.threads, sums)

@@ -85,6 +85,7 @@ class MetaTesting:
         self.iteration = 0
         self.contestants: dict[str, tuple[Algorithm, State]] = {}
         self.found: Any = None  # meta_tests.MetaTest
+        self.log: Any = None  # run_log.RunLog
 
     def evaluate(self, world: MPI.Intracomm) -> None:
         """Make the meta-test on every rank; rank 0 keeps it as ``found``, and in the run folder.
@@ -96,7 +97,12 @@ class MetaTesting:
         async def principal(agents: Agents, topology: Topology) -> None:
             await self._lead(job, agents, topology)
 
-        run_job(world, job, principal, StopSignal())
+        try:
+            run_job(world, job, principal, StopSignal())
+        except BaseException as error:
+            if self.log:
+                self.log.write(f"{type(error).__name__}: {error}")
+            raise
 
     def _prepare(self) -> Job:
         """Read the run and the baselines, and return the job."""
@@ -133,7 +139,16 @@ class MetaTesting:
             found = chosen_checkpoint(path, other, algorithm)
             self.contestants[name] = (algorithm, state_of(found))
         algorithms = tuple(algorithm for algorithm, _ in self.contestants.values())
+        self._begin_log()  # last, as what is refused leaves nothing behind
         return Job(job.config, algorithms, job.dtype)
+
+    def _begin_log(self) -> None:
+        """Say in the log of the run that a meta-test begins."""
+        from hpc_maml.run.record import versions
+        from hpc_maml.storage.run_log import LOG, RunLog
+
+        self.log = RunLog(self.run_dir / LOG)
+        self.log.begin(versions())
 
     def _tested(self, config: Config, run: Config) -> Config:
         """Return the configuration of a contestant: episodes and evaluation are the run's."""
@@ -155,6 +170,7 @@ class MetaTesting:
 
     async def _lead(self, job: Job, agents: Agents, topology: Topology) -> None:
         """Test every contestant on the same tasks, and keep the result."""
+        from hpc_maml.run.console import meta_test_tables
         from hpc_maml.storage.meta_tests import meta_test_path, save
         from hpc_maml.storage.run_folder import EVALUATIONS
 
@@ -175,6 +191,7 @@ class MetaTesting:
         folder = self.run_dir / EVALUATIONS
         path = meta_test_path(folder, self.iteration, config.evaluation, self.episodes)
         save(path, self.found)
+        self.log.write(f"{meta_test_tables(self.found)[0]}\nkept in {path}")
 
 
 def found_in_test(

@@ -96,7 +96,7 @@ class RunRecord:
             raise InputError(checkpoints_are_gone(self.path))
         if last > max(checkpoints(self.checkpoints), default=0):
             self.notes.append(
-                f"The checkpoint of iteration {last} is gone: what came after iteration "
+                f"The checkpoint of iteration {last} is missing: what came after iteration "
                 f"{self.checkpoint.iteration} will be computed again."
             )
         self.metrics.last_checkpoint = self.checkpoint.iteration

@@ -169,7 +169,7 @@ def check_sinks(config: MetricsConfig) -> None:
         # Whether the server accepts it is seen later: a run starts without the network, too.
         if not wandb.login(prompt=False, verify=False):
             raise InputError(
-                "metrics.wandb is online, but Weights & Biases knows no account here: call wandb "
+                "metrics.wandb is online, but Weights & Biases has no account here: call wandb "
                 "login, set WANDB_API_KEY, or choose metrics.wandb=offline."
             )
 

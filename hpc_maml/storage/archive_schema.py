@@ -29,7 +29,7 @@ FIELDS: dict[str, Field] = {
     "terminated": Field("1", "[task, K, T, B]", "the environment ended the episode at this step"),
     "truncated": Field("1", "[task, K, T, B]", "the horizon ended the episode at this step"),
     "lengths": Field("steps", "[task, K, B]", "steps of each episode; later ones are zero"),
-    "diverged": Field("1", "[task, K]", "episodes that the simulator gave up"),
+    "diverged": Field("1", "[task, K]", "episodes that ended because the simulation diverged"),
 }
 ADAPTED, SUCCESS = "adapted_parameters", "success"
 OPTIONAL_FIELDS: dict[str, Field] = {

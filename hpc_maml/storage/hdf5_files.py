@@ -32,7 +32,7 @@ FAILURES = (
 
 DEEPEST = 2  # groups in each other
 TEXTS = "segments"  # the only array that holds no numbers: names of files
-WRONG = "its content has not the checksum that stands in it"
+WRONG = "its content does not match its checksum"
 
 
 class DamagedError(InputError):
@@ -84,7 +84,7 @@ def opened(path: Path, newest: int, *, joins: Collection[str] = ()) -> Iterator[
         try:
             file = open_regular(path)
         except FileNotFoundError:
-            raise InputError(f"{path} is not there: the run has not got that far.") from None
+            raise InputError(f"{path} does not exist: the run has not come so far.") from None
         with file:
             block = file.read(USER_BLOCK)
             source: Any = path
@@ -108,7 +108,7 @@ def open_regular(path: Path) -> BufferedReader:
     file = os.fdopen(descriptor, "rb")
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         file.close()
-        raise OSError("it is no regular file")
+        raise OSError("it is not a regular file")
     return file
 
 
@@ -139,16 +139,16 @@ def look_over(file: h5py.File, joins: Collection[str] = ()) -> None:
 
 def _look_over_array(name: str, item: Any, joins: Collection[str]) -> None:
     if not isinstance(item, h5py.Dataset):
-        raise ValueError(f"{name} is no array")
+        raise ValueError(f"{name} is not an array")
     if item.is_virtual and name in joins:
         return
     if item.is_virtual or item.external:
-        raise ValueError(f"{name} is kept elsewhere")
+        raise ValueError(f"{name} is stored in another file")
     stored = item.id.get_storage_size()
     if item.chunks:
         stored = item.id.get_num_chunks() * math.prod(item.chunks) * item.dtype.itemsize
     if stored < item.nbytes:
-        raise ValueError(f"{name} is not there in full")
+        raise ValueError(f"{name} is not complete")
     if item.dtype.kind not in "biuf" and name != TEXTS:
         raise ValueError(f"{name} holds no numbers")
 

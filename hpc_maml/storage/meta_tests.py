@@ -156,7 +156,7 @@ def read(path: Path) -> MetaTest:
         sizes |= {f"success of {name}": (values, 2) for name, values in found.success.items()}
         for name, (values, ndim) in sizes.items():
             if values.ndim != ndim or len(values) != number or not values.size:
-                raise DamagedError(path, f"{name} has not a value for each task")
+                raise DamagedError(path, f"{name} does not have a value for each task")
         if found.tasks.ndim != 2 or RUN not in found.returns:
             raise DamagedError(path, f"it has no tasks, or no returns of {RUN}")
         if found.success and RUN not in found.success:

@@ -52,19 +52,27 @@ METRICS: dict[str, Metric] = {
     **_return_metrics("post_update", "last"),
     "pre_update_episode_length": Metric("steps", "mean length of an episode of the first phase"),
     "post_update_episode_length": Metric("steps", "mean length of an episode of the last phase"),
-    "accepted": Metric("1", "1 if the update was taken, 0 if rejected", dtype=np.int64),
+    "accepted": Metric("1", "1 if the update was accepted, 0 if it was rejected", dtype=np.int64),
     "rejected_updates": Metric("1", "rejected or non-finite updates so far", dtype=np.int64),
-    "diverged_episodes": Metric("1", "episodes the simulator gave up", dtype=np.int64),
+    "diverged_episodes": Metric(
+        "1", "episodes that ended because the simulation diverged", dtype=np.int64
+    ),
     "environment_steps": Metric("steps", "environment steps of this iteration", dtype=np.int64),
     "environment_steps_total": Metric("steps", "environment steps so far", dtype=np.int64),
-    "sampling_seconds": Metric("s", "from the order to the last task", wall_clock=True),
-    "update_seconds": Metric("s", "from the last task to the new state", wall_clock=True),
-    "iteration_seconds": Metric("s", "the whole iteration, as the principal sees it", True),
-    "principal_busy": Metric("1", "fraction of the iteration spent working", True),
-    "agents_busy": Metric(
-        "1", "the same, digesting and in the outer step, mean over the ranks that do so", True
+    "sampling_seconds": Metric(
+        "s", "from the beginning of the iteration to the end of its last task", wall_clock=True
     ),
-    "observers_busy": Metric("1", "the same, mean over observers", wall_clock=True),
+    "update_seconds": Metric(
+        "s", "from the end of the last task to the new state: the outer step", wall_clock=True
+    ),
+    "iteration_seconds": Metric("s", "the whole iteration, measured by the principal", True),
+    "principal_busy": Metric("1", "fraction of the iteration in which the principal works", True),
+    "agents_busy": Metric(
+        "1", "fraction spent on digests and the outer step, mean over the ranks that take it", True
+    ),
+    "observers_busy": Metric(
+        "1", "fraction spent on roll-outs and adaptation, mean over observers", wall_clock=True
+    ),
     "ranks": Metric("1", "MPI ranks of the job", True, np.int64),
     "agents": Metric("1", "ranks that were agents", True, np.int64),
     "observers": Metric("1", "ranks that were observers", True, np.int64),
@@ -196,7 +204,7 @@ class Metrics:
         if not self.path.exists():
             if iterations:
                 raise InputError(
-                    f"The metrics file {self.path} is gone: the run cannot go on from its "
+                    f"The metrics file {self.path} is missing: the run cannot go on from its "
                     f"checkpoint of iteration {iterations} without it."
                 )
             return

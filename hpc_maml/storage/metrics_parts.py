@@ -94,7 +94,9 @@ def opened_part(part: Part) -> Iterator[h5py.File]:
             raise DamagedError(part.path, f"it has the iterations {span[0]} to {span[1]}")
         for group in GROUPS:
             if short := [name for name, each in file[group].items() if len(each) != part.rows]:
-                raise DamagedError(part.path, f"{short[0]} has not a value for each iteration")
+                raise DamagedError(
+                    part.path, f"{short[0]} does not have a value for each iteration"
+                )
         yield file
 
 
@@ -115,7 +117,7 @@ def read_columns(
             rows = int(file.attrs["committed_iterations"]) - earlier
             for name, column in last.items():
                 if len(column) != rows or (rows and column.ndim != NDIM.get(name, 1)):
-                    raise DamagedError(path, f"{name} has not the shape of a column")
+                    raise DamagedError(path, f"{name} does not have the shape of a column")
         pieces = []
         for part in covering(path.parent / PARTS, earlier):
             with opened_part(part) as file:
@@ -123,7 +125,9 @@ def read_columns(
         try:
             return {name: np.concatenate([each[name] for each in (*pieces, last)]) for name in last}
         except ValueError:
-            raise DamagedError(path, f"its rows have not the shape of those in {PARTS}") from None
+            raise DamagedError(
+                path, f"its rows do not have the shape of those in {PARTS}"
+            ) from None
 
     return _again_while_parts_are_joined(read)
 
@@ -138,7 +142,7 @@ def damages(path: Path) -> list[InputError]:
                 earlier = int(file.attrs.get("earlier_iterations", 0))
                 rows = int(file.attrs["committed_iterations"]) - earlier
                 if any(len(each) != rows for group in GROUPS for each in file[group].values()):
-                    raise DamagedError(path, "it has rows too many or too few")
+                    raise DamagedError(path, "it has the wrong number of rows")
         except DamagedError as error:
             return [error]
         for part in covering(path.parent / PARTS, earlier):
@@ -184,7 +188,7 @@ def part_rows(folder: Path, iterations: int) -> Iterator[dict[str, Any]]:
 
 def _gone(folder: Path, first: int, last: int) -> InputError:
     return InputError(
-        f"The metrics of iterations {first} to {last} are gone: there is no file for them in "
+        f"The metrics of iterations {first} to {last} are missing: there is no file for them in "
         f"{folder}."
     )
 

@@ -86,8 +86,8 @@ def begin(path: Path, config: "Config") -> None:
 def checkpoints_are_gone(path: Path) -> str:
     """Return the sentence on a run that would begin anew because of what it lost."""
     return (
-        f"The checkpoints of the run in {path} are gone: put them back into "
-        f"{path / CHECKPOINTS}, or begin anew with another --run-dir."
+        f"The checkpoints of the run in {path} are missing: put them back into "
+        f"{path / CHECKPOINTS}, or start again with another --run-dir."
     )
 
 

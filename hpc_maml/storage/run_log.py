@@ -31,8 +31,9 @@ class RunLog:
         if self.lost:
             return
         try:
-            # no link is followed: a run writes in its own folder
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            # no link is followed, as a run writes in its own folder; a pipe is not waited for
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+            flags |= os.O_CLOEXEC
             descriptor = os.open(self.path, flags, 0o666)
             with os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(f"{text}\n")

@@ -49,7 +49,7 @@ def chosen_checkpoint(
         if found is None:
             raise InputError(f"The run in {path} has no checkpoint yet.")
         for damage in damages:
-            said = f"{damage} That of iteration {found.iteration} is taken."
+            said = f"{damage} That of iteration {found.iteration} is used."
             print(f"hpc_maml: {said}", file=sys.stderr)
         return found
     there = checkpoints(path / CHECKPOINTS)
