@@ -57,8 +57,12 @@ class Idle:
             return
         if self.waited > self.limit:
             raise TimeoutError(f"waited {self.waited:.0f} s for {what}")
-        seconds = min(self.waited * self.fraction, max(self.waited * OF_LONG_WAITS, 0.02))
-        time.sleep(min(max(seconds, SHORTEST_SLEEP), LONGEST_SLEEP))
+        time.sleep(self.pause(self.waited))
+
+    def pause(self, waited: float) -> float:
+        """Return how long it sleeps after it has waited for so long (seconds)."""
+        seconds = min(waited * self.fraction, max(waited * OF_LONG_WAITS, 0.02))
+        return min(max(seconds, SHORTEST_SLEEP), LONGEST_SLEEP)
 
 
 def wait(request: MPI.Request, what: str, limit: float, spin: float = 0.0) -> None:

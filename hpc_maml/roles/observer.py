@@ -82,8 +82,8 @@ class Observer(ABC):
             elif isinstance(message, Begin):
                 self._begin(message)
             elif isinstance(message, Assignment):
-                self.team.send(None, AGENT, Tag.REQUEST)
                 self._carry_out(message)
+                self.team.send(None, AGENT, Tag.REQUEST)
             else:
                 self._follow(message)
         await Until(self._all_is_sent, "the agent and the principal to receive what was sent")
