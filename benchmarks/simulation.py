@@ -42,8 +42,7 @@ class Costs:
     """Seconds that the pieces of an iteration take on one core."""
 
     steps: int  # of an episode
-    phase: Line  # of the steps of a phase, by tasks side by side
-    learning: float  # of a task, of its advantages and adaptation in a phase
+    phase: Line  # of a phase, by tasks side by side
     spread: float  # standard deviation of a task's steps from their mean, relative
     digest: float  # of a task
     sums: tuple[Sum, ...]  # of an outer step
@@ -229,9 +228,6 @@ def simulate(
             began = world.current.now
             for _ in range(costs.steps):
                 world.work(step)
-                give_way()
-            for _ in keys:
-                world.work(costs.learning)
                 give_way()
             batches = np.zeros(len(keys), dtype)
             batches["task"], batches["phase"] = [index for *_, index in keys], phase
