@@ -5,15 +5,18 @@ in a run, and prints the medians over them as JSON: python -m benchmarks.costs N
 """
 
 import json
+import os
 import pickle
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from time import perf_counter, process_time, sleep
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from mpi4py import MPI
@@ -22,7 +25,7 @@ from benchmarks.programs import run
 from benchmarks.simulation import Costs, Sum
 from benchmarks.update import digested
 from benchmarks.virtual_time import Line, MessageCosts
-from hpc_maml.algorithms.algorithm import THETA, Algorithm, State
+from hpc_maml.algorithms.algorithm import Algorithm, State
 from hpc_maml.algorithms.collection import collect
 from hpc_maml.config import Config, load_config
 from hpc_maml.envs.batched import TaskVectorEnv
@@ -36,9 +39,11 @@ from hpc_maml.run.job import archive_shapes, prepare
 from hpc_maml.run.record import RunRecord
 from hpc_maml.sampling.random_streams import Purpose, stream
 from hpc_maml.sampling.trajectory import trajectories
+from hpc_maml.storage.metrics import METRICS
 
 REPEATS = 3
 MANY = 10  # tasks
+FEW_AND_MANY = (40, 400)  # tasks of an iteration
 # Of a network between nodes beyond what messages take within one: a good one, which is assumed.
 NETWORK_LATENCY, NETWORK_PER_BYTE = 2e-6, 1e-10  # seconds
 
@@ -46,17 +51,22 @@ NETWORK_LATENCY, NETWORK_PER_BYTE = 2e-6, 1e-10  # seconds
 def measure(name: str, ranks: int) -> Costs:
     """Return the costs with as many ranks at work, on as many cores."""
     (line,) = run([sys.executable, "-m", "benchmarks.costs", name], ranks, ranks)
-    return from_json(line)
+    return from_dict(json.loads(line))
 
 
-def from_json(text: str) -> Costs:
-    """Return costs that were printed."""
-    found = json.loads(text)
+def middle(found: Sequence[Costs]) -> Costs:
+    """Return the medians of costs."""
+    return from_dict(_median([asdict(each) for each in found]))
+
+
+def from_dict(found: dict[str, Any]) -> Costs:
+    """Return costs from nested dictionaries."""
+    found = dict(found)
 
     def line(values: dict[str, float]) -> Line:
         return Line(**values)
 
-    messages = found.pop("messages")
+    messages = dict(found.pop("messages"))
     for key in ("near", "far", "send", "receive"):
         messages[key] = line(messages[key])
     for key in ("phase", "after", "summary", "record"):
@@ -182,38 +192,48 @@ class Measured:
             sums.append({"width": width, "work": asdict(work)})
         return median(digests), sums, Line(median(after), 0.0)
 
-    def principal(self) -> tuple[Line, Line]:
-        """Return what the principal does between two iterations, and its record, by tasks."""
-        sizes, summaries, records = [40, 400], [], []
-        for number in sizes:
-            tasks = np.zeros((number, 1))
-            outcome = self._outcome(number)
-            step = outcome.step
-            summaries.append(
-                usual(lambda: (agreed([step] * 8), summarise(tasks, [outcome])), 10)
-            )
-            row = summarise(tasks, [outcome]) | dict(step.metrics) | {"accepted": True}
-            clock = ("sampling_seconds", "update_seconds", "iteration_seconds")
-            busy = ("principal_busy", "agents_busy", "observers_busy")
-            row |= dict.fromkeys((*clock, *busy, "ranks", "agents", "observers", "cores", "gpus"), 1)
-            with tempfile.TemporaryDirectory() as folder:
-                record = RunRecord(
-                    Path(folder) / "run", self.config, self.algorithm, archive_shapes(self.job)
-                )
+    def principal(self, number: int) -> tuple[float, float, float]:
+        """Return seconds of the principal for so many tasks.
+
+        They are: between two iterations, in the record of one, and until that is on the disk.
+        """
+        tasks, outcome = np.zeros((number, 1)), self._outcome(number)
+        between = usual(lambda: (agreed([outcome.step] * 8), summarise(tasks, [outcome])), 10)
+        names = [name for name in METRICS if not name.startswith(("pre_", "post_"))]
+        row = summarise(tasks, [outcome]) | dict(outcome.step.metrics)
+        row = dict.fromkeys(names, 1) | row
+        with tempfile.TemporaryDirectory() as folder:
+            shapes = archive_shapes(self.job)
+            record = RunRecord(Path(folder) / "run", self.config, self.algorithm, shapes)
+            with timed_syncs() as syncs:
                 seconds = [
                     timed(lambda done=done: record.record(done, self.state, dict(row), []))[0]
                     for done in range(1, 10)
                 ]
-                record.close()
-            records.append(median(seconds))
-        return through(sizes, summaries), through(sizes, records)
+            record.close()
+        return between, median(seconds), sum(syncs) / len(seconds)
 
     def _outcome(self, number: int) -> Outcome:
         per_phase = np.ones((number, 2))
-        results = TaskResults(np.arange(number), *[per_phase] * 2, *[per_phase.astype(int)] * 2, None)
+        results = TaskResults(
+            np.arange(number), *[per_phase] * 2, *[per_phase.astype(int)] * 2, None
+        )
         metrics = dict.fromkeys(self.algorithm.metrics, 1.0)
         step = Step(self.state, "", "", metrics, 0.0, stop_requested=False)
         return Outcome(results, step, False, 0.0, 0.0, 0.0, 0.0)
+
+
+@contextmanager
+def timed_syncs() -> Iterator[list[float]]:
+    """Note how long files take to be on the disk, which uses no core."""
+    seconds: list[float] = []
+    fsync = os.fsync
+
+    def timed_fsync(descriptor: int) -> None:
+        seconds.append(timed(lambda: fsync(descriptor), perf_counter)[0])
+
+    with patch.object(os, "fsync", timed_fsync):
+        yield seconds
 
 
 def pickled_messages() -> tuple[Line, Line]:
@@ -259,7 +279,8 @@ def link(comm: MPI.Comm) -> Line:
             began = perf_counter()
             wait(comm.Iallreduce(MPI.IN_PLACE, total, MPI.SUM), "the other ranks", 60.0, SPIN)
             found.append(perf_counter() - began)
-        seconds.append(median(found))
+        # a rank that has to wait for its core says nothing about messages
+        seconds.append(float(np.quantile(found, 0.1)))
     # between two ranks two messages follow each other, of half of the bytes each
     whole = through(sizes, seconds)
     stages = 2 * (comm.size - 1).bit_length()
@@ -277,7 +298,10 @@ def main() -> None:
     phase, spread = here.collection()
     comm.Barrier()
     digest, sums, after = here.outer_step()
-    summary, record = here.principal()
+    few, many = map(here.principal, FEW_AND_MANY)
+    summary, record = (
+        through(FEW_AND_MANY, seconds) for seconds in list(zip(few, many, strict=True))[:2]
+    )
     send, receive = pickled_messages()
     poll, oversleep = waits()
     near = link(comm)
@@ -291,6 +315,7 @@ def main() -> None:
         "after": asdict(after),
         "summary": asdict(summary),
         "record": asdict(record),
+        "disk": few[2],
         "parameters": here.algorithm.policy.size,
         "batch_bytes": here.job.dtype.itemsize,
         "messages": {

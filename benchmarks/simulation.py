@@ -18,10 +18,12 @@ from mpi4py import MPI
 from benchmarks.virtual_time import Comm, Group, Line, MessageCosts, World, virtual_time
 from hpc_maml.algorithms.algorithm import THETA, Algorithm, State, Update
 from hpc_maml.config import load_config
-from hpc_maml.mpi.topology import Seat, Topology, count_cores, plan_roles
-from hpc_maml.roles import observer
-from hpc_maml.roles.principal import Agents, IterationResult, Principal, Segments, greet
 from hpc_maml.mpi.exchange import Messenger
+from hpc_maml.mpi.topology import Seat, Topology, count_cores, plan_roles
+from hpc_maml.mpi.waiting import Until
+from hpc_maml.roles import observer
+from hpc_maml.roles import principal as principals
+from hpc_maml.roles.principal import Agents, IterationResult, Principal, Segments, greet
 from hpc_maml.run import job as jobs
 from hpc_maml.sampling.trajectory import batch_dtype
 from hpc_maml.stopping import StopSignal
@@ -48,7 +50,8 @@ class Costs:
     sums: tuple[Sum, ...]  # of an outer step
     after: Line  # of the outer step after the last sum, by tasks of the rank
     summary: Line  # of the principal's work between two iterations, by tasks
-    record: Line  # of the principal's record of an iteration, by tasks
+    record: Line  # of the principal's record of an iteration on its core, by tasks
+    disk: float  # until that is on the disk
     parameters: int  # of the policy
     batch_bytes: int  # of a task and phase
     messages: MessageCosts
@@ -172,9 +175,12 @@ class Record:
     costs: Costs
     results: list[IterationResult] = field(default_factory=list)
 
-    def iteration(self, result: IterationResult, segments: Sequence[Any]) -> None:
-        """Keep an iteration."""
+    def write(self, result: IterationResult, segments: Sequence[Any]) -> None:
+        """Take the time that files take on the core."""
         self.world.work(self.costs.record(len(result.row["task"])))
+
+    def iteration(self, result: IterationResult) -> None:
+        """Keep an iteration."""
         self.results.append(result)
 
     def has_test(self, done: int) -> bool:
@@ -234,6 +240,14 @@ def simulate(
             batches["observer_seconds"] = (world.current.now - began) / len(keys)
             yield batches, None
 
+    async def in_thread(work: Callable[[], Any], what: str) -> Any:
+        found = work()
+        rank = world.current
+        done = rank.now + costs.disk
+        world.arrive(rank, done)
+        await Until(lambda: world.look() >= done, what)
+        return found
+
     has_gpus = topologies[0].plan.layout == "split" and machine.gpus > 0
     algorithm = Replayed(world, costs, machine.gpu_speed if has_gpus else 1.0)
     dtype = batch_dtype(1, 1, (costs.batch_bytes // 4,), (1,), np.float32)
@@ -254,6 +268,7 @@ def simulate(
             (jobs, "make_env", lambda *_: None),
             (jobs, "choose_gpu", lambda *_: Gpu() if has_gpus else None),
             (observer, "collect", collect),
+            (principals, "in_thread", in_thread),
         ):
             stack.enter_context(patch.object(module, name, stand_in))
         world.run(lambda rank: jobs.run_job(topologies[rank].world, job, principal, StopSignal()))

@@ -422,6 +422,9 @@ def _bench(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
         metavar="NAME",
         help="whose outer step update measures, as algorithm.name (maml_trpo)",
     )
+    parser.add_argument(
+        "--picture", type=Path, metavar="FILE", help="draw the efficiencies of scale, as SVG"
+    )
     options = parser.parse_args(arguments)
 
     def run(comm: MPI.Intracomm) -> int:
@@ -438,7 +441,8 @@ def _bench(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
         from benchmarks.command import bench
 
         chosen = options.names or names
-        bench(chosen, options.rounds, options.build, options.json, options.algorithm)
+        others = (options.algorithm, options.picture)
+        bench(chosen, options.rounds, options.build, options.json, *others)
         return 0
 
     return run

@@ -9,9 +9,14 @@ core of its own, which takes it from nobody, polls for a moment before it sleeps
 
 import time
 from collections.abc import Callable, Coroutine, Generator
+from concurrent.futures import Future
 from dataclasses import dataclass
+from threading import Thread
+from typing import TypeVar
 
 from mpi4py import MPI
+
+T = TypeVar("T")
 
 SPIN = 2e-3  # seconds that a rank with a core of its own polls before it sleeps
 SHORTEST_SLEEP, LONGEST_SLEEP = 1e-4, 0.5  # seconds
@@ -19,6 +24,7 @@ LONGEST_LOOK = 1.0  # seconds between two looks; a process that was suspended lo
 # Fractions of the time waited so far: of an outer step's reductions, of which there are many in a
 # row; of the roles of a rank; and of either beyond 20 ms.
 OF_A_REQUEST, OF_ROLES, OF_LONG_WAITS = 1 / 20, 1 / 8, 1 / 50
+ON_OWN_CORE = 1 / 10  # of these, on a rank with a core of its own
 GIVE_WAY = 2e-3  # seconds that a role works before others of its rank get a turn
 
 
@@ -32,6 +38,24 @@ class Until:
     def __await__(self) -> Generator["Until", None, None]:
         if not self.ready():
             yield self
+
+
+async def in_thread(work: Callable[[], T], what: str) -> T:
+    """Return what ``work`` returns, in a thread; other roles of the rank go on meanwhile.
+
+    For work that mostly waits for something else than MPI, as for a disk.
+    """
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    await Until(outcome.done, what)
+    return outcome.result()
 
 
 class Idle:
@@ -61,7 +85,8 @@ class Idle:
 
     def pause(self, waited: float) -> float:
         """Return how long it sleeps after it has waited for so long (seconds)."""
-        seconds = min(waited * self.fraction, max(waited * OF_LONG_WAITS, 0.02))
+        fraction = self.fraction * (ON_OWN_CORE if self.spin else 1)
+        seconds = min(waited * fraction, max(waited * OF_LONG_WAITS, 0.02))
         return min(max(seconds, SHORTEST_SLEEP), LONGEST_SLEEP)
 
 

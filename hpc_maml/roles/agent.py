@@ -124,7 +124,7 @@ class Iteration:
 
     order: Order
     to_give: deque[Assignment]
-    started: float = field(default_factory=time.perf_counter)
+    started: float
     results: list[TaskResults] = field(default_factory=list)  # of the tasks that are complete
     stop_requested: bool = False
     working: float = 0.0  # seconds of the ranks that digest
@@ -160,7 +160,7 @@ class Agent(ABC):
 
     async def carry_out(self, order: Order) -> Outcome:
         """Have this agent's tasks collected and digested, then the step taken."""
-        now = Iteration(order, deque(parts(order, self.team.at_once)))
+        now = Iteration(order, deque(parts(order, self.team.at_once)), time.perf_counter())
         self._begin(now)
         while not now.complete:
             await Until(partial(self._goes_on, now), "tasks from the observers")

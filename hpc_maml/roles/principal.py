@@ -14,7 +14,7 @@ from hpc_maml.config import Config
 from hpc_maml.envs.batched import TaskVectorEnv
 from hpc_maml.errors import InputError
 from hpc_maml.mpi.exchange import Messenger
-from hpc_maml.mpi.waiting import Until
+from hpc_maml.mpi.waiting import Until, in_thread
 from hpc_maml.roles.messages import Hello, Order, Outcome, Tag, TaskResults, agreed, in_order
 from hpc_maml.sampling.random_streams import Purpose, stream
 from hpc_maml.stopping import StopSignal
@@ -158,8 +158,11 @@ class IterationResult:
 class Record(Protocol):
     """What the principal keeps of a run."""
 
-    def iteration(self, result: IterationResult, segments: Sequence[Segment]) -> None:
-        """Keep what an iteration gave; its segments are on the disk."""
+    def write(self, result: IterationResult, segments: Sequence[Segment]) -> None:
+        """Write what an iteration gave, in a thread; its segments are on the disk."""
+
+    def iteration(self, result: IterationResult) -> None:
+        """Tell of an iteration that is written."""
 
     def has_test(self, done: int) -> bool:
         """Tell whether the meta-test after ``done`` iterations is kept."""
@@ -244,10 +247,17 @@ class Principal:
         on_disk = (
             await self.segments.of(result.done, self.config.meta_batch_size) if archived else []
         )
-        began = time.perf_counter()
-        self.record.iteration(result, on_disk)
+
+        def write() -> float:
+            began = time.perf_counter()
+            self.record.write(result, on_disk)
+            return time.perf_counter() - began
+
+        # The disk may take as long as an observer of this rank for a task.
+        seconds = await in_thread(write, "the disk to take what an iteration gave")
+        self.record.iteration(result)
         self.unrecorded = None
-        return time.perf_counter() - began
+        return seconds
 
 
 def unseen_tasks(config: Config, env: TaskVectorEnv) -> np.ndarray:
