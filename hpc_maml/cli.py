@@ -35,7 +35,7 @@ usage: python -m hpc_maml [train] [--config FILE] [--run-dir DIR] [--time-limit 
        python -m hpc_maml config [--config FILE] [key=value ...]
        python -m hpc_maml doctor [--config FILE] [--run-dir DIR] [key=value ...]
        python -m hpc_maml jobs DIR
-       python -m hpc_maml bench [NAME ...] [--rounds N] [--json FILE]
+       python -m hpc_maml bench [NAME ...] [--rounds N] [--json FILE] [--picture FILE]
        python -m hpc_maml COMMAND --help
 
 Meta-trains a policy on all ranks of an MPI job: mpirun -np N python -m hpc_maml ...

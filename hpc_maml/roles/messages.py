@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-REQUESTS_AHEAD = 2  # of an observer: what it has in hand and the next, so that it never starves
+# Requests of an observer that has nothing to do: one is answered by what it works on, the other by
+# what comes next, so that it never starves. The agent sees by their number who has how much to do.
+REQUESTS_AHEAD = 2
 
 
 class Tag(IntEnum):
