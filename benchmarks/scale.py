@@ -2,13 +2,12 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks import costs
 from benchmarks.iteration import ITERATIONS, WARM_UP, phases
-from benchmarks.simulation import Costs, Machine, Simulated, simulate
+from benchmarks.simulation import Costs, Machine, simulate
 from benchmarks.table import Row, compare
 from hpc_maml.errors import InputError
 
@@ -20,7 +19,8 @@ WEAK = (1, 4)  # tasks of a rank
 STRONG = (2, 4, 8, 10, 16, 20, 32, 40)  # ranks
 NODE = 64  # ranks and cores of a node, that is of a team
 GPUS = 4  # of a node
-SLOW = 2.0  # times as long
+SLOWNESS = (1.1, 2.0)  # times as long
+EVEN = (16, 48)  # ranks and tasks that are even for them
 
 ASSUMPTIONS = f"""\
 Simulated in virtual time: roles, balance, messages, layouts, the pattern of sums and how ranks wait
@@ -33,58 +33,56 @@ Neglected: that messages share links, ranks that share cores, memory that cores 
 {{}} busy cores show, jitter. The times of tasks have the spread of {NAME}."""
 
 
-@dataclass
 class Study:
     """Simulations with the same costs."""
 
-    costs: Costs
+    def __init__(self, costs: Costs) -> None:
+        self.costs = costs
+        self.alone: dict[int, float] = {}  # seconds of one rank, by number of tasks
 
-    @cached_property
-    def alone(self) -> dict[int, float]:
-        """Seconds of one rank, by number of tasks."""
-        return {number: self.run(Machine(1), number).seconds for number in (*WEAK, TASKS)}
-
-    def run(self, machine: Machine, num_tasks: int, layout: str = "auto") -> Simulated:
-        """Simulate a run."""
-        return simulate(self.costs, machine, num_tasks, layout=layout)
-
-    def weak(self, each: int, layout: str = "auto", gpus: int = 0) -> Iterator[tuple[int, float]]:
-        """Yield ranks, and the seconds with ``each`` tasks for each of them."""
-        for ranks in RANKS:
-            yield ranks, self.run(Machine(ranks, NODE, NODE, gpus), each * ranks, layout).seconds
-
-    def strong(self) -> Iterator[tuple[int, float]]:
-        """Yield ranks, and the seconds for as many tasks."""
-        for ranks in STRONG:
-            yield ranks, self.run(Machine(ranks, NODE, NODE), TASKS).seconds
+    def run(self, machine: Machine, num_tasks: int, layout: str = "auto") -> float:
+        """Return the seconds of an iteration."""
+        return simulate(self.costs, machine, num_tasks, layout=layout).seconds
 
     def rows(self) -> Iterator[Row]:
-        """Yield the figures, as efficiencies where all ranks do the same."""
+        """Yield the figures, as efficiencies where all ranks are alike."""
         for each in WEAK:
-            for ranks, seconds in self.weak(each):
-                yield self.efficiency(f"weak scaling, {each} a rank", ranks, each, seconds)
-        for ranks, seconds in self.strong():
-            what = f"strong scaling, {TASKS} tasks"
-            yield self.efficiency(what, ranks, TASKS / ranks, seconds)
-        each = WEAK[-1]
-        for words, layout, gpus in (("split", "split", 0), ("split, GPUs", "auto", GPUS)):
-            for ranks, seconds in self.weak(each, layout, gpus):
-                yield self.efficiency(f"{words}, {each} a rank", ranks, each, seconds)
-        for factor, words in ((SLOW, "half as fast"), (1.1, "10 % slower")):
+            yield from self.weak(f"weak scaling, {each} a rank", each)
+        for ranks in STRONG:
+            yield self.strong(ranks, TASKS)
+        yield self.strong(*EVEN)
+        yield from self.weak(f"split, {WEAK[-1]} a rank", WEAK[-1], "split")
+        yield from self.weak(f"split, GPUs, {WEAK[-1]} a rank", WEAK[-1], gpus=GPUS)
+        for slowness in SLOWNESS:
             machine = Machine(4 * NODE, NODE, NODE)
-            slow = replace(machine, slowness={1: factor})
-            seconds, without = (
-                self.run(one, each * machine.ranks).seconds for one in (slow, machine)
-            )
-            name = f"np {machine.ranks}, {each} a rank, one of 4 nodes {words}"
-            yield compare(name, "s", [seconds], [without], "with all alike")
+            slow = replace(machine, slowness={1: slowness})
+            seconds, alike = (self.run(one, WEAK[-1] * machine.ranks) for one in (slow, machine))
+            name = f"np {machine.ranks}, {WEAK[-1]} a rank, work on one of 4 nodes takes {slowness}"
+            yield compare(name, "s", [seconds], [alike], "with all nodes alike")
 
-    def efficiency(self, what: str, ranks: int, each: float, seconds: float) -> Row:
-        """Return the row of a time on ``ranks`` that have ``each`` tasks, against one rank."""
-        number = round(each * ranks)
-        ideal = self.alone[TASKS] / ranks if number == TASKS else self.alone[round(each)]
-        text = f"one rank's time for the same share, {ideal:.4g} s, against {seconds:.4g} s"
-        return Row(f"{what}, np {ranks}", ideal / seconds, "efficiency", against=text)
+    def weak(self, what: str, each: int, layout: str = "auto", gpus: int = 0) -> Iterator[Row]:
+        """Yield the efficiencies with ``each`` tasks for each rank."""
+        for ranks in RANKS:
+            seconds = self.run(Machine(ranks, NODE, NODE, gpus), each * ranks, layout)
+            yield self.efficiency(f"{what}, np {ranks}", self.of_one_rank(each), seconds)
+
+    def strong(self, ranks: int, number: int) -> Row:
+        """Return the efficiency of ranks that share a number of tasks."""
+        seconds = self.run(Machine(ranks, NODE, NODE), number)
+        name = f"strong scaling, {number} tasks, np {ranks}"
+        return self.efficiency(name, self.of_one_rank(number) / ranks, seconds)
+
+    def of_one_rank(self, number: int) -> float:
+        """Return the seconds of one rank for so many tasks."""
+        if number not in self.alone:
+            self.alone[number] = self.run(Machine(1), number)
+        return self.alone[number]
+
+    @staticmethod
+    def efficiency(name: str, ideal: float, seconds: float) -> Row:
+        """Return the row of a time, against what one rank would take for its share."""
+        text = f"{seconds:.4g} s; one rank takes {ideal:.4g} s for such a share"
+        return Row(name, ideal / seconds, "efficiency", against=text)
 
 
 def machine_of(job: str) -> tuple[Machine, str]:

@@ -349,7 +349,7 @@ class Metrics:
                 folder = file.create_group(group, track_order=True)
                 for name, metric in metrics.items():
                     dataset = folder.create_dataset(name, data=columns[name])
-                    about_it = {
+                    about_it: dict[str, str | bool] = {
                         "unit": metric.unit,
                         "description": metric.description,
                         "shape": metric.shape,
