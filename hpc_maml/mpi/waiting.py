@@ -4,7 +4,8 @@ MPI libraries spin while they wait. Many ranks on few cores then take the cores 
 have work, so every wait here polls, and sleeps between polls for a fraction of the time it has
 waited so far: short waits stay short, long ones cost nothing. On a busy machine a poll costs its
 neighbours a tenth to half a millisecond, and a sleep lasts for that long at least. So a rank with a
-core of its own, which takes it from nobody, polls for a moment before it sleeps.
+core of its own, which takes it from nobody, polls for a moment before it sleeps, and sleeps
+shorter: what it waits for often has to go through it to others, which wait too.
 """
 
 import time
@@ -65,7 +66,10 @@ class Idle:
     """
 
     def __init__(self, limit: float, fraction: float, spin: float = 0.0) -> None:
-        """Begin to wait; in the first ``spin`` seconds ``sleep`` returns at once."""
+        """Begin to wait; in the first ``spin`` seconds ``sleep`` returns at once.
+
+        A rank that shares its core does not spin.
+        """
         self.limit = limit
         self.fraction = fraction
         self.spin = spin
