@@ -19,12 +19,12 @@ from hpc_maml.envs.navigation import Navigation
 from hpc_maml.sampling.trajectory import Trajectories
 
 STEPS = 10  # of an episode
-STEP = Line(0.004, 0.008)  # seconds, by tasks side by side
-DIGEST = 0.02  # seconds of a task
-SUMS, WIDTH, WORK = 12, 5708, 0.01  # sums of a step, numbers in each, seconds of a task for each
+STEP = Line(0.02, 0.05)  # seconds, by tasks side by side
+DIGEST = 0.1  # seconds of a task
+SUMS, WIDTH, WORK = 12, 5708, 0.05  # sums of a step, numbers in each, seconds of a task for each
 TASKS = 40
 # number of ranks, layout, number of agents
-JOBS = ((4, "team", 1), (16, "team", 1), (16, "team", 3), (16, "split", 2), (40, "team", 1))
+JOBS = ((16, "team", 1), (16, "team", 3), (16, "split", 4), (40, "team", 1))
 
 
 class Steps(Navigation):

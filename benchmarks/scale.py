@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import costs
+from benchmarks import asleep, costs
 from benchmarks.iteration import ITERATIONS, WARM_UP, phases
 from benchmarks.simulation import Costs, Machine, simulate
 from benchmarks.table import Row, compare
@@ -16,6 +16,7 @@ NAME, TASKS = "half_cheetah_vel", 40
 CHECKED = ("1 cores=1", "2", "2 split", "4", "16")
 RANKS = (16, 64, 256, 1024, 4096)
 WEAK = (1, 4)  # tasks of a rank
+MOST_TASKS = 2**13  # for which a sum has room
 STRONG = (2, 4, 8, 10, 16, 20, 32, 40)  # ranks
 NODE = 64  # ranks and cores of a node, that is of a team
 GPUS = 4  # of a node
@@ -63,6 +64,8 @@ class Study:
     def weak(self, what: str, each: int, layout: str = "auto", gpus: int = 0) -> Iterator[Row]:
         """Yield the efficiencies with ``each`` tasks for each rank."""
         for ranks in RANKS:
+            if each * ranks > MOST_TASKS:
+                break
             seconds = self.run(Machine(ranks, NODE, NODE, gpus), each * ranks, layout)
             yield self.efficiency(f"{what}, np {ranks}", self.of_one_rank(each), seconds)
 
@@ -99,10 +102,13 @@ def measure(rounds: int, picture: Path | None = None) -> list[Row]:
     if picture:
         check_matplotlib()
     print(ASSUMPTIONS.format(cores), flush=True)
+    slept: dict[tuple, list[tuple[float, float]]] = {job: [] for job in asleep.JOBS}
     found, ran, simulated = [], {job: [] for job in CHECKED}, {job: [] for job in CHECKED}
     for _ in range(rounds):
         one, all_cores = (costs.measure(NAME, ranks) for ranks in (1, cores))
         found.append(all_cores)
+        for each in asleep.JOBS:
+            slept[each].append((asleep.simulated(all_cores, cores, *each), asleep.ran(*each)))
         for job in CHECKED:
             machine, layout = machine_of(job)
             own = one if machine.cores == 1 else all_cores
@@ -113,6 +119,10 @@ def measure(rounds: int, picture: Path | None = None) -> list[Row]:
     rows = [
         compare(f"simulated, np {job}", "s", simulated[job], ran[job], "measured")
         for job in CHECKED
+    ]
+    rows += [
+        compare(f"simulated, {asleep.name(*job)}", "s", *zip(*slept[job], strict=True), "measured")
+        for job in asleep.JOBS
     ]
     study = Study(costs.middle(found))
     rows += study.rows()
