@@ -30,6 +30,7 @@ from hpc_maml.algorithms.collection import collect
 from hpc_maml.config import Config, load_config
 from hpc_maml.envs.batched import TaskVectorEnv
 from hpc_maml.mpi.exact_sum import ExactSum
+from hpc_maml.mpi.exchange import Messenger
 from hpc_maml.mpi.runtime import keep_freed_memory
 from hpc_maml.mpi.waiting import SPIN, wait
 from hpc_maml.parts import make_env
@@ -236,9 +237,9 @@ def timed_syncs() -> Iterator[list[float]]:
         yield seconds
 
 
-def pickled_messages() -> tuple[Line, Line]:
-    """Return what sending and receiving a message takes by its bytes."""
-    comm, status = MPI.COMM_SELF, MPI.Status()
+def messages() -> tuple[Line, Line, float]:
+    """Return what a role takes to send a message, and to receive it, by its bytes, and to look."""
+    messenger = Messenger(MPI.COMM_SELF)
     sizes, sends, receives = [], [], []
     for number in (1, 1000):
         per_phase = np.ones((number, 2))
@@ -247,24 +248,16 @@ def pickled_messages() -> tuple[Line, Line]:
         sizes.append(len(pickle.dumps(message)))
         sent, received = [], []
         for _ in range(100):
-            seconds, request = timed(lambda message=message: comm.isend(message, 0, 4))
-            sent.append(seconds)
+            sent.append(timed(lambda message=message: messenger.send(message, 0, 4))[0])
             began = process_time()
-            arriving = comm.improbe(0, 4, status).irecv()
-            while not arriving.test()[0]:
+            while not messenger.arrived(4):
                 pass
             received.append(process_time() - began)
-            request.wait()
         sends.append(median(sent))
         receives.append(median(received))
-    return through(sizes, sends), through(sizes, receives)
-
-
-def waits() -> tuple[float, float]:
-    """Return what a look for a message takes, and how much too long a short sleep lasts."""
-    comm, status = MPI.COMM_SELF, MPI.Status()
-    poll = usual(lambda: [comm.improbe(0, 4, status) for _ in range(1000)], 5) / 1000
-    return poll, usual(lambda: sleep(1e-4), 100, perf_counter) - 1e-4
+    messenger.poll()  # lets go of the last
+    look = usual(lambda: [messenger.arrived(4) for _ in range(1000)], 5) / 1000
+    return through(sizes, sends), through(sizes, receives), look
 
 
 def link(comm: MPI.Comm) -> Line:
@@ -302,8 +295,8 @@ def main() -> None:
     summary, record = (
         through(FEW_AND_MANY, seconds) for seconds in list(zip(few, many, strict=True))[:2]
     )
-    send, receive = pickled_messages()
-    poll, oversleep = waits()
+    send, receive, poll = messages()
+    oversleep = usual(lambda: sleep(1e-4), 100, perf_counter) - 1e-4
     near = link(comm)
     far = Line(near.fixed + NETWORK_LATENCY, near.each + NETWORK_PER_BYTE)
     found = {
