@@ -7,21 +7,26 @@ from benchmarks.table import Row, show, write
 
 
 def bench(
-    names: Sequence[str], rounds: int, build: Path, json: Path | None, algorithm: str
+    names: Sequence[str],
+    rounds: int,
+    build: Path,
+    json: Path | None,
+    algorithm: str,
+    picture: Path | None,
 ) -> None:
     """Measure, print a table after each benchmark, and write all rows to ``json``.
 
-    ``algorithm`` is the one whose outer step is measured.
+    ``algorithm`` is the one whose outer step is measured; ``picture`` is where ``scale`` draws.
     """
     rows: list[Row] = []
     for name in names:
-        rows += (found := measure(name, rounds, build, algorithm))
+        rows += (found := measure(name, rounds, build, algorithm, picture))
         show(found)
         if json:  # what is there already is not lost if a later one fails
             write(rows, json)
 
 
-def measure(name: str, rounds: int, build: Path, algorithm: str) -> list[Row]:
+def measure(name: str, rounds: int, build: Path, algorithm: str, picture: Path | None) -> list[Row]:
     """Return the rows of one benchmark."""
     if name == "rollout":
         from benchmarks import rollout
@@ -41,5 +46,4 @@ def measure(name: str, rounds: int, build: Path, algorithm: str) -> list[Row]:
         return iteration.measure(rounds)
     from benchmarks import scale
 
-    print(scale.ASSUMPTIONS)
-    return scale.measure(rounds)
+    return scale.measure(rounds, picture)

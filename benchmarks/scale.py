@@ -1,103 +1,170 @@
-"""A model of an iteration, fitted to measured pieces: what more ranks would give."""
+"""Runs on up to 4096 ranks, simulated with the code that runs them and costs measured here."""
 
-import math
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
-from benchmarks import reduce
-from benchmarks.iteration import phases
+from benchmarks import asleep, costs
+from benchmarks.iteration import ITERATIONS, WARM_UP, phases
+from benchmarks.simulation import Costs, Machine, simulate
 from benchmarks.table import Row, compare
-from hpc_maml.config import load_config
-from hpc_maml.parts import make_env
-from hpc_maml.run.job import prepare
+from hpc_maml.errors import InputError
 
 NAME, TASKS = "half_cheetah_vel", 40
-# ranks -> job; one rank would use all cores, and the pieces are those of one
-MEASURED = {1: "1 cores=1", 2: "2", 4: "4", 8: "8", 16: "16"}
-PREDICTED = (64, 256, 1024, 4096)
-NODE = 64  # ranks of a node, that is of a team
+# jobs of ``iteration``; one rank would use all cores, and the costs are those of one
+CHECKED = ("1 cores=1", "2", "2 split", "4", "16")
+RANKS = (16, 64, 256, 1024, 4096)
+WEAK = (1, 4)  # tasks of a rank
+MOST_TASKS = 2**13  # for which a sum has room
+STRONG = (2, 4, 8, 10, 16, 20, 32, 40)  # ranks
+NODE = 64  # ranks and cores of a node, that is of a team
+GPUS = 4  # of a node
+SLOWNESS = (1.1, 2.0)  # times as long
+EVEN = (16, 48)  # ranks and tasks that are even for them
 
 ASSUMPTIONS = f"""\
-assumptions: a task takes the same time to collect, and the same in the outer step, on every core;
-all ranks that have a core share both, and neither overlaps the other; a sum over n ranks takes
-2 log2(n) messages of its latency and moves twice its bytes (recursive halving and doubling), first
-in each team, then among the agents, as fast as between the ranks measured here, also from node to
-node; a node has {NODE} cores, and from {NODE} ranks on a meta-batch has as many tasks as there are
-ranks."""
+Simulated in virtual time: roles, balance, messages, layouts, the pattern of sums and how ranks wait
+are those of the package. Measured here: seconds of roll-outs and their spread over tasks, digests,
+each sum's work in an outer step, the principal's record, messages and sums within a node, a look, a
+sleep. Assumed: nodes of {NODE} cores, a rank on each; a message to another node takes
+{1e6 * costs.NETWORK_LATENCY:.0f} us and {1e9 * costs.NETWORK_PER_BYTE:.1f} ns a byte more than
+one within; with GPUs, {GPUS} a node, each {Machine(1).gpu_speed:.0f} times as fast as a core.
+Neglected: that messages share links, ranks that share cores, memory that cores share beyond what
+{{}} busy cores show, jitter. The times of tasks have the spread of {NAME}."""
 
 
-@dataclass(frozen=True)
-class Model:
-    """Seconds of the pieces of an iteration."""
+class Study:
+    """Simulations with the same costs."""
 
-    collect: float  # of a task
-    update: float  # of a task, in the outer step
-    latency: float  # of a message of a reduction
-    per_byte: float  # of a reduction
-    num_reductions: int  # of an outer step
-    reduction_bytes: int
+    def __init__(self, costs: Costs) -> None:
+        self.costs = costs
+        self.alone: dict[int, float] = {}  # seconds of one rank, by number of tasks
 
-    def seconds(self, ranks: int, num_tasks: int) -> float:
-        """Return the seconds of an iteration on ranks that have a core each."""
-        most = math.ceil(num_tasks / ranks)
-        return most * (self.collect + self.update) + self.num_reductions * self.reduction(ranks)
+    def run(self, machine: Machine, num_tasks: int, layout: str = "auto") -> float:
+        """Return the seconds of an iteration."""
+        return simulate(self.costs, machine, num_tasks, layout=layout).seconds
 
-    def reduction(self, ranks: int) -> float:
-        """Return the seconds of a sum over teams, and in each of them."""
-        return self._sum(min(ranks, NODE)) + self._sum(teams(ranks))
+    def rows(self) -> Iterator[Row]:
+        """Yield the figures, as efficiencies where all ranks are alike."""
+        for each in WEAK:
+            yield from self.weak(f"weak scaling, {each} a rank", each)
+        for ranks in STRONG:
+            yield self.strong(ranks, TASKS)
+        yield self.strong(*EVEN)
+        yield from self.weak(f"split, {WEAK[-1]} a rank", WEAK[-1], "split")
+        yield from self.weak(f"split, GPUs, {WEAK[-1]} a rank", WEAK[-1], gpus=GPUS)
+        for slowness in SLOWNESS:
+            machine = Machine(4 * NODE, NODE, NODE)
+            slow = replace(machine, slowness={1: slowness})
+            seconds, alike = (self.run(one, WEAK[-1] * machine.ranks) for one in (slow, machine))
+            name = f"np {machine.ranks}, {WEAK[-1]} a rank, work on one of 4 nodes takes {slowness}"
+            yield compare(name, "s", [seconds], [alike], "with all nodes alike")
 
-    def _sum(self, ranks: int) -> float:
-        if ranks == 1:
-            return 0.0
-        share = 2 * (ranks - 1) / ranks * self.reduction_bytes
-        return 2 * math.ceil(math.log2(ranks)) * self.latency + share * self.per_byte
+    def weak(self, what: str, each: int, layout: str = "auto", gpus: int = 0) -> Iterator[Row]:
+        """Yield the efficiencies with ``each`` tasks for each rank."""
+        for ranks in RANKS:
+            if each * ranks > MOST_TASKS:
+                break
+            seconds = self.run(Machine(ranks, NODE, NODE, gpus), each * ranks, layout)
+            yield self.efficiency(f"{what}, np {ranks}", self.of_one_rank(each), seconds)
+
+    def strong(self, ranks: int, number: int) -> Row:
+        """Return the efficiency of ranks that share a number of tasks."""
+        seconds = self.run(Machine(ranks, NODE, NODE), number)
+        name = f"strong scaling, {number} tasks, np {ranks}"
+        return self.efficiency(name, self.of_one_rank(number) / ranks, seconds)
+
+    def of_one_rank(self, number: int) -> float:
+        """Return the seconds of one rank for so many tasks."""
+        if number not in self.alone:
+            self.alone[number] = self.run(Machine(1), number)
+        return self.alone[number]
+
+    @staticmethod
+    def efficiency(name: str, ideal: float, seconds: float) -> Row:
+        """Return the row of a time, against what one rank would take for its share."""
+        text = f"{seconds:.4g} s; one rank takes {ideal:.4g} s for such a share"
+        return Row(name, ideal / seconds, "efficiency", against=text)
 
 
-def teams(ranks: int) -> int:
-    """Return the number of teams, one a node."""
-    return math.ceil(ranks / NODE)
+def machine_of(job: str) -> tuple[Machine, str]:
+    """Return the machine and the layout of a job of ``iteration`` on the cores of this process."""
+    words = job.split()
+    ranks = int(words[0])
+    cores = 1 if "cores=1" in words else len(os.sched_getaffinity(0))
+    return Machine(ranks, cores, ranks), "split" if "split" in words else "auto"
 
 
-def measure(rounds: int) -> list[Row]:
-    """Fit the model, compare it with what was measured, and predict."""
+def measure(rounds: int, picture: Path | None = None) -> list[Row]:
+    """Compare simulations with runs, and simulate what no machine is there for."""
     cores = len(os.sched_getaffinity(0))
-    found = {ranks: [phases(NAME, job) for _ in range(rounds)] for ranks, job in MEASURED.items()}
-    alone = found[1]
-    small, large = (
-        reduce.middle(reduce.command(size), max(2, cores)) for size in reduce.SIZES.values()
-    )
-    sizes = list(reduce.SIZES.values())
-    # 16 bytes for each 4
-    per_byte = max(0.0, (large - small) / (sizes[1] - sizes[0]) / 4)
-    config = load_config(None, [f"env.name={NAME}", f"meta_batch_size={TASKS}"])
-    job = prepare(config, make_env(config, episodes=1))
-    middle = sorted(alone, key=lambda each: each["iteration_seconds"])[len(alone) // 2]
-    model = Model(
-        # what one rank alone linearises while it collects belongs to the step
-        collect=middle["observers_busy"] * middle["iteration_seconds"] / TASKS,
-        update=middle["agents_busy"] * middle["iteration_seconds"] / TASKS,
-        latency=max(0.0, small / 2 - sizes[0] * 4 * per_byte / 2),
-        per_byte=per_byte,
-        num_reductions=1 + job.algorithm.settings.cg_iters + 3,
-        reduction_bytes=16 * job.algorithm.policy.size,
-    )
-    rows = []
-    for ranks, runs in found.items():
-        predicted = [model.seconds(min(cores, ranks), TASKS)] * rounds
-        seconds = [each["iteration_seconds"] for each in runs]
-        rows.append(compare(f"model at np {MEASURED[ranks]}", "s", predicted, seconds, "measured"))
-    one_core = model.seconds(1, 1)
-    for ranks in PREDICTED:
-        seconds, sums = model.seconds(ranks, ranks), model.reduction(ranks)
-        what = f"one core's work on {ranks} tasks, shared by {ranks} cores"
-        rows += [
-            compare(f"model at np {ranks}", "s", [seconds], [one_core], what),
-            compare(f"np {ranks}: reductions", "s", [model.num_reductions * sums]),
-            compare(
-                f"np {ranks}: reductions, each agent to others",
-                "bytes",
-                [model.num_reductions * 2 * (1 - 1 / teams(ranks)) * model.reduction_bytes],
-            ),
-            compare(f"np {ranks}: orders and outcomes", "messages", [2 * teams(ranks)]),
-        ]
+    if picture:
+        check_matplotlib()
+    print(ASSUMPTIONS.format(cores), flush=True)
+    slept: dict[tuple, list[tuple[float, float]]] = {job: [] for job in asleep.JOBS}
+    found, ran, simulated = [], {job: [] for job in CHECKED}, {job: [] for job in CHECKED}
+    for _ in range(rounds):
+        one, all_cores = (costs.measure(NAME, ranks) for ranks in (1, cores))
+        found.append(all_cores)
+        for each in asleep.JOBS:
+            slept[each].append((asleep.simulated(all_cores, cores, *each), asleep.ran(*each)))
+        for job in CHECKED:
+            machine, layout = machine_of(job)
+            own = one if machine.cores == 1 else all_cores
+            iterations = WARM_UP + ITERATIONS
+            run = simulate(own, machine, TASKS, layout=layout, iterations=iterations)
+            simulated[job].append(run.seconds)
+            ran[job].append(phases(NAME, job)["iteration_seconds"])
+    rows = [
+        compare(f"simulated, np {job}", "s", simulated[job], ran[job], "measured")
+        for job in CHECKED
+    ]
+    rows += [
+        compare(f"simulated, {asleep.name(*job)}", "s", *zip(*slept[job], strict=True), "measured")
+        for job in asleep.JOBS
+    ]
+    study = Study(costs.middle(found))
+    rows += study.rows()
+    if picture:
+        draw(rows, picture)
     return rows
+
+
+CURVES = (
+    *(f"weak scaling, {each} a rank" for each in WEAK),
+    f"strong scaling, {TASKS} tasks",
+    f"split, {WEAK[-1]} a rank",
+    f"split, GPUs, {WEAK[-1]} a rank",
+)
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """Draw the efficiencies over the number of ranks."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({"svg.fonttype": "none"}):  # text as text keeps the file small
+        figure = Figure(figsize=(7, 3.6), layout="constrained")
+        axis = figure.subplots()
+        for curve in CURVES:
+            points = [
+                (int(row.name.removeprefix(f"{curve}, np ")), row.value)
+                for row in rows
+                if row.name.startswith(f"{curve}, np ")
+            ]
+            axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=curve)
+        axis.set_xscale("log", base=2)
+        axis.set(xlabel="ranks", ylabel="efficiency", ylim=(0, None))
+        axis.xaxis.set_major_formatter("{x:.0f}")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")
+        figure.savefig(path)
+
+
+def check_matplotlib() -> None:
+    """Raise InputError where there is no picture to be had, before hours of measuring."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise InputError(f"--picture needs matplotlib ({error}).") from None

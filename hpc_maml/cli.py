@@ -39,7 +39,7 @@ usage: python -m hpc_maml [train] [--config FILE] [--run-dir DIR] [--time-limit 
        python -m hpc_maml jobs DIR
        python -m hpc_maml reproduce [NAME] [--seeds N] [--budget TIME] [-o DIR]
                           [--pages DIR] [--side-by-side N] [--slurm [OPTION ...]]
-       python -m hpc_maml bench [NAME ...] [--rounds N] [--json FILE]
+       python -m hpc_maml bench [NAME ...] [--rounds N] [--json FILE] [--picture FILE]
        python -m hpc_maml COMMAND --help
 
 Meta-trains a policy on all ranks of an MPI job: mpirun -np N python -m hpc_maml ...
@@ -426,6 +426,9 @@ def _bench(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
         metavar="NAME",
         help="whose outer step update measures, as algorithm.name (maml_trpo)",
     )
+    parser.add_argument(
+        "--picture", type=Path, metavar="FILE", help="draw the efficiencies of scale, as SVG"
+    )
     options = parser.parse_args(arguments)
 
     def run(comm: MPI.Intracomm) -> int:
@@ -442,7 +445,8 @@ def _bench(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
         from benchmarks.command import bench
 
         chosen = options.names or names
-        bench(chosen, options.rounds, options.build, options.json, options.algorithm)
+        others = (options.algorithm, options.picture)
+        bench(chosen, options.rounds, options.build, options.json, *others)
         return 0
 
     return run

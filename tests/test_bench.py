@@ -13,7 +13,6 @@ import torch
 from conftest import ROOT, environment, run
 
 from benchmarks import estimators, iteration, step, update
-from benchmarks.scale import Model, teams
 from benchmarks.table import compare, show, write
 from hpc_maml import open_run
 from hpc_maml.algorithms import Sampling
@@ -88,24 +87,6 @@ def test_a_ratio_is_the_median_of_ratios_taken_side_by_side(tmp_path, capsys):
     assert [each["ratio"] for each in json.loads((tmp_path / "rows.json").read_text())] == [1, None]
     show([row, alone])
     assert "0.50-3.00" in capsys.readouterr().out
-
-
-def test_the_model_of_scale_by_hand():
-    model = Model(
-        collect=0.2,
-        update=0.1,
-        latency=1e-3,
-        per_byte=1e-6,
-        num_reductions=10,
-        reduction_bytes=1000,
-    )
-    assert model.seconds(1, 40) == pytest.approx(40 * 0.3)
-    # three tasks at most; 2 * 4 messages, 2 * 15/16 of the bytes
-    assert model.seconds(16, 40) == pytest.approx(3 * 0.3 + 10 * (8e-3 + 1.875e-3))
-    # the sums of four teams of 64: 2 * 6 and 2 * 2 messages, 2 * 63/64 and 2 * 3/4 of the bytes
-    assert [teams(ranks) for ranks in (64, 65, 256)] == [1, 2, 4]
-    expected = 0.3 + 10 * (16e-3 + (2 * 63 / 64 + 1.5) * 1e-3)
-    assert model.seconds(256, 256) == pytest.approx(expected)
 
 
 @pytest.mark.skipif(not shutil.which("cc"), reason="the yardstick in C needs a C compiler")

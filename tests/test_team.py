@@ -169,17 +169,18 @@ class Slow(Navigation):
 @pytest.mark.parametrize(("ranks", "layout"), [(None, "auto"), (2, "team"), (1, "split")])
 def test_an_iteration_is_recorded_when_it_ends(ranks, layout):
     """Where the principal shares its rank with an observer, which is at work on the next one."""
-    settings = (*AUTO, "meta_batch_size=2", "num_iterations=4", "checkpoint.keep=9")
+    settings = (*AUTO, "meta_batch_size=2", "num_iterations=4", "checkpoint.keep=9", "horizon=40")
     words = (f"topology.layout={layout}", "--run-dir", "run")
     run(ranks, "env.name=test_team:Slow", *settings, *words)
     seen = [tuple(map(int, line.split())) for line in Path("seen").read_text().splitlines()]
     numbers = [number for rank, number in seen if rank == 0]
-    steps = len(numbers) // 4  # of an iteration: two phases of twelve steps for each task
-    assert steps == (24 if ranks == 2 else 48)
+    steps = len(numbers) // 4  # of an iteration: two phases of forty steps for each task
+    assert steps == (80 if ranks == 2 else 160)
     for iteration in (1, 2, 3):
         start = iteration * steps
         assert numbers[start - 1] == iteration - 1, numbers
-        assert numbers[start + 4] == iteration, numbers
+        # as soon as it is on the disk, which a thread waits for
+        assert numbers[start + 3 * steps // 4] == iteration, numbers
 
 
 def test_the_first_ctrl_c_is_answered_at_once():

@@ -128,7 +128,9 @@ def test_it_is_said_once_wherever_a_run_is_continued(continued_at):
         row = {name: column[done - 1] for name, column in columns.items()}
         row |= {"iteration_seconds": 1.0}
         result = SimpleNamespace(done=done, state={}, row=row, reason="")
-        _Record(training, None).iteration(result, [])
+        record = _Record(training, None)
+        record.write(result, [])
+        record.iteration(result)
     found = [each.iteration for each in falls(columns["post_update_return_mean"])]
     assert len(found) > 1
     expected = [

@@ -121,7 +121,8 @@ class BatchReceiver:
 
     def take(self) -> list[np.ndarray]:
         """Return the batches ``[1]`` that have arrived, and post a receive for each."""
-        done = MPI.Request.Testsome([request for request, *_ in self.posted]) or []
+        requests = [request for request, *_ in self.posted]
+        done = requests[0].Testsome(requests) or []
         batches = []
         for index in done:
             _, batch, source = self.posted[index]

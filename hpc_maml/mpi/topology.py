@@ -6,6 +6,7 @@ import zlib
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -44,6 +45,11 @@ class Plan:
     layout: Layout
     reason: str  # for the layout, in words
     places: tuple[Place, ...]  # by rank
+
+    @cached_property
+    def observers(self) -> Mapping[int | None, int]:
+        """The number of observers of each team."""
+        return Counter(place.team for place in self.places if place.observer)
 
     def takes_step(self, place: Place) -> bool:
         """Tell whether a rank of this place keeps the digests of tasks and takes the outer step."""
@@ -259,7 +265,7 @@ class Topology:
 
     def team_observers(self, team: int) -> int:
         """Return the number of observers of a team."""
-        return sum(place.observer and place.team == team for place in self.places)
+        return self.plan.observers.get(team, 0)
 
     def stepping_ranks(self, team: int) -> int:
         """Return how many ranks of a team digest tasks and take the outer step."""
@@ -267,7 +273,7 @@ class Topology:
 
     def observers_at_once(self, team: int) -> int:
         """Return the number of observers of a team that have a core each."""
-        observers = sum(place.observer for place in self.places)
+        observers = sum(self.plan.observers.values())
         mine = self.team_observers(team)
         return max(1, min(mine, round(self.cores * mine / observers)))
 

@@ -4,14 +4,20 @@ MPI libraries spin while they wait. Many ranks on few cores then take the cores 
 have work, so every wait here polls, and sleeps between polls for a fraction of the time it has
 waited so far: short waits stay short, long ones cost nothing. On a busy machine a poll costs its
 neighbours a tenth to half a millisecond, and a sleep lasts for that long at least. So a rank with a
-core of its own, which takes it from nobody, polls for a moment before it sleeps.
+core of its own, which takes it from nobody, polls for a moment before it sleeps, and sleeps
+shorter: what it waits for often has to go through it to others, which wait too.
 """
 
 import time
 from collections.abc import Callable, Coroutine, Generator
+from concurrent.futures import Future
 from dataclasses import dataclass
+from threading import Thread
+from typing import TypeVar
 
 from mpi4py import MPI
+
+T = TypeVar("T")
 
 SPIN = 2e-3  # seconds that a rank with a core of its own polls before it sleeps
 SHORTEST_SLEEP, LONGEST_SLEEP = 1e-4, 0.5  # seconds
@@ -19,6 +25,7 @@ LONGEST_LOOK = 1.0  # seconds between two looks; a process that was suspended lo
 # Fractions of the time waited so far: of an outer step's reductions, of which there are many in a
 # row; of the roles of a rank; and of either beyond 20 ms.
 OF_A_REQUEST, OF_ROLES, OF_LONG_WAITS = 1 / 20, 1 / 8, 1 / 50
+ON_OWN_CORE = 1 / 10  # of these, on a rank with a core of its own
 GIVE_WAY = 2e-3  # seconds that a role works before others of its rank get a turn
 
 
@@ -34,6 +41,24 @@ class Until:
             yield self
 
 
+async def in_thread(work: Callable[[], T], what: str) -> T:
+    """Return what ``work`` returns, in a thread; other roles of the rank go on meanwhile.
+
+    For work that mostly waits for something else than MPI, as for a disk.
+    """
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    await Until(outcome.done, what)
+    return outcome.result()
+
+
 class Idle:
     """The time since something last happened: sleeps a fraction of it, and has a limit.
 
@@ -41,7 +66,10 @@ class Idle:
     """
 
     def __init__(self, limit: float, fraction: float, spin: float = 0.0) -> None:
-        """Begin to wait; in the first ``spin`` seconds ``sleep`` returns at once."""
+        """Begin to wait; in the first ``spin`` seconds ``sleep`` returns at once.
+
+        A rank that shares its core does not spin.
+        """
         self.limit = limit
         self.fraction = fraction
         self.spin = spin
@@ -57,8 +85,13 @@ class Idle:
             return
         if self.waited > self.limit:
             raise TimeoutError(f"waited {self.waited:.0f} s for {what}")
-        seconds = min(self.waited * self.fraction, max(self.waited * OF_LONG_WAITS, 0.02))
-        time.sleep(min(max(seconds, SHORTEST_SLEEP), LONGEST_SLEEP))
+        time.sleep(self.pause(self.waited))
+
+    def pause(self, waited: float) -> float:
+        """Return how long it sleeps after it has waited for so long (seconds)."""
+        fraction = self.fraction * (ON_OWN_CORE if self.spin else 1)
+        seconds = min(waited * fraction, max(waited * OF_LONG_WAITS, 0.02))
+        return min(max(seconds, SHORTEST_SLEEP), LONGEST_SLEEP)
 
 
 def wait(request: MPI.Request, what: str, limit: float, spin: float = 0.0) -> None:

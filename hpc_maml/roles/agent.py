@@ -32,8 +32,9 @@ from hpc_maml.roles.messages import (
     Step,
     Tag,
     TakeStep,
-    TaskResult,
+    TaskResults,
     agreed,
+    in_order,
     state_digest,
     task_result,
 )
@@ -118,11 +119,16 @@ class Iteration:
 
     order: Order
     to_give: deque[Assignment]
-    started: float = field(default_factory=time.perf_counter)
-    results: dict[int, TaskResult] = field(default_factory=dict)  # of the tasks that are complete
+    started: float
+    results: list[TaskResults] = field(default_factory=list)  # of the tasks that are complete
     stop_requested: bool = False
     working: float = 0.0  # seconds of the ranks that digest
     observer_seconds: float = 0.0
+
+    @property
+    def complete(self) -> bool:
+        """Whether all tasks are."""
+        return sum(len(each.indices) for each in self.results) == len(self.order.tasks)
 
 
 class Agent(ABC):
@@ -149,9 +155,9 @@ class Agent(ABC):
 
     async def carry_out(self, order: Order) -> Outcome:
         """Have this agent's tasks collected and digested, then the step taken."""
-        now = Iteration(order, deque(parts(order, self.team.at_once)))
+        now = Iteration(order, deque(parts(order, self.team.at_once)), time.perf_counter())
         self._begin(now)
-        while len(now.results) < len(order.tasks):
+        while not now.complete:
             await Until(partial(self._goes_on, now), "tasks from the observers")
             self._take(now)
         sampled = time.perf_counter()
@@ -159,7 +165,7 @@ class Agent(ABC):
         if step and order.first:  # the state is sent by one agent
             step = replace(step, state=None)
         return Outcome(
-            tasks=now.results,
+            tasks=in_order(now.results) if now.results else None,
             step=step,
             stop_requested=now.stop_requested or self.stop.requested,
             sampling_seconds=sampled - now.started,
@@ -213,7 +219,7 @@ class TeamAgent(Agent):
 
     def _take(self, now: Iteration) -> None:
         collected = self.arrived.popleft()
-        now.results |= collected.tasks
+        now.results.append(collected.tasks)
         now.stop_requested |= collected.stop_requested
         now.observer_seconds += collected.observer_seconds
 
@@ -295,7 +301,7 @@ class SplitAgent(Agent):
         if len(batches) < algorithm.num_phases(order.evaluation):
             return
         phases = [batch for _, batch in sorted(self.batches.pop(task).items())]
-        now.results[task] = task_result([batch[0] for batch in phases])
+        now.results.append(task_result(task, [batch[0] for batch in phases]))
         if not (order.evaluation or self.gpu):
             self.outer_step.digest(algorithm, phases)
 

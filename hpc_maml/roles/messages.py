@@ -4,10 +4,13 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 
-REQUESTS_AHEAD = 2  # of an observer: what it has in hand and the next, so that it never starves
+# Requests of an observer that has nothing to do: one is answered by what it works on, the other by
+# what comes next, so that it never starves. The agent sees by their number who has how much to do.
+REQUESTS_AHEAD = 2
 
 
 class Tag(IntEnum):
@@ -87,36 +90,52 @@ class TakeStep:
 
 
 @dataclass(frozen=True)
-class TaskResult:
-    """The episodes of a task in numbers, for each of its K phases."""
+class TaskResults:
+    """The episodes of n tasks in numbers, for each of their K phases.
 
-    returns: np.ndarray  # [K], undiscounted, mean of episodes
-    episode_lengths: np.ndarray  # [K], in steps, mean of episodes
-    steps: np.ndarray  # [K], of all episodes
-    diverged: np.ndarray  # [K], episodes that the simulator gave up
-    success: np.ndarray | None = None  # [K], share of the episodes, where the environment says so
+    Few arrays for many tasks: to unpack some for each would take the principal long.
+    """
+
+    indices: np.ndarray  # [n], of the tasks within the iteration
+    returns: np.ndarray  # [n, K], undiscounted, mean of episodes
+    episode_lengths: np.ndarray  # [n, K], in steps, mean of episodes
+    steps: np.ndarray  # [n, K], of all episodes
+    diverged: np.ndarray  # [n, K], episodes that the simulator gave up
+    success: np.ndarray | None  # [n, K], share of the episodes, where the environment says so
 
 
-def task_result(phases: Sequence[np.ndarray]) -> TaskResult:
+def task_result(index: int, phases: Sequence[np.ndarray]) -> TaskResults:
     """Return the trajectory batches of a task in numbers."""
-    return TaskResult(
-        returns=np.array([batch["rewards"].sum(0, np.float64).mean() for batch in phases]),
-        episode_lengths=np.array([batch["lengths"].mean() for batch in phases]),
-        steps=np.array([batch["lengths"].sum() for batch in phases]),
-        diverged=np.array([batch["diverged"] for batch in phases]),
+    return TaskResults(
+        indices=np.array([index]),
+        returns=np.array([[batch["rewards"].sum(0, np.float64).mean() for batch in phases]]),
+        episode_lengths=np.array([[batch["lengths"].mean() for batch in phases]]),
+        steps=np.array([[batch["lengths"].sum() for batch in phases]]),
+        diverged=np.array([[batch["diverged"] for batch in phases]]),
         success=(
-            np.array([batch["success"].mean() for batch in phases])
+            np.array([[batch["success"].mean() for batch in phases]])
             if "success" in (phases[0].dtype.names or ())
             else None
         ),
     )
 
 
+def in_order(results: Sequence[TaskResults]) -> TaskResults:
+    """Return the results of some tasks, at least one, in the order of the tasks."""
+    order = np.argsort(np.concatenate([each.indices for each in results]))
+
+    def joined(name: str) -> Any:
+        found = [getattr(each, name) for each in results]
+        return None if found[0] is None else np.concatenate(found)[order]
+
+    return TaskResults(*map(joined, TaskResults.__dataclass_fields__))
+
+
 @dataclass(frozen=True)
 class Collected:
     """What an observer reports of the tasks of an assignment, which it keeps."""
 
-    tasks: Mapping[int, TaskResult]  # by index of the task
+    tasks: TaskResults
     stop_requested: bool
     observer_seconds: float  # spent collecting
 
@@ -147,7 +166,7 @@ def agreed(steps: Sequence[Step]) -> Step:
 class Outcome:
     """What an agent reports of an iteration."""
 
-    tasks: Mapping[int, TaskResult]  # by index of the task
+    tasks: TaskResults | None  # None of an agent without tasks
     step: Step | None  # None after a meta-test
     stop_requested: bool  # this rank or an observer of its team has received a stop signal
     sampling_seconds: float  # from the order to the last task

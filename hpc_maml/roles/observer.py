@@ -26,6 +26,7 @@ from hpc_maml.roles.messages import (
     Pause,
     Tag,
     TakeStep,
+    in_order,
     task_result,
 )
 from hpc_maml.roles.outer_step import OuterStep
@@ -82,8 +83,8 @@ class Observer(ABC):
             elif isinstance(message, Begin):
                 self._begin(message)
             elif isinstance(message, Assignment):
-                self.team.send(None, AGENT, Tag.REQUEST)
                 self._carry_out(message)
+                self.team.send(None, AGENT, Tag.REQUEST)
             else:
                 self._follow(message)
         await Until(self._all_is_sent, "the agent and the principal to receive what was sent")
@@ -153,13 +154,15 @@ class TeamObserver(Observer):
         played = algorithm.played(self.outer_step.state)
         phases = list(self._collect(now, played, assignment))
         seconds = time.perf_counter() - began
-        results = {}
+        results = []
         for row, task in enumerate(assignment.indices):
-            results[task] = task_result([batches[row] for batches in phases])
+            results.append(task_result(task, [batches[row] for batches in phases]))
             if not now.evaluation:
                 self.outer_step.digest(algorithm, [batches[row : row + 1] for batches in phases])
                 self.give_way()
-        self.team.send(Collected(results, self.stop.requested, seconds), AGENT, Tag.RESULT)
+        self.team.send(
+            Collected(in_order(results), self.stop.requested, seconds), AGENT, Tag.RESULT
+        )
 
     def _follow(self, message: Pause | TakeStep) -> None:
         """Take the step, and only then write rollouts, as all others wait for the step."""

@@ -14,8 +14,8 @@ from hpc_maml.config import Config
 from hpc_maml.envs.batched import TaskVectorEnv
 from hpc_maml.errors import InputError
 from hpc_maml.mpi.exchange import Messenger
-from hpc_maml.mpi.waiting import Until
-from hpc_maml.roles.messages import Hello, Order, Outcome, Tag, TaskResult, agreed
+from hpc_maml.mpi.waiting import Until, in_thread
+from hpc_maml.roles.messages import Hello, Order, Outcome, Tag, TaskResults, agreed, in_order
 from hpc_maml.sampling.random_streams import Purpose, stream
 from hpc_maml.stopping import StopSignal
 from hpc_maml.storage.archive_plan import is_archived
@@ -158,8 +158,11 @@ class IterationResult:
 class Record(Protocol):
     """What the principal keeps of a run."""
 
-    def iteration(self, result: IterationResult, segments: Sequence[Segment]) -> None:
-        """Keep what an iteration gave; its segments are on the disk."""
+    def write(self, result: IterationResult, segments: Sequence[Segment]) -> None:
+        """Write what an iteration gave, in a thread; its segments are on the disk."""
+
+    def iteration(self, result: IterationResult) -> None:
+        """Tell of an iteration that is written."""
 
     def has_test(self, done: int) -> bool:
         """Tell whether the meta-test after ``done`` iterations is kept."""
@@ -244,10 +247,17 @@ class Principal:
         on_disk = (
             await self.segments.of(result.done, self.config.meta_batch_size) if archived else []
         )
-        began = time.perf_counter()
-        self.record.iteration(result, on_disk)
+
+        def write() -> float:
+            began = time.perf_counter()
+            self.record.write(result, on_disk)
+            return time.perf_counter() - began
+
+        # The disk may take as long as an observer of this rank for a task.
+        seconds = await in_thread(write, "the disk to take what an iteration gave")
+        self.record.iteration(result)
         self.unrecorded = None
-        return time.perf_counter() - began
+        return seconds
 
 
 def unseen_tasks(config: Config, env: TaskVectorEnv) -> np.ndarray:
@@ -265,44 +275,33 @@ async def meta_test(agents: Agents, tasks: np.ndarray, state: State, contestant:
 def scores_of_phases(outcomes: Sequence[Outcome]) -> Scores:
     """Return the scores in the order of the tasks."""
     results = _ordered(outcomes)
-    return Scores(np.stack([result.returns for result in results]), _success(results))
-
-
-def _success(results: Sequence[TaskResult]) -> np.ndarray | None:
-    """Return the share of episodes that succeeded ``[n, K]``, where the environment says so."""
-    found = [result.success for result in results if result.success is not None]
-    return np.stack(found) if found else None
+    return Scores(results.returns, results.success)
 
 
 def summarise(tasks: np.ndarray, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """Return the values that do not depend on time, nor on the algorithm."""
     results = _ordered(outcomes)
-    returns, lengths, steps, diverged = (
-        np.stack([getattr(result, name) for result in results])  # [n, K]
-        for name in ("returns", "episode_lengths", "steps", "diverged")
-    )
-    row: dict[str, Any] = {"task": tasks, "return_after_updates": returns}
+    row: dict[str, Any] = {"task": tasks, "return_after_updates": results.returns}
     for name, phase in (("pre_update", 0), ("post_update", -1)):
-        values = returns[:, phase]
+        values = results.returns[:, phase]
         row[f"{name}_return"] = values
         for statistic in ("mean", "std", "min", "max"):
             row[f"{name}_return_{statistic}"] = getattr(values, statistic)()
-        row[f"{name}_episode_length"] = lengths[:, phase].mean()
-    success = _success(results)
+        row[f"{name}_episode_length"] = results.episode_lengths[:, phase].mean()
+    success = results.success
     if success is not None:
         row["success_after_updates"] = success
         for name, phase in (("pre_update", 0), ("post_update", -1)):
             row[f"{name}_success"] = success[:, phase]
             row[f"{name}_success_mean"] = success[:, phase].mean()
-    row["environment_steps"] = int(steps.sum())
-    row["diverged_episodes"] = int(diverged.sum())
+    row["environment_steps"] = int(results.steps.sum())
+    row["diverged_episodes"] = int(results.diverged.sum())
     return row
 
 
-def _ordered(outcomes: Sequence[Outcome]) -> list[TaskResult]:
+def _ordered(outcomes: Sequence[Outcome]) -> TaskResults:
     """Return the results of all agents in the order of the tasks."""
-    results = dict(pair for outcome in outcomes for pair in outcome.tasks.items())
-    return [results[index] for index in sorted(results)]
+    return in_order([outcome.tasks for outcome in outcomes if outcome.tasks])
 
 
 def _clock(

@@ -209,11 +209,15 @@ class _Record:
         self.training = training
         self.job = job
 
-    def iteration(self, result: IterationResult, segments: Sequence[Segment]) -> None:
-        """Keep what an iteration gave."""
+    def write(self, result: IterationResult, segments: Sequence[Segment]) -> None:
+        """Write the files of an iteration."""
+        row = result.row | self.training.job_size
+        self.training.run.record(result.done, result.state, row, segments)
+
+    def iteration(self, result: IterationResult) -> None:
+        """Tell of an iteration that is written."""
         training = self.training
         training.stop.expect(result.row["iteration_seconds"])
-        training.run.record(result.done, result.state, result.row | training.job_size, segments)
         training.reporter.iteration(result.done, result.row, result.reason)
         row = training.run.metrics.rows[-1]
         if sentence := training.watch.sentence(row):

@@ -10,13 +10,14 @@ import math
 import os
 import secrets
 import stat
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import h5py
+import numpy as np
 
 from hpc_maml.errors import LONGEST_SENTENCE, InputError, printable, reason_of, shortened
 from hpc_maml.storage.atomic_files import write_whole
@@ -29,6 +30,11 @@ FAILURES = (
     *(OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError),
     *(SystemError, ArithmeticError),
 )
+
+# of attributes
+TEXT = h5py.h5t.py_create(h5py.string_dtype(), logical=True)
+BOOL = h5py.h5t.py_create(np.dtype(bool), logical=True)
+SCALAR = h5py.h5s.create(h5py.h5s.SCALAR)
 
 DEEPEST = 2  # groups in each other
 TEXTS = "segments"  # the only array that holds no numbers: names of files
@@ -70,6 +76,14 @@ def write_hdf5(path: Path, fill: Callable[[h5py.File], None], *, durable: bool =
         temporary.write(image)
 
     write_whole(path, write, durable=durable)
+
+
+def describe(dataset: h5py.Dataset, about: Mapping[str, str | bool]) -> None:
+    """Give a new dataset attributes, in half the time that h5py takes for values of any kind."""
+    for name, value in about.items():
+        kind = BOOL if isinstance(value, bool) else TEXT
+        attribute = h5py.h5a.create(dataset.id, name.encode(), kind, SCALAR)
+        attribute.write(np.array(value, object if kind is TEXT else bool))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import numpy as np
 from hpc_maml.algorithms.algorithm import Metric
 from hpc_maml.errors import InputError, reason_of
 from hpc_maml.storage.atomic_files import set_aside
-from hpc_maml.storage.hdf5_files import opened, verify, write_hdf5
+from hpc_maml.storage.hdf5_files import describe, opened, verify, write_hdf5
 from hpc_maml.storage.metrics_parts import (
     FORMAT_VERSION,
     PARTS,
@@ -357,13 +357,16 @@ class Metrics:
                 folder = file.create_group(group, track_order=True)
                 for name, metric in metrics.items():
                     dataset = folder.create_dataset(name, data=columns[name])
-                    dataset.attrs["unit"] = metric.unit
-                    dataset.attrs["description"] = metric.description
-                    dataset.attrs["shape"] = metric.shape
-                    dataset.attrs["wall_clock"] = metric.wall_clock
-                    dataset.attrs["declared"] = name in self.declared
-                    dataset.attrs["console"] = metric.console
-                    dataset.attrs["limit"] = metric.limit
+                    about_it: dict[str, str | bool] = {
+                        "unit": metric.unit,
+                        "description": metric.description,
+                        "shape": metric.shape,
+                        "wall_clock": metric.wall_clock,
+                        "declared": name in self.declared,
+                        "console": metric.console,
+                        "limit": metric.limit,
+                    }
+                    describe(dataset, about_it)
 
         return fill
 

@@ -1,13 +1,14 @@
 """Messages between coroutines of any ranks, the own rank among them."""
 
 import time
+from functools import partial
 
 import numpy as np
 import pytest
 from mpi4py import MPI
 
 from hpc_maml.mpi.exchange import BatchReceiver, BatchSender, Messenger
-from hpc_maml.mpi.waiting import GIVE_WAY, OF_A_REQUEST, SPIN, Idle, Roles, Until
+from hpc_maml.mpi.waiting import GIVE_WAY, OF_A_REQUEST, SPIN, Idle, Roles, Until, in_thread
 from hpc_maml.sampling.trajectory import batch_dtype
 
 DTYPE = batch_dtype(100, 20, (17,), (6,), np.float32)  # 200 kB: a rendezvous message
@@ -153,6 +154,36 @@ def test_a_rank_with_a_core_of_its_own_polls_before_it_sleeps(comm, monkeypatch)
 
     assert looks(0.0) == 1
     assert looks(SPIN) > 10
+    shared, own = Idle(10, OF_A_REQUEST), Idle(10, OF_A_REQUEST, SPIN)
+    assert shared.pause(0.1) == pytest.approx(10 * own.pause(0.1)) == 0.005
+    assert shared.pause(100) == 0.5
+    assert own.pause(0) == shared.pause(0) == 1e-4
+
+
+def test_roles_go_on_while_a_thread_works(comm):
+    seen: list[int] = []
+
+    def work(answer: int) -> int:
+        while len(seen) < 3:
+            time.sleep(1e-4)
+        if answer < 0:
+            raise ValueError("no answer")
+        return answer
+
+    async def asks(answer: int) -> None:
+        seen.append(await in_thread(partial(work, answer), "a thread"))
+
+    async def counts() -> None:
+        for number in range(3):
+            await Until(lambda: True, "nothing")
+            seen.append(number)
+
+    Roles(20).run({"asks": asks(7), "counts": counts()})
+    assert seen == [0, 1, 2, 7]
+    seen.clear()
+    with pytest.raises(ValueError, match="no answer") as caught:
+        Roles(20).run({"asks": asks(-1), "counts": counts()})
+    assert caught.value.role == "asks"
 
 
 def test_messages_that_have_arrived_are_told_apart(comm):
