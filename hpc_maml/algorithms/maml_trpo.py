@@ -54,6 +54,7 @@ from hpc_maml.algorithms.trust_region import (
     LineSearch,
     conjugate_gradient,
     line_search,
+    quasi_newton_inverse,
 )
 from hpc_maml.errors import InputError
 from hpc_maml.policies.distributions import Parameters
@@ -63,6 +64,7 @@ from hpc_maml.policies.preconditioner import Inverse, blockwise, diagonal_invers
 from hpc_maml.sampling.trajectory import Samples, Trajectories, samples, thinned
 from hpc_maml.settings import NonNegative, Positive
 
+PAIRS = "curvature_pairs"  # of the state: directions and their products, [cg_memory, 2, Q]
 FACTOR_SAMPLES = 0.25  # fraction of the samples that a preconditioner is made of
 
 
@@ -73,10 +75,13 @@ class TrustRegionSettings(FastLearningRate):
     cg_iters: Annotated[int, Field(ge=1, le=10000)] = Field(
         10, description="conjugate gradient iterations"
     )
-    cg_preconditioner: Literal["none", "kronecker"] = Field(
+    cg_preconditioner: Literal["none", "kronecker", "quasi_newton"] = Field(
         "none",
-        description="none, or kronecker: of the layers' Kronecker factors (torch modules: of the "
-        "diagonal)",
+        description="none; kronecker: of the layers' Kronecker factors (torch modules: of the "
+        "diagonal); quasi_newton: of the products of the outer steps before",
+    )
+    cg_memory: Annotated[int, Field(ge=1, le=1000)] = Field(
+        20, description="products that the quasi_newton preconditioner remembers"
     )
     cg_preconditioner_damping: Positive = Field(
         0.3, description="times the mean of a factor's diagonal is added to that diagonal"
@@ -302,6 +307,14 @@ class MamlTrpo(GradientAdaptation):
                 "algorithm.fisher_fraction=1, or algorithm.inner_loss=lvc."
             )
 
+    def initial_state(self, rng: np.random.Generator) -> State:
+        """Return what a run begins with: no products are known yet."""
+        state = super().initial_state(rng)
+        if self.settings.cg_preconditioner == "quasi_newton":
+            shape = (self.settings.cg_memory, 2, self.outer_parameters(state).size)
+            state[PAIRS] = np.zeros(shape, np.float32)
+        return state
+
     def digest(self, state: State, phases: Sequence[Trajectories]) -> LinearisedTasks:
         """Return G tasks, linearised at the state."""
         *inner, post = map(samples, phases)
@@ -319,7 +332,7 @@ class MamlTrpo(GradientAdaptation):
             first_order=self.first_order,
             groups=self.groups,
             fisher_fraction=self.settings.fisher_fraction,
-            preconditioned=self.settings.cg_preconditioner != "none",
+            preconditioned=self.settings.cg_preconditioner == "kronecker",
             take_step=take_steps[self.inner_loss],
         )
 
@@ -367,7 +380,7 @@ class MamlTrpo(GradientAdaptation):
             return Update(state, NO_SIGNAL, found)
 
         # step direction x = F^-1 g
-        direction = self.step_direction(tasks, gradient)
+        direction = self.step_direction(tasks, gradient, state.get(PAIRS))
         found["cg_residual"] = norm(direction.residual)
         found["cg_iterations"] = direction.iterations
 
@@ -392,9 +405,15 @@ class MamlTrpo(GradientAdaptation):
         found["line_search_steps"] = search.steps
         if search.theta is None:
             return Update(state, _why(search, found["surrogate_before"], settings.max_kl), found)
-        return Update(self.with_outer_parameters(state, search.theta), "", found)
+        after = self.with_outer_parameters(state, search.theta)
+        if PAIRS in state:
+            pairs = np.concatenate([state[PAIRS], direction.pairs.astype(np.float32)])
+            after = after | {PAIRS: pairs[len(pairs) - len(state[PAIRS]) :]}
+        return Update(after, "", found)
 
-    def step_direction(self, tasks: AllTasks, gradient: np.ndarray) -> ConjugateGradient:
+    def step_direction(
+        self, tasks: AllTasks, gradient: np.ndarray, pairs: np.ndarray | None = None
+    ) -> ConjugateGradient:
         """Return F^-1 gradient ``[Q]``, by as many products and as damped as the settings say."""
         settings = self.settings
 
@@ -402,7 +421,9 @@ class MamlTrpo(GradientAdaptation):
             damping: float = settings.cg_damping
             return tasks.fisher_vector_product(vector) + damping * vector
 
-        precondition = self._preconditioner(tasks, gradient)
+        precondition = (
+            self._preconditioner(tasks, gradient) if pairs is None else quasi_newton_inverse(pairs)
+        )
         return conjugate_gradient(
             damped_product, gradient, settings.cg_iters, precondition=precondition
         )
@@ -413,7 +434,7 @@ class MamlTrpo(GradientAdaptation):
         That of the adapted policies by their own parameters: the inner Jacobian counts as 1.
         """
         settings, policy = self.settings, self.policy
-        if settings.cg_preconditioner == "none":
+        if settings.cg_preconditioner != "kronecker":
             return None
         sizes, known = len(gradient) - policy.size, policy.num_curvature_terms
         factors, squares = np.split(tasks.mean(lambda each: each.factors, known + sizes), [known])
