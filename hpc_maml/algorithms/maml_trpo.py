@@ -414,26 +414,32 @@ class MamlTrpo(GradientAdaptation):
     def step_direction(
         self, tasks: AllTasks, gradient: np.ndarray, pairs: np.ndarray | None = None
     ) -> ConjugateGradient:
-        """Return F^-1 gradient ``[Q]``, by as many products and as damped as the settings say."""
+        """Return F^-1 gradient ``[Q]``, by as many products and as damped as the settings say.
+
+        ``pairs`` are those of the state, where earlier products precondition.
+        """
         settings = self.settings
 
         def damped_product(vector: np.ndarray) -> np.ndarray:
             damping: float = settings.cg_damping
             return tasks.fisher_vector_product(vector) + damping * vector
 
-        precondition = (
-            self._preconditioner(tasks, gradient) if pairs is None else quasi_newton_inverse(pairs)
-        )
+        precondition = self._preconditioner(tasks, gradient, pairs)
         return conjugate_gradient(
             damped_product, gradient, settings.cg_iters, precondition=precondition
         )
 
-    def _preconditioner(self, tasks: AllTasks, gradient: np.ndarray) -> Inverse | None:
+    def _preconditioner(
+        self, tasks: AllTasks, gradient: np.ndarray, pairs: np.ndarray | None
+    ) -> Inverse | None:
         """Return an approximate inverse of the Fisher matrix by what the outer step changes.
 
-        That of the adapted policies by their own parameters: the inner Jacobian counts as 1.
+        Of Kronecker factors, that of the adapted policies by their own parameters: the inner
+        Jacobian counts as 1.
         """
         settings, policy = self.settings, self.policy
+        if settings.cg_preconditioner == "quasi_newton" and pairs is not None:
+            return quasi_newton_inverse(pairs)
         if settings.cg_preconditioner != "kronecker":
             return None
         sizes, known = len(gradient) - policy.size, policy.num_curvature_terms
