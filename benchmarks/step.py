@@ -18,7 +18,8 @@ for what these add to the digests of the tasks.
 
 A row is a group of settings, of algorithm.* or meta_batch_size (of the first set, the tasks that x
 is made from), and is repeated for each number of --products if it does not set algorithm.cg_iters.
---row may be given several times, and replaces the rows that are there without it.
+--row may be given several times, and replaces the rows that are there without it. All rows are
+preconditioned by the earlier products that a checkpoint remembers, if it has any.
 """
 
 import argparse
@@ -39,7 +40,7 @@ from rich.table import Table
 from benchmarks.update import Tasks, collected, digested, sum_alone
 from hpc_maml import open_run
 from hpc_maml.algorithms.algorithm import State, gradient_metrics, norm, squared_norms
-from hpc_maml.algorithms.maml_trpo import AllTasks, MamlTrpo
+from hpc_maml.algorithms.maml_trpo import PAIRS, AllTasks, MamlTrpo
 from hpc_maml.config import Config, differing_keys, load_config
 from hpc_maml.errors import InputError
 from hpc_maml.mpi.runtime import keep_freed_memory
@@ -168,7 +169,9 @@ class Point:
         rows = []
         for number in products:
             algorithm = self.algorithm_of(self.with_group([*group, f"{PRODUCTS}={number}"]))
-            seconds, found = timed(partial(algorithm.step_direction, tasks, gradient))
+            seconds, found = timed(
+                partial(algorithm.step_direction, tasks, gradient, self.state.get(PAIRS))
+            )
             (train, residual), (held, _) = (judge.quality(found.solution) for judge in judges)
             seconds += more
             row = (found.iterations, train, held, residual, seconds, seconds / ten)

@@ -44,6 +44,13 @@ ALGORITHMS = {
         "algorithm.ls_interpolate=true",
         "algorithm.inner_loss=lvc",
     ),
+    "quasi_newton": (
+        "algorithm.name=maml_trpo",
+        "algorithm.cg_preconditioner=kronecker",
+        "algorithm.cg_iters=2",
+        "algorithm.cg_memory=5",
+        "algorithm.learn_step_sizes=step",
+    ),
     "promp": ("algorithm.name=promp",),
     "kl_target": ("algorithm.name=promp", "algorithm.kl_target=0.1"),
     "pretrain": ("algorithm.name=pretrain",),
@@ -68,6 +75,7 @@ FEW = [
     "maml_trpo-torch-normalised",
     "step_sizes-mlp-normalised",
     "kronecker-torch-plain",
+    "quasi_newton-mlp-plain",
     "promp-mlp-normalised",
     "kl_target-torch-plain",
     "pretrain-mlp-plain",
@@ -150,6 +158,7 @@ def test_every_part_of_the_state_is_kept_and_changes(name, serial):
     assert all(np.isfinite(values).all() for values in after.values())
     expected = {
         "step_sizes": {"step_sizes"},
+        "quasi_newton": {"step_sizes", "curvature_pairs"},
         "promp": ADAM,
         "kl_target": ADAM | {"kl_coefficients"},
         "rl2": ADAM,

@@ -3,7 +3,11 @@
 import numpy as np
 import pytest
 
-from hpc_maml.algorithms.trust_region import conjugate_gradient, line_search
+from hpc_maml.algorithms.trust_region import (
+    conjugate_gradient,
+    line_search,
+    quasi_newton_inverse,
+)
 
 
 def positive_definite(size):
@@ -49,6 +53,51 @@ def test_a_preconditioner_minimises_over_its_own_krylov_space():
     )
     assert exact.iterations == 1
     np.testing.assert_allclose(exact.solution, np.linalg.solve(matrix, gradient), rtol=1e-9)
+
+
+def dense_inverse(pairs, initial):
+    """Return the BFGS inverse as a matrix, updated pair by pair (Nocedal and Wright 2006, 6.17)."""
+    one = np.eye(pairs.shape[-1])
+    s, y = pairs[-1]
+    inverse = (s @ y) / (y @ initial @ y) * initial
+    for s, y in pairs:
+        rho = 1 / (s @ y)
+        left = one - rho * np.outer(s, y)
+        inverse = left @ inverse @ left.T + rho * np.outer(s, s)
+    return inverse
+
+
+def test_earlier_products_make_the_inverse_of_bfgs():
+    rng = np.random.default_rng(3)
+    root = rng.standard_normal((7, 7))
+    pairs = np.stack([np.stack([s, root @ root.T @ s]) for s in rng.standard_normal((4, 7))])
+    vector = rng.standard_normal(7)
+    expected = dense_inverse(pairs, np.eye(7)) @ vector
+    assert np.allclose(quasi_newton_inverse(pairs)(vector), expected, rtol=1e-10)
+    diagonal = rng.random(7) + 0.5
+    expected = dense_inverse(pairs, np.diag(diagonal)) @ vector
+    found = quasi_newton_inverse(pairs, lambda each: diagonal * each)(vector)
+    assert np.allclose(found, expected, rtol=1e-10)
+    # what is not there yet, and what rounding made useless
+    more = np.concatenate([np.zeros((2, 2, 7)), pairs[:2], [[vector, -vector]], pairs[2:]])
+    assert np.array_equal(quasi_newton_inverse(more)(vector), quasi_newton_inverse(pairs)(vector))
+    assert quasi_newton_inverse(np.zeros((3, 2, 7)))(vector) is vector
+    assert quasi_newton_inverse(np.zeros((3, 2, 7)), np.negative)(vector)[0] == -vector[0]
+
+
+def test_the_products_of_one_solution_solve_the_next():
+    rng = np.random.default_rng(4)
+    root = rng.standard_normal((6, 6))
+    fisher, gradient = root @ root.T + np.eye(6), rng.standard_normal(6)
+    found = conjugate_gradient(fisher.dot, gradient, 6, residual_tolerance=0.0)
+    assert found.pairs.shape == (6, 2, 6)
+    assert np.allclose(np.linalg.norm(found.pairs[:, 0], axis=1), 1)
+    assert np.allclose(found.pairs[:, 1], found.pairs[:, 0] @ fisher)
+    inverse = quasi_newton_inverse(found.pairs)
+    other = rng.standard_normal(6)
+    assert np.allclose(inverse(other), np.linalg.solve(fisher, other))
+    again = conjugate_gradient(fisher.dot, other, 1, precondition=inverse)
+    assert np.allclose(again.solution, np.linalg.solve(fisher, other))
 
 
 def test_conjugate_gradient_stops_where_the_curvature_is_not_positive():

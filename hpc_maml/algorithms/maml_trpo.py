@@ -54,6 +54,7 @@ from hpc_maml.algorithms.trust_region import (
     LineSearch,
     conjugate_gradient,
     line_search,
+    quasi_newton_inverse,
 )
 from hpc_maml.errors import InputError
 from hpc_maml.policies.distributions import Parameters
@@ -63,6 +64,7 @@ from hpc_maml.policies.preconditioner import Inverse, blockwise, diagonal_invers
 from hpc_maml.sampling.trajectory import Samples, Trajectories, samples, thinned
 from hpc_maml.settings import NonNegative, Positive
 
+PAIRS = "curvature_pairs"  # of the state: directions and their products, [cg_memory, 2, Q]
 FACTOR_SAMPLES = 0.25  # fraction of the samples that a preconditioner is made of
 
 
@@ -78,9 +80,13 @@ class TrustRegionSettings(FastLearningRate):
     )
     cg_preconditioner: Literal["none", "kronecker"] = Field(
         "none",
-        description="none, or kronecker: by the Kronecker factors of the layers (torch "
-        "modules: by the "
-        "diagonal)",
+        description="none, or kronecker: by the Kronecker factors of the layers (torch modules: by "
+        "the diagonal)",
+    )
+    cg_memory: Annotated[int, Field(ge=0, le=1000)] = Field(
+        0,
+        description="products of earlier outer steps that conjugate gradient is preconditioned by "
+        "as well (quasi-Newton)",
     )
     cg_preconditioner_damping: Positive = Field(
         0.3,
@@ -313,6 +319,14 @@ class MamlTrpo(GradientAdaptation):
                 "algorithm.fisher_fraction=1, or algorithm.inner_loss=lvc."
             )
 
+    def initial_state(self, rng: np.random.Generator) -> State:
+        """Return what a run begins with: no products are known yet."""
+        state = super().initial_state(rng)
+        if self.settings.cg_memory:
+            shape = (self.settings.cg_memory, 2, self.outer_parameters(state).size)
+            state[PAIRS] = np.zeros(shape, np.float32)
+        return state
+
     def digest(self, state: State, phases: Sequence[Trajectories]) -> LinearisedTasks:
         """Return G tasks, linearised at the state."""
         *inner, post = map(samples, phases)
@@ -330,7 +344,7 @@ class MamlTrpo(GradientAdaptation):
             first_order=self.first_order,
             groups=self.groups,
             fisher_fraction=self.settings.fisher_fraction,
-            preconditioned=self.settings.cg_preconditioner != "none",
+            preconditioned=self.settings.cg_preconditioner == "kronecker",
             take_step=take_steps[self.inner_loss],
         )
 
@@ -378,7 +392,7 @@ class MamlTrpo(GradientAdaptation):
             return Update(state, NO_SIGNAL, found)
 
         # step direction x = F^-1 g
-        direction = self.step_direction(tasks, gradient)
+        direction = self.step_direction(tasks, gradient, state.get(PAIRS))
         found["cg_residual"] = norm(direction.residual)
         found["cg_iterations"] = direction.iterations
 
@@ -403,29 +417,42 @@ class MamlTrpo(GradientAdaptation):
         found["line_search_steps"] = search.steps
         if search.theta is None:
             return Update(state, _why(search, found["surrogate_before"], settings.max_kl), found)
-        return Update(self.with_outer_parameters(state, search.theta), "", found)
+        after = self.with_outer_parameters(state, search.theta)
+        if PAIRS in state:
+            pairs = np.concatenate([state[PAIRS], direction.pairs.astype(np.float32)])
+            after = after | {PAIRS: pairs[len(pairs) - len(state[PAIRS]) :]}
+        return Update(after, "", found)
 
-    def step_direction(self, tasks: AllTasks, gradient: np.ndarray) -> ConjugateGradient:
-        """Return F^-1 gradient ``[Q]``, by as many products and as damped as the settings say."""
+    def step_direction(
+        self, tasks: AllTasks, gradient: np.ndarray, pairs: np.ndarray | None = None
+    ) -> ConjugateGradient:
+        """Return F^-1 gradient ``[Q]``, by as many products and as damped as the settings say.
+
+        ``pairs`` are those of the state, if it has any.
+        """
         settings = self.settings
 
         def damped_product(vector: np.ndarray) -> np.ndarray:
             damping: float = settings.cg_damping
             return tasks.fisher_vector_product(vector) + damping * vector
 
-        precondition = self._preconditioner(tasks, gradient)
+        precondition = self._preconditioner(tasks, gradient, pairs)
         return conjugate_gradient(
             damped_product, gradient, settings.cg_iters, precondition=precondition
         )
 
-    def _preconditioner(self, tasks: AllTasks, gradient: np.ndarray) -> Inverse | None:
-        """Return an approximate inverse of the Fisher matrix by what the outer step changes.
+    def _preconditioner(
+        self, tasks: AllTasks, gradient: np.ndarray, pairs: np.ndarray | None
+    ) -> Inverse | None:
+        """Return an approximate inverse of the Fisher matrix by what the outer step changes."""
+        inverse = None
+        if self.settings.cg_preconditioner == "kronecker":
+            inverse = self._kronecker_inverse(tasks, gradient)
+        return inverse if pairs is None else quasi_newton_inverse(pairs, inverse)
 
-        That of the adapted policies by their own parameters: the inner Jacobian counts as 1.
-        """
+    def _kronecker_inverse(self, tasks: AllTasks, gradient: np.ndarray) -> Inverse:
+        """Return that of the adapted policies by their own parameters: the inner Jacobian is 1."""
         settings, policy = self.settings, self.policy
-        if settings.cg_preconditioner == "none":
-            return None
         sizes, known = len(gradient) - policy.size, policy.num_curvature_terms
         factors, squares = np.split(tasks.mean(lambda each: each.factors, known + sizes), [known])
         damping: float = settings.cg_preconditioner_damping

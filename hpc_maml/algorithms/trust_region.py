@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+Product = Callable[[np.ndarray], np.ndarray]  # multiplies a vector [P] by a matrix
+
 INTERPOLATION_MARGIN = 0.98  # of the length that should have the KL allowed
 
 
@@ -18,6 +20,7 @@ class ConjugateGradient(NamedTuple):
     solution: np.ndarray  # [P]
     residual: np.ndarray  # [P], g - F x
     iterations: int
+    pairs: np.ndarray  # [iterations, 2, P], each direction of length 1, and its product with F
 
 
 def conjugate_gradient(
@@ -39,12 +42,15 @@ def conjugate_gradient(
     solution, residual = np.zeros_like(gradient), gradient
     direction = improved = precondition(residual)
     squared_norm = (residual * improved).sum()
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
     done = 0
     while done < iterations and (residual * residual).sum() >= residual_tolerance:
         product = fisher_vector_product(direction)
         curvature = (direction * product).sum()
         if not 0 < curvature < np.inf:
             break
+        size = np.sqrt((direction * direction).sum())
+        pairs.append((direction / size, product / size))
         length = squared_norm / curvature
         solution = solution + length * direction
         residual = residual - length * product
@@ -52,7 +58,41 @@ def conjugate_gradient(
         previous, squared_norm = squared_norm, (residual * improved).sum()
         direction = improved + squared_norm / previous * direction
         done += 1
-    return ConjugateGradient(solution, residual, done)
+    found = np.array(pairs).reshape(done, 2, gradient.size)
+    return ConjugateGradient(solution, residual, done, found)
+
+
+def quasi_newton_inverse(pairs: np.ndarray, initial: Product | None = None) -> Product:
+    """Return an approximate inverse of F that agrees with products with F, older ones first.
+
+    ``pairs`` are directions and their products, ``[m, 2, P]``; those along which F is not positive,
+    and zeros, are left out. ``initial`` is the inverse before them, up to a factor: by default 1.
+    (Nocedal and Wright 2006, algorithm 7.4; pairs of earlier conjugate gradients: Morales and
+    Nocedal 2000.)
+    """
+    initial = initial or (lambda vector: vector)
+    known = []
+    for direction, product in pairs.astype(np.float64):
+        curvature = (direction * product).sum()
+        if 0 < curvature < np.inf:
+            known.append((direction, product, curvature))
+    if not known:
+        return initial
+    _, product, curvature = known[-1]
+    scale = curvature / (product * initial(product)).sum()
+
+    def multiply(vector: np.ndarray) -> np.ndarray:
+        lengths = []
+        for direction, product, curvature in reversed(known):
+            length = (direction * vector).sum() / curvature
+            lengths.append(length)
+            vector = vector - length * product
+        vector = scale * initial(vector)
+        for (direction, product, curvature), length in zip(known, reversed(lengths), strict=True):
+            vector = vector + (length - (product * vector).sum() / curvature) * direction
+        return vector
+
+    return multiply
 
 
 class LineSearch(NamedTuple):
