@@ -17,7 +17,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import BAD_INPUT, HERE, ROOT, SMALL, environment, run, start, train_each
+from conftest import BAD_INPUT, HERE, ROOT, SMALL, environment, ranks_of, run, start, train_each
 
 from hpc_maml import open_run
 from hpc_maml.algorithms.adaptation import adapt
@@ -198,19 +198,6 @@ def test_a_limit_refuses_or_drops_the_oldest(serial_run):
 # What goes wrong
 
 
-def ranks_of(folder: Path) -> list[int]:
-    """Return the processes of the ranks of a job, without its launcher."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (path / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if words[0].endswith(b"python") and os.fsencode(folder) in words and b"-np" not in words:
-            found.append(int(path.name))
-    return found
-
-
 @pytest.mark.parametrize("kills", [3, pytest.param(50, marks=slow)])
 def test_kills_of_any_rank_at_random_moments(kills, tmp_path):
     folder = tmp_path / "run"
@@ -235,7 +222,7 @@ def test_kills_of_any_rank_at_random_moments(kills, tmp_path):
         before = open_run(folder).rollouts.iterations if more else seen[:held]
         while not (ranks := ranks_of(folder)):
             assert job.poll() is None, job.communicate()
-        os.kill(chance.choice(ranks), signal.SIGKILL)
+        os.kill(chance.choice(sorted(ranks.values())), signal.SIGKILL)
         job.communicate(timeout=30)
         assert job.returncode
         if not (folder / "config.yaml").exists():
@@ -302,7 +289,7 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_a_checkpoint(tmp_path):
     while not (folder / "rollouts/iteration_000002.h5").exists():
         assert job.poll() is None, job.communicate()
         time.sleep(0.001)
-    for rank in ranks_of(folder):  # segments have 580 kB, checkpoints and metrics less
+    for rank in ranks_of(folder).values():  # segments have 580 kB, checkpoints and metrics less
         resource.prlimit(rank, resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
     _, err = job.communicate(timeout=60)
     assert job.returncode == BAD_INPUT, err

@@ -134,6 +134,31 @@ def test_a_job_that_cannot_fit_does_not_start(ranks, monkeypatch):
     assert not list(Path("run").glob("checkpoints/*"))
 
 
+@pytest.mark.parametrize("words", [("evaluate",), ("demo", "-o", "demo.png")])
+def test_a_test_or_demo_that_cannot_fit_does_not_start(words, copied, monkeypatch):
+    before = sorted(copied.rglob("*"))
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "90")
+    error = run(HERE, words[0], copied, *words[1:], code=BAD_INPUT).stderr
+    assert "memory: " in error
+    assert "at least 100.0 MB of 94.4 MB (Slurm, --mem)" in error
+    assert error.count("\n") == 1
+    assert sorted(copied.rglob("*")) == before
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "200")
+    size = ("--episodes", 100_000) if words[0] == "evaluate" else ()
+    done = run(HERE, words[0], copied, *words[1:], *size, code=BAD_INPUT if size else 0)
+    assert ("memory: " in done.stderr) == bool(size)
+
+
+def test_the_needs_of_a_meta_test():
+    config = load_config(None, [*SMALL, "evaluation.updates=3"])
+    job = prepare(config, make_env(config, 1))
+    found = memory.needs_of_test(job)
+    assert (found.tasks, found.batch) == (0, 4 * job.dtype.itemsize)
+    (place,) = plan_roles([Seat(0)], "auto", "auto").places
+    plan = plan_roles([Seat(0)], "auto", "auto")
+    assert found.of_rank(place, plan)[0] == memory.PROGRAM + found.batch
+
+
 def test_the_doctor_shows_memory():
     facts = look({"SLURM_MEM_PER_NODE": "150"})
     config = load_config(None, SMALL)

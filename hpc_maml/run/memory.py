@@ -43,10 +43,17 @@ class Needs:
 
 
 def needs(job: Job) -> Needs:
-    """Return the sizes of a job."""
+    """Return the sizes of a training job."""
     batch = job.dtype.itemsize
     phases = job.algorithm.num_phases(False)
     return Needs(job.config.meta_batch_size, phases * batch, batch, 4 * job.algorithm.policy.size)
+
+
+def needs_of_test(job: Job) -> Needs:
+    """Return the sizes of a meta-test: an observer has all phases of a task, and keeps none."""
+    phases = max(algorithm.num_phases(True) for algorithm in job.algorithms)
+    task = phases * job.dtype.itemsize
+    return Needs(0, task, task, 4 * sum(each.policy.size for each in job.algorithms))
 
 
 def of_node(needs: Needs, plan: Plan, here: Sequence[int]) -> tuple[float, float]:
