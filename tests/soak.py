@@ -65,6 +65,9 @@ def soak(folder: Path, minutes: float) -> None:
             stdout=log,
             stderr=log,
         )
+    while not (run_folder / "metrics.h5").exists():
+        assert job.poll() is None, (folder / "log").read_text()
+        time.sleep(1)
     began = time.monotonic()
     with (folder / SAMPLES).open("w", newline="") as file:
         table = csv.writer(file)
@@ -80,7 +83,7 @@ def soak(folder: Path, minutes: float) -> None:
                 table.writerow((minute, done, rank, *look(process)))
             file.flush()
     job.send_signal(signal.SIGTERM)
-    assert job.wait(timeout=120) == STOPPED_EARLY, (folder / "log").read_text()
+    assert job.wait(timeout=600) == STOPPED_EARLY, (folder / "log").read_text()
     verify = command(None, ["inspect", run_folder, "--verify"])
     subprocess.run(verify, env=environment(), check=True, stdout=subprocess.DEVNULL)
     (folder / "whole").write_text("stopped by SIGTERM with a checkpoint; inspect --verify: clean\n")
