@@ -466,7 +466,7 @@ def test_trials_that_differ_in_nothing_reject_the_update(convert):
     def updated(rewards, valid):
         changed = trials._replace(rewards=rewards * valid, valid=valid)
         arrays = Trials(*map(convert, changed))
-        return update(algorithm(DISCRETE), state, each_alone(arrays), exact)
+        return update(algorithm(DISCRETE), state, each_alone(arrays))
 
     whole = np.ones_like(trials.valid)
     found = updated(rewards, whole)

@@ -74,7 +74,7 @@ def store(folder: Path) -> None:
         folder / "metrics.h5", {"python": "3"}, {"kl": Metric("nat", "KL")}, "updates"
     )
     row = dict.fromkeys((*METRICS, "kl"), 1) | {name: np.ones((2, 1)) for name in PER_TASK}
-    for _ in range(PART_ROWS + 2):
+    for _ in range(2 * PART_ROWS):
         metrics.add(row)
         metrics.write(durable=False)
     returns = {"run": np.ones((40, 4)), "random": np.ones((40, 4))}
