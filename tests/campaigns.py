@@ -209,16 +209,17 @@ def configurations(count: int, seed: int) -> tuple[Found, str]:
     def attempt(case: tuple[list[str], bool]) -> None:
         nonlocal slowest
         words, small = case
+        shown = " ".join(repr(word)[:80] for word in words)
         done["loaded"] += 1
         try:
             refusal, seconds = load(words)
         except BaseException as error:
-            found.append(f"{words}: {type(error).__name__}: {error}")
+            found.append(f"{shown}: {type(error).__name__}: {str(error)[:500]}")
             say(found[-1])
             return
         slowest = max(slowest, seconds)
         if seconds > 1:
-            found.append(f"{words}: {seconds:.1f} s")
+            found.append(f"{shown}: {seconds:.1f} s")
             say(found[-1])
         done["refused" if refusal else "accepted"] += 1
         if refusal or not small:
@@ -230,7 +231,7 @@ def configurations(count: int, seed: int) -> tuple[Found, str]:
         try:
             runs_or_is_refused(words)
         except BaseException as error:
-            found.append(f"{words}: it ran to {type(error).__name__}: {error}")
+            found.append(f"{shown}: it ran to {type(error).__name__}: {str(error)[:500]}")
             say(found[-1])
 
     attempt()

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from conftest import BAD_INPUT, HERE, ROOT, SMALL, environment, ranks_of, run, start, train_each
 
-from hpc_maml import open_run
+from hpc_maml import open_run, train
 from hpc_maml.algorithms.adaptation import adapt
 from hpc_maml.config import ArchiveConfig, load_config
 from hpc_maml.errors import InputError
@@ -27,6 +27,7 @@ from hpc_maml.parts import make_env
 from hpc_maml.policies import make_policy
 from hpc_maml.policies.mlp import MLPSettings
 from hpc_maml.run.job import archive_shapes, prepare
+from hpc_maml.run.record import RunRecord
 from hpc_maml.sampling.trajectory import Trajectories, batch_dtype, samples
 from hpc_maml.storage.archive_plan import Shapes, estimate, is_archived
 from hpc_maml.storage.archive_schema import FIELDS, OPTIONAL_FIELDS
@@ -321,6 +322,25 @@ def test_a_folder_that_cannot_be_written_ends_the_run_likewise(ranks):
     assert "Traceback" not in err
     assert open_run("run").checkpoints == [1, 2]
     assert open_run("run").rollouts.iterations == [1, 2]
+
+
+@pytest.mark.parametrize("has_room", [False, True])
+def test_a_disk_that_is_full_from_the_start_leaves_a_run_or_nothing(has_room, monkeypatch):
+    """It left a folder that was no run, and that no run could begin in."""
+    config = load_config(None, SETTINGS)
+
+    def full(self):
+        raise InputError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentWriter, "write", full)
+        if not has_room:
+            patch.setattr(RunRecord, "write_checkpoint", full)
+        end = "with the checkpoint iteration_000000.h5" if has_room else "without a checkpoint"
+        with pytest.raises(InputError, match=f"no room; the run ends {end}."):
+            train(config, "run")
+    assert Path("run").exists() == has_room
+    assert train(config, "run").rollouts.iterations == [1, 2, 3]
 
 
 # The reader
