@@ -41,6 +41,7 @@ from hpc_maml.storage.inspection import damages
 
 RANKS = (1, 2, 3, 5)
 LAYOUTS = ("topology.layout=team", "topology.layout=split")
+PATIENCE = 900  # seconds, as the machine may be busy
 Found = list[str]  # a line for each broken promise
 
 
@@ -50,14 +51,14 @@ def say(line: str) -> None:
 
 def undisturbed() -> dict[str, bytes]:
     """Return all that must not depend on what happens to a run (test_restart.state)."""
-    run(3, *SETTINGS, "--run-dir", "undisturbed")
+    run(3, *SETTINGS, "--run-dir", "undisturbed", timeout=PATIENCE)
     return state(Path("undisturbed"))
 
 
 def end_of(job: subprocess.Popen, folder: Path) -> str:
     """Wait for the end of a job and of all its ranks; return its standard error."""
-    _, err = job.communicate(timeout=60)
-    deadline = time.monotonic() + 30
+    _, err = job.communicate(timeout=PATIENCE)
+    deadline = time.monotonic() + PATIENCE
     while left := ranks_of(folder):
         assert time.monotonic() < deadline, f"ranks go on: {left}"
         time.sleep(0.02)
@@ -106,7 +107,7 @@ def kills(count: int, seed: int) -> tuple[Found, str]:
             what = kill_once(folder, chance, broken)
             done[what] += 1
         ranks = chance.choice(RANKS)
-        run(ranks, *SETTINGS, chance.choice(LAYOUTS), "--run-dir", folder)
+        run(ranks, *SETTINGS, chance.choice(LAYOUTS), "--run-dir", folder, timeout=PATIENCE)
         broken += differing(expected, folder)
         found += [f"run {number}: {each}" for each in broken]
         say(f"run {number}: {sum(done.values())} kills so far, {len(found)} findings")
@@ -265,8 +266,8 @@ def full_disks(count: int, seed: int) -> tuple[Found, str]:
         with disk("64M") as top:
             broken, end = fill_once(top, number, chance)
             ends[end] += 1
-            ranks = chance.choice(RANKS)
-            run(ranks, *SETTINGS, chance.choice(LAYOUTS), "--run-dir", top / "run")
+            words = (*SETTINGS, chance.choice(LAYOUTS), "--run-dir", top / "run")
+            run(chance.choice(RANKS), *words, timeout=PATIENCE)
             broken += differing(expected, top / "run")
         found += [f"disk {number}: {each}" for each in broken]
         say(f"disk {number}: {end}, {len(found)} findings so far")

@@ -38,7 +38,8 @@ from hpc_maml.report.writing import TABLES
 from hpc_maml.storage import metrics
 from hpc_maml.storage.hdf5_files import USER_BLOCK, user_block
 
-SECONDS = 30  # of a command at most; most take a tenth of one
+SECONDS = 30  # of CPU, of a command at most; most take a tenth of one
+PATIENCE = 10 * SECONDS  # for one that sleeps, or on a busy machine
 MEMORY = 2**30  # bytes more than at the start
 CONFIGS = [
     "",
@@ -308,7 +309,7 @@ class Endless(BaseException):
 
 
 def alarm(*_: object) -> None:
-    raise Endless(f"no end after {SECONDS} s")
+    raise Endless(f"no end after {SECONDS} s of CPU or {PATIENCE} s")
 
 
 def findings(source: Path, first: int, last: int) -> list[dict[str, Any]]:
@@ -328,7 +329,7 @@ def findings(source: Path, first: int, last: int) -> list[dict[str, Any]]:
                 capture_output=True,
                 text=True,
                 check=False,
-                timeout=SECONDS * 10 * (last - first),
+                timeout=PATIENCE * (last - first),
             )
         lines = done.stdout.splitlines()
         found += [json.loads(line) for line in lines if line.startswith("{")]
@@ -347,7 +348,8 @@ def main() -> None:
     source, first, last = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     warnings.simplefilter("ignore")
     os.mkfifo("pipe")
-    signal.signal(signal.SIGALRM, alarm)
+    for number in (signal.SIGALRM, signal.SIGPROF):
+        signal.signal(number, alarm)
     folder, began = Path("run"), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for number in range(first, last):
         if folder.is_dir():
@@ -362,12 +364,14 @@ def main() -> None:
         for name, words in commands(folder, number).items():
             each[name] = lambda name=name, words=words: complaint(name, words)  # type: ignore[misc]
         for name, act in each.items():
-            signal.alarm(SECONDS)
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)
+            signal.alarm(PATIENCE)
             try:
                 wrong = act()
             except BaseException:
                 wrong = traceback.format_exc()
             finally:
+                signal.setitimer(signal.ITIMER_PROF, 0)
                 signal.alarm(0)
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             if 1024 * (peak - began) > MEMORY:
