@@ -321,31 +321,18 @@ TEAM, SPLIT = LAYOUTS
 ONE = ("num_iterations=2", "archive.rollouts=none", "metrics.tensorboard=off", "device=cpu")
 SIZES = {
     "small": (3, (*SMALL, TEAM)),
-    "navigation": (2, (*ONE, TEAM, "fast_batch_size=200", "horizon=300")),
-    "navigation, split": (3, (*ONE, SPLIT, "fast_batch_size=200", "horizon=300")),
-    "first order, many tasks": (
-        2,
-        (
-            *(*ONE, TEAM, "fast_batch_size=100", "horizon=500", "meta_batch_size=100"),
-            *("algorithm.first_order=true", "algorithm.cg_iters=1"),
-        ),
-    ),
-    "rl2": (
-        2,
-        (
-            *(*ONE, TEAM, "algorithm.name=rl2", "fast_batch_size=100", "horizon=200"),
-            *("policy.hidden_size=32", "algorithm.epochs=1"),
-        ),
-    ),
-    "promp": (2, (*ONE, TEAM, "algorithm.name=promp", "fast_batch_size=200", "horizon=300")),
+    "navigation": (2, (*ONE, TEAM, "fast_batch_size=50")),
+    "navigation, split": (3, (*ONE, SPLIT, "fast_batch_size=50")),
+    "rl2": (2, (*ONE, TEAM, "fast_batch_size=50", "algorithm.name=rl2", "algorithm.epochs=1")),
     "metaworld_ml10": (2, (*ONE, TEAM, "env.name=metaworld_ml10", "num_iterations=1")),
+    "many episodes": (2, (*ONE, TEAM, "fast_batch_size=500", "algorithm.first_order=true")),
 }
 
 
 def sizes(count: int, seed: int) -> tuple[Found, str]:
     """Compare what a job surely and probably needs with what its ranks took, of ``count`` sizes.
 
-    Of the ranks together, at most: resident, and their own (USS), looked at 20 times a second.
+    Of the ranks together, at most: resident, and their own (USS), looked at four times a second.
     """
     found: Found = []
     for name, (ranks, words) in list(SIZES.items())[:count]:
@@ -359,10 +346,11 @@ def sizes(count: int, seed: int) -> tuple[Found, str]:
         needs = memory.needs(prepare(config, make_env(config, 1)))
         least, probable = memory.of_node(needs, plan, range(ranks))
         resident, own = peaks(ranks, words)
+        batches = needs.tasks * needs.task
+        mb = [round(size / 1e6) for size in (batches, least, probable, resident, own)]
         say(
-            f"{name:24} {ranks} ranks, batches of a rank {needs.tasks * needs.task / 1e6:.0f} MB "
-            f"in all: at least {least / 1e6:.0f}, probably {probable / 1e6:.0f}, resident "
-            f"{resident / 1e6:.0f}, own {own / 1e6:.0f} MB: at least / own {least / own:.2f}, "
+            f"{name}: {ranks} ranks, batches {mb[0]} MB: at least {mb[1]}, probably {mb[2]}; "
+            f"resident {mb[3]}, own {mb[4]} MB; at least / own {least / own:.2f}, "
             f"probably / resident {probable / resident:.2f}"
         )
         if least > own:
@@ -377,13 +365,13 @@ def peaks(ranks: int, words: tuple[str, ...]) -> tuple[float, float]:
     resident, own = Counter(), Counter()
     while job.poll() is None:
         for rank, process in ranks_of(folder).items():
-            with suppress(OSError, KeyError):  # it has ended
+            with suppress(OSError, TypeError):  # it has ended
                 status = Path(f"/proc/{process}/status").read_text()
                 resident[rank] = 1024 * int(re.search(r"VmHWM:\s+(\d+)", status)[1])
                 parts = Path(f"/proc/{process}/smaps_rollup").read_text()
                 private = re.findall(r"Private_(?:Clean|Dirty):\s+(\d+)", parts)
                 own[rank] = max(own[rank], 1024 * sum(map(int, private)))
-        time.sleep(0.05)
+        time.sleep(0.25)
     assert job.returncode == 0, job.communicate()
     shutil.rmtree(folder)
     return resident.total(), own.total()
