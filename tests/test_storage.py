@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
-from conftest import BAD_INPUT, HERE, ROOT, SMALL, checkpoints, run
+from conftest import BAD_INPUT, HERE, ROOT, SMALL, changed_hdf5, checkpoints, run
 
 from hpc_maml import open_run
 from hpc_maml.algorithms.algorithm import Metric
@@ -317,6 +318,51 @@ class TestOthers:
         (stored / ".lock").write_text("mine")
         open_folder(stored, CONFIG).close()
         assert (stored / ".lock").read_text() == "mine"
+
+
+NAME = "iterations/kl"
+
+
+def virtual(file):
+    layout = h5py.VirtualLayout((2,), "f8")
+    layout[...] = h5py.VirtualSource(".", NAME, (2,), "f8")
+    file.create_virtual_dataset(NAME, layout)
+
+
+def link(target):
+    return lambda file: file.__setitem__(NAME, target)
+
+
+def array(shape, kind="f8", **how):
+    return lambda file: file.create_dataset(NAME, shape, kind, **how)
+
+
+FOREIGN: dict[str, Callable[[h5py.File], object]] = {
+    "kl is a link to elsewhere": link(h5py.SoftLink("/iterations/accepted")),
+    "kl is a link to  elsewhere": link(h5py.ExternalLink("/etc/passwd", "/")),
+    "kl is a group too deep": lambda file: file.create_group(f"{NAME}/deep"),
+    "kl is no array": link(np.dtype("f8")),
+    "kl is kept elsewhere": virtual,
+    "kl is kept  elsewhere": array((2,), external=[("/etc/passwd", 0, h5py.h5f.UNLIMITED)]),
+    "kl is not there in full": array((10**12,), chunks=(1000,)),
+    "kl is compressed": lambda file: file.create_dataset(
+        NAME, data=np.zeros(10**7), chunks=(10**6,), compression="gzip"
+    ),
+    "kl holds no numbers": link(["a", "b"]),
+}
+
+
+@pytest.mark.parametrize("reason", FOREIGN)
+def test_content_that_is_not_safe_to_read_is_damage(reason, stored):
+    """With the right checksum, as somebody may have made it so."""
+    path = stored / "metrics.h5"
+    with changed_hdf5(path) as file:
+        del file[NAME]
+        FOREIGN[reason](file)
+    with pytest.raises(DamagedError, match=" ".join(reason.split())):
+        _ = open_run(stored).columns
+    (said,) = run(HERE, "inspect", stored, code=1).stderr.splitlines()
+    assert said.startswith(f"{path} is damaged: ")
 
 
 class TestKills:
