@@ -144,7 +144,7 @@ def test_a_test_or_demo_that_cannot_fit_does_not_start(words, copied, monkeypatc
     assert error.count("\n") == 1
     assert sorted(copied.rglob("*")) == before
     monkeypatch.setenv("SLURM_MEM_PER_NODE", "200")
-    size = ("--episodes", 100_000) if words[0] == "evaluate" else ()
+    size = ("--episodes", 1_000_000) if words[0] == "evaluate" else ()
     done = run(HERE, words[0], copied, *words[1:], *size, code=BAD_INPUT if size else 0)
     assert ("memory: " in done.stderr) == bool(size)
 

@@ -365,6 +365,15 @@ def test_content_that_is_not_safe_to_read_is_damage(reason, stored):
     assert said.startswith(f"{path} is damaged: ")
 
 
+@pytest.mark.parametrize("of", ["/", "returns/random"])
+@pytest.mark.parametrize("phase", ["", "phases"])
+def test_phases_of_no_known_kind_are_damage(of, phase, stored):
+    with changed_hdf5(stored / FILES["evaluation"]) as file:
+        file[of].attrs["phase"] = phase
+    with pytest.raises(DamagedError, match=f"phases are updates or episode, not '{phase}'"):
+        _ = open_run(stored).evaluations
+
+
 class TestKills:
     """What a killed job left unfinished is finished or removed by the next."""
 
