@@ -17,7 +17,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -96,8 +95,19 @@ def ends(rows: Sequence[Mapping[str, float]], column: str) -> tuple[float, float
     return median(values[:quarter]), median(values[-quarter:])
 
 
+def costs(looks: Sequence[Mapping[str, float]]) -> tuple[float, float]:
+    """Return the seconds of CPU and of time that an iteration took between some looks."""
+    first, last = looks[0], looks[-1]
+    iterations = last["iteration"] - first["iteration"]
+    cpu = last["cpu_seconds"] - first["cpu_seconds"]
+    return cpu / iterations, 60 * (last["minute"] - first["minute"]) / iterations
+
+
 def verdict(folder: Path) -> list[str]:
-    """Return what was found so far, a line for each rank and for the iterations."""
+    """Return what was found so far, a line for each rank and one for the iterations.
+
+    Memory and files by medians of the first and the last quarter, the time by what they took.
+    """
     with (folder / SAMPLES).open(newline="") as file:
         rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
     last = rows[-1]["minute"]
@@ -120,21 +130,13 @@ def verdict(folder: Path) -> list[str]:
         flat &= later <= first
         words.append(f"open files {first:.0f} -> {later:.0f}")
         said.append(f"rank {rank}: {', '.join(words)}: {'flat' if flat else 'NOT FLAT'}")
-    # all ranks together, from each look to the next
-    times = [
+    # all ranks together
+    looks = [
         rows[0] | {"cpu_seconds": sum(row["cpu_seconds"] for row in rows)}
         for rows in zip(*of_rank, strict=True)
     ]
-    steps = []
-    for one, two in pairwise(times):
-        iterations = two["iteration"] - one["iteration"]
-        steps.append(
-            {
-                "cpu": (two["cpu_seconds"] - one["cpu_seconds"]) / iterations,
-                "wall": 60 * (two["minute"] - one["minute"]) / iterations,
-            }
-        )
-    (cpu, cpu_later), (wall, wall_later) = ends(steps, "cpu"), ends(steps, "wall")
+    quarter = max(2, len(looks) // 4)
+    (cpu, wall), (cpu_later, wall_later) = costs(looks[:quarter]), costs(looks[-quarter:])
     change = cpu_later / cpu - 1
     said.append(
         f"an iteration: {1e3 * cpu:.1f} -> {1e3 * cpu_later:.1f} ms of CPU ({100 * change:+.1f} %),"
