@@ -10,6 +10,7 @@ from hpc_maml.errors import InputError
 
 BOOLEAN, INTEGER, MERGE = (f"tag:yaml.org,2002:{name}" for name in ("bool", "int", "merge"))
 LARGEST_FILE = 2**18  # characters of a configuration file
+MOST_NODES = 5000  # keys, values and lists; PyYAML reads some 10,000 a second
 DEEPEST = 50  # levels of lists and dictionaries in each other
 
 
@@ -25,18 +26,22 @@ class Loader(yaml.SafeLoader):
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
     depth = 0  # of the node that is being composed
+    number = 0  # of the nodes so far
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Return the node; raises ComposerError for an alias, and for one that is too deep."""
+        """Return the node; raises ComposerError for an alias, and for too many or too deep ones."""
         mistake = ""
         if self.check_event(yaml.AliasEvent):
             mistake = f"aliases (*{self.peek_event().anchor}) are not read: write the value again"
         elif self.depth > DEEPEST:
             mistake = f"lists and keys go {DEEPEST} levels deep at most"
+        elif self.number > MOST_NODES:
+            mistake = f"there are more than {MOST_NODES} keys and values"
         if mistake:
             mark = self.peek_event().start_mark
             raise yaml.composer.ComposerError(None, None, mistake, mark)
         self.depth += 1
+        self.number += 1
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node

@@ -129,6 +129,23 @@ def _text() -> io.TextIOWrapper:
     return io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
 
 
+def ranks_of(folder: Path) -> dict[int, int]:
+    """Return the process of each rank of the job in a run folder, without its launcher."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (path / "cmdline").read_bytes().split(b"\0")
+            variables = dict(
+                word.partition(b"=")[::2] for word in (path / "environ").read_bytes().split(b"\0")
+            )
+        except OSError:
+            continue
+        if words[0].endswith(b"python") and os.fsencode(folder) in words and b"-np" not in words:
+            rank = variables.get(b"PMI_RANK") or variables.get(b"OMPI_COMM_WORLD_RANK") or b"0"
+            found[int(rank)] = int(path.name)
+    return found
+
+
 def train_each(ranks: int, runs: Mapping[Path, tuple[int, Sequence[str]]]) -> None:
     """Train many runs in one job, by run folder: each on its first ranks, with its words.
 

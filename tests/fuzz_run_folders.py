@@ -14,17 +14,20 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import h5py
 import numpy as np
-from conftest import _run_here
+from conftest import HERE, ROOT, SMALL, TESTS, _run_here, environment, run
 
 from hpc_maml import open_run
 from hpc_maml.errors import InputError
@@ -32,9 +35,11 @@ from hpc_maml.report.experiments import by_environment, read_runs
 from hpc_maml.report.page import page
 from hpc_maml.report.tables import to_csv
 from hpc_maml.report.writing import TABLES
+from hpc_maml.storage import metrics
 from hpc_maml.storage.hdf5_files import USER_BLOCK, user_block
 
-SECONDS = 30  # of a command at most; most take a tenth of one
+SECONDS = 30  # of CPU, of a command at most; most take a tenth of one
+PATIENCE = 10 * SECONDS  # for one that sleeps, or on a busy machine
 MEMORY = 2**30  # bytes more than at the start
 CONFIGS = [
     "",
@@ -58,6 +63,14 @@ CONFIGS = [
 ]
 VALUES = ["null", "-1", "0", "text", "[]", "{}", "[1, 2]", "{a: 1}", "1.5", ".nan", "10e99", "true"]
 VALUES += [str(10**12), "'$x$ \\e[2J'", "nowhere:Class", "2020-01-01", "!!binary AAAA"]
+
+
+def make_run(folder: Path) -> None:
+    """Make a run folder with a file of every kind, parts of metrics among them."""
+    with mock.patch.object(metrics, "PART_ROWS", 1):
+        run(HERE, *SMALL, "num_iterations=3", "archive.rollouts=every", "--run-dir", folder)
+    run(HERE, "evaluate", folder, "--tasks", "2", "--updates", "1")
+    assert list(folder.glob("metrics/*.h5"))
 
 
 def reseal(path: Path) -> None:
@@ -296,14 +309,47 @@ class Endless(BaseException):
 
 
 def alarm(*_: object) -> None:
-    raise Endless(f"no end after {SECONDS} s")
+    raise Endless(f"no end after {SECONDS} s of CPU or {PATIENCE} s")
+
+
+def findings(source: Path, first: int, last: int) -> list[dict[str, Any]]:
+    """Return what is found in folders FIRST up to LAST, in processes of their own.
+
+    A crash of one is a finding, and the next process goes on behind it.
+    """
+    found: list[dict[str, Any]] = []
+    path = {"PYTHONPATH": f"{ROOT}:{TESTS}"}
+    while first < last:
+        words = [sys.executable, __file__, str(source.absolute()), str(first), str(last)]
+        with tempfile.TemporaryDirectory() as folder:
+            done = subprocess.run(
+                words,
+                cwd=folder,
+                env=environment(**path),
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=PATIENCE * (last - first),
+            )
+        lines = done.stdout.splitlines()
+        found += [json.loads(line) for line in lines if line.startswith("{")]
+        said = [line for line in lines if line.startswith("folder ")]
+        first += len(said)
+        if done.returncode or not said:
+            wrong = f"exit code {done.returncode}: {done.stderr[-2000:]}"
+            what = said[-1] if said else "no folder"
+            found.append({"folder": first - 1, "what": what, "do": "crash", "wrong": wrong})
+            if not said:
+                break
+    return found
 
 
 def main() -> None:
     source, first, last = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     warnings.simplefilter("ignore")
     os.mkfifo("pipe")
-    signal.signal(signal.SIGALRM, alarm)
+    for number in (signal.SIGALRM, signal.SIGPROF):
+        signal.signal(number, alarm)
     folder, began = Path("run"), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for number in range(first, last):
         if folder.is_dir():
@@ -318,12 +364,14 @@ def main() -> None:
         for name, words in commands(folder, number).items():
             each[name] = lambda name=name, words=words: complaint(name, words)  # type: ignore[misc]
         for name, act in each.items():
-            signal.alarm(SECONDS)
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)
+            signal.alarm(PATIENCE)
             try:
                 wrong = act()
             except BaseException:
                 wrong = traceback.format_exc()
             finally:
+                signal.setitimer(signal.ITIMER_PROF, 0)
                 signal.alarm(0)
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             if 1024 * (peak - began) > MEMORY:

@@ -1,6 +1,7 @@
 """Whatever a configuration says: it runs, or it is refused in one sentence."""
 
 import shutil
+import time
 import types
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
@@ -17,6 +18,7 @@ from pydantic.fields import FieldInfo
 from hpc_maml.algorithms import ALGORITHMS, algorithm_class
 from hpc_maml.algorithms.pretrain import Pretrain
 from hpc_maml.config import KEYS, load_config
+from hpc_maml.errors import InputError
 from hpc_maml.policies import NETWORKS, network_class
 from hpc_maml.sampling.trajectory import batch_dtype
 from hpc_maml.storage.archive_plan import Shapes, estimate, is_archived
@@ -131,6 +133,48 @@ def runs_or_is_refused(words: list[str]) -> None:
         assert line.endswith(".")
 
 
+# Values that no key takes, or none as large or as long.
+HOSTILE = [
+    *("1e400", "-0", "0x" + 5000 * "f", str(10**30), str(2**63), "1e-320", ".nan", "-.inf"),
+    *("null", "~", "''", "{}", "[]", "[[]]", "{a: {b: [1, {c: d}]}}", "2020-01-01", "1:30:00"),
+    *('!!int ""', "!!map [1]", "!!set [1]", "!!binary AAAA", "!!python/name:os.system ''"),
+    *("&a [*a]", "{<<: {a: 1}}", "? x", "a: b: c", "\\x00", "\x00", "\u202e", "$HOME", "`id`"),
+    *(2000 * "[", 2000 * "{", 100_000 * "x", f"[{'1,' * 20_000}1]", "os:system", "a:B", ":", "a:"),
+    "{" + ", ".join(f"a{n}: 1" for n in range(5000)) + "}",
+]
+
+
+@st.composite
+def hostile_configurations(draw: st.DrawFn) -> tuple[list[str], bool]:
+    """Draw words of a configuration, mostly with one or two of which no key has the like.
+
+    Also tell whether there are none of these, so that it is small enough to run.
+    """
+    words = draw(configurations())
+    number = len(words)
+    keys = [*sorted(KEYS), "algorithm.clip", "policy.hidden_sizes", "env.kwargs.x", "x", "", "."]
+    for _ in range(draw(st.sampled_from([0, 0, 1, 1, 2]))):
+        words.append(f"{draw(st.sampled_from(keys))}={draw(st.sampled_from(HOSTILE))}")
+    return words, len(words) == number
+
+
+def load(words: list[str]) -> tuple[str, float]:
+    """Load a configuration; return the sentence that refuses it, if one does, and CPU seconds.
+
+    Whatever else is raised than InputError, or one that is no sentence, is a failure.
+    """
+    began, refusal = time.process_time(), ""
+    try:
+        load_config(None, words)
+    except InputError as error:
+        refusal = str(error)
+    seconds = time.process_time() - began
+    assert not refusal or refusal[-1] in ".?", refusal
+    assert "\n" not in refusal, refusal
+    assert len(refusal) < 1300, refusal
+    return refusal, seconds
+
+
 TINY = ["num_iterations=1", "meta_batch_size=2", "fast_batch_size=2", "horizon=3"]
 HUGE = 10**30
 
@@ -191,6 +235,18 @@ def campaign(examples: int):
 @given(configurations())
 def test_it_runs_or_is_refused(words):
     runs_or_is_refused(words)
+
+
+def test_it_is_loaded_or_refused_in_a_second():
+    for name in ("ant_vel", "Pendulum-v1"):  # which are imported now
+        load([f"env.name={name}"])
+
+    @campaign(300)
+    @given(hostile_configurations())
+    def in_a_second(case):
+        assert load(case[0])[1] < 1
+
+    in_a_second()
 
 
 @pytest.mark.slow

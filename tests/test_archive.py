@@ -17,9 +17,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import BAD_INPUT, HERE, ROOT, SMALL, environment, run, start, train_each
+from conftest import BAD_INPUT, HERE, ROOT, SMALL, environment, ranks_of, run, start, train_each
 
-from hpc_maml import open_run
+from hpc_maml import open_run, train
 from hpc_maml.algorithms.adaptation import adapt
 from hpc_maml.config import ArchiveConfig, load_config
 from hpc_maml.errors import InputError
@@ -27,6 +27,7 @@ from hpc_maml.parts import make_env
 from hpc_maml.policies import make_policy
 from hpc_maml.policies.mlp import MLPSettings
 from hpc_maml.run.job import archive_shapes, prepare
+from hpc_maml.run.record import RunRecord
 from hpc_maml.sampling.trajectory import Trajectories, batch_dtype, samples
 from hpc_maml.storage.archive_plan import Shapes, estimate, is_archived
 from hpc_maml.storage.archive_schema import FIELDS, OPTIONAL_FIELDS
@@ -198,19 +199,6 @@ def test_a_limit_refuses_or_drops_the_oldest(serial_run):
 # What goes wrong
 
 
-def ranks_of(folder: Path) -> list[int]:
-    """Return the processes of the ranks of a job, without its launcher."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (path / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if words[0].endswith(b"python") and os.fsencode(folder) in words and b"-np" not in words:
-            found.append(int(path.name))
-    return found
-
-
 @pytest.mark.parametrize("kills", [3, pytest.param(50, marks=slow)])
 def test_kills_of_any_rank_at_random_moments(kills, tmp_path):
     folder = tmp_path / "run"
@@ -235,7 +223,7 @@ def test_kills_of_any_rank_at_random_moments(kills, tmp_path):
         before = open_run(folder).rollouts.iterations if more else seen[:held]
         while not (ranks := ranks_of(folder)):
             assert job.poll() is None, job.communicate()
-        os.kill(chance.choice(ranks), signal.SIGKILL)
+        os.kill(chance.choice(sorted(ranks.values())), signal.SIGKILL)
         job.communicate(timeout=30)
         assert job.returncode
         if not (folder / "config.yaml").exists():
@@ -302,7 +290,7 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_a_checkpoint(tmp_path):
     while not (folder / "rollouts/iteration_000002.h5").exists():
         assert job.poll() is None, job.communicate()
         time.sleep(0.001)
-    for rank in ranks_of(folder):  # segments have 580 kB, checkpoints and metrics less
+    for rank in ranks_of(folder).values():  # segments have 580 kB, checkpoints and metrics less
         resource.prlimit(rank, resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
     _, err = job.communicate(timeout=60)
     assert job.returncode == BAD_INPUT, err
@@ -334,6 +322,25 @@ def test_a_folder_that_cannot_be_written_ends_the_run_likewise(ranks):
     assert "Traceback" not in err
     assert open_run("run").checkpoints == [1, 2]
     assert open_run("run").rollouts.iterations == [1, 2]
+
+
+@pytest.mark.parametrize("has_room", [False, True])
+def test_a_disk_that_is_full_from_the_start_leaves_a_run_or_nothing(has_room, monkeypatch):
+    """It left a folder that was no run, and that no run could begin in."""
+    config = load_config(None, SETTINGS)
+
+    def full(self):
+        raise InputError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentWriter, "write", full)
+        if not has_room:
+            patch.setattr(RunRecord, "write_checkpoint", full)
+        end = "with the checkpoint iteration_000000.h5" if has_room else "without a checkpoint"
+        with pytest.raises(InputError, match=f"no room; the run ends {end}."):
+            train(config, "run")
+    assert Path("run").exists() == has_room
+    assert train(config, "run").rollouts.iterations == [1, 2, 3]
 
 
 # The reader

@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import HERE, SMALL, checkpoints, run
+from conftest import HERE, SMALL, changed_hdf5, checkpoints, run
 
 from hpc_maml import open_run
 from hpc_maml.algorithms.algorithm import Metric
@@ -283,6 +283,15 @@ class TestDamage:
         assert kept.read_text() == "mine"
         assert mistaken.with_name(f"{mistaken.name}.damaged").read_text() == "mine"
         assert_holds(folder, 50)
+
+    @pytest.mark.parametrize("shape", [(), (11, 2)])
+    @pytest.mark.parametrize("name", ["iterations/kl", "tasks/task"])
+    def test_a_column_of_another_shape(self, name, shape, folder):
+        with changed_hdf5(folder / "metrics.h5") as file:
+            del file[name]
+            file[name] = np.zeros(shape)
+        with pytest.raises(DamagedError, match=f"{name.split('/')[1]} has not the shape of a"):
+            new(folder).read(50)
 
     def test_metrics_of_another_shape(self, folder):
         metrics = new(folder)

@@ -1,5 +1,6 @@
 """What cannot be used is said in one sentence, and a run without a signal stays where it is."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -54,11 +55,14 @@ def test_a_keyword_that_an_environment_does_not_know():
         f"env.name={400_000 * 'x'}",
         f"{400_000 * 'x'}=1",
         f"policy.hidden_sizes={100_000 * '['}",
-        f"env.kwargs={{{', '.join(f'a{n}: 1' for n in range(20_000))}, a7: 1}}",
+        f"env.kwargs={{{', '.join(f'a{n}: 1' for n in range(2000))}, a7: 1}}",
+        f"env.kwargs={{a: [{100_000 * '1,'}]}}",
     ],
 )
 def test_words_that_are_no_values(word):
+    began = time.process_time()
     error = run(HERE, word, code=BAD_INPUT).stderr
+    assert time.process_time() - began < 1
     assert error.count("\n") == 1
     assert len(error) < 1200
 
@@ -93,9 +97,11 @@ def test_advantages_of_constant_rewards_are_zero():
     assert task_advantages(observations, rewards, lengths, 0.99, 1.0).any()
 
 
-@pytest.mark.parametrize("name", ["maml_trpo", "promp", "pretrain"])
+@pytest.mark.parametrize("name", ["maml_trpo", "promp", "pretrain", "rl2"])
 def test_a_run_without_a_signal_says_so_and_stays(name):
-    words = (*SMALL, "env.name=conformance_parts:Constant", f"algorithm.name={name}")
+    small = [word for word in SMALL if name != "rl2" or not word.startswith("policy.")]
+    # too few steps for an episode to reach the goal, and to be shorter than others
+    words = (*small, "env.name=conformance_parts:Constant", f"algorithm.name={name}", "horizon=5")
     said = run(HERE, *words, "num_iterations=2", "--run-dir", "run").stdout
     reason = "UPDATE REJECTED: no signal: in every task all episodes have the same rewards"
     assert said.count(reason) == 2

@@ -24,7 +24,7 @@ from test_gru import (
 from hpc_maml.algorithms import rl2
 from hpc_maml.algorithms.adam import STEPS as ADAM_STEPS
 from hpc_maml.algorithms.adam import adam_state
-from hpc_maml.algorithms.algorithm import THETA
+from hpc_maml.algorithms.algorithm import NO_SIGNAL, THETA
 from hpc_maml.algorithms.collection import collect
 from hpc_maml.algorithms.rl2 import RL2, RL2Settings, Trials
 from hpc_maml.config import load_config
@@ -452,6 +452,31 @@ def test_rewards_that_are_not_finite_reject_the_update():
     assert (found.accepted, found.reason) == (False, "non-finite returns")
     assert found.state is state
     assert fields["rewards"] is trials.rewards
+
+
+@pytest.mark.parametrize("convert", [np.asarray, torch.as_tensor])
+def test_trials_that_differ_in_nothing_reject_the_update(convert):
+    """Rewards of tasks and steps may differ: what was done made no difference."""
+    trials, _ = draw_trials(np.random.default_rng(15), DISCRETE)
+    tasks, steps, number = trials.rewards.shape
+    rewards = np.random.default_rng(16).normal(size=(tasks, steps, 1)).astype(np.float32)
+    rewards = np.repeat(rewards, number, 2)
+    state = state_of(draw_theta(np.random.default_rng(0), DISCRETE))
+
+    def updated(rewards, valid):
+        changed = trials._replace(rewards=rewards * valid, valid=valid)
+        arrays = Trials(*map(convert, changed))
+        return update(algorithm(DISCRETE), state, each_alone(arrays))
+
+    whole = np.ones_like(trials.valid)
+    found = updated(rewards, whole)
+    assert (found.accepted, found.reason) == (False, NO_SIGNAL)
+    assert found.state is state
+    shorter, other = whole.copy(), rewards.copy()
+    shorter[1, -1, 0] = False
+    other[1, 2, 0] += 1e-6
+    assert updated(np.zeros_like(rewards), shorter).accepted
+    assert updated(other, whole).accepted
 
 
 def test_large_returns_can_be_summed():

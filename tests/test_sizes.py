@@ -81,11 +81,11 @@ def test_needs_by_hand():
         ("observer",),
     ]
     least, probable = memory.of_node(needs, plan, [0, 1, 2])
-    assert least == 3 * 100e6 + 20e9 + 1e9
+    assert least == 3 * 40e6 + 20e9 + 1e9
     assert probable == 3 * 100e6 + (20e9 + 1e9 + 30e9) + 3 * 2e9
-    assert memory.of_node(needs, plan, [3])[0] == 100e6 + 1e9
+    assert memory.of_node(needs, plan, [3])[0] == 40e6 + 1e9
     team = plan_roles(seats, "auto", "team")
-    assert memory.of_node(needs, team, [0, 1, 2])[0] == 3 * (100e6 + 3 * 2e9 + 1e9)
+    assert memory.of_node(needs, team, [0, 1, 2])[0] == 3 * (40e6 + 3 * 2e9 + 1e9)
 
 
 def test_the_needs_of_a_configuration():
@@ -124,14 +124,39 @@ def test_the_limit_of_a_node(tmp_path):
 
 @pytest.mark.parametrize("ranks", [HERE, 3])
 def test_a_job_that_cannot_fit_does_not_start(ranks, monkeypatch):
-    monkeypatch.setenv("SLURM_MEM_PER_NODE", "90")
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "30")
     words = (*SMALL, "num_iterations=1", "--run-dir", "run")
-    limit = {} if ranks == HERE else {"SLURM_MEM_PER_NODE": "90"}
+    limit = {} if ranks == HERE else {"SLURM_MEM_PER_NODE": "30"}
     error = run(ranks, *words, code=BAD_INPUT, **limit).stderr
     assert "memory: " in error
-    assert "of 94.4 MB (Slurm, --mem): use more nodes or more memory, or smaller horizon" in error
+    assert "of 31.5 MB (Slurm, --mem): use more nodes or more memory, or smaller horizon" in error
     assert error.count("\n") == 1
     assert not list(Path("run").glob("checkpoints/*"))
+
+
+@pytest.mark.parametrize("words", [("evaluate",), ("demo", "-o", "demo.png")])
+def test_a_test_or_demo_that_cannot_fit_does_not_start(words, copied, monkeypatch):
+    before = sorted(copied.rglob("*"))
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "30")
+    error = run(HERE, words[0], copied, *words[1:], code=BAD_INPUT).stderr
+    assert "memory: " in error
+    assert "at least 40.0 MB of 31.5 MB (Slurm, --mem)" in error
+    assert error.count("\n") == 1
+    assert sorted(copied.rglob("*")) == before
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "200")
+    size = ("--episodes", 1_000_000) if words[0] == "evaluate" else ()
+    done = run(HERE, words[0], copied, *words[1:], *size, code=BAD_INPUT if size else 0)
+    assert ("memory: " in done.stderr) == bool(size)
+
+
+def test_the_needs_of_a_meta_test():
+    config = load_config(None, [*SMALL, "evaluation.updates=3"])
+    job = prepare(config, make_env(config, 1))
+    found = memory.needs_of_test(job)
+    assert (found.tasks, found.batch) == (0, 4 * job.dtype.itemsize)
+    (place,) = plan_roles([Seat(0)], "auto", "auto").places
+    plan = plan_roles([Seat(0)], "auto", "auto")
+    assert found.of_rank(place, plan)[0] == memory.PROGRAM_ALONE + found.batch
 
 
 def test_the_doctor_shows_memory():

@@ -1,6 +1,5 @@
 """Files that are damaged, lost or somebody else's: nothing of it goes unnoticed or is removed."""
 
-import contextlib
 import hashlib
 import random
 import re
@@ -9,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
-from conftest import BAD_INPUT, HERE, ROOT, SMALL, checkpoints, run
+from conftest import BAD_INPUT, HERE, ROOT, SMALL, changed_hdf5, checkpoints, run
 
 from hpc_maml import open_run
 from hpc_maml.algorithms.algorithm import Metric
@@ -25,7 +25,7 @@ from hpc_maml.storage.archive_writer import RolloutArchive, SegmentWriter
 from hpc_maml.storage.atomic_files import write_text
 from hpc_maml.storage.hdf5_files import DamagedError
 from hpc_maml.storage.inspection import damages
-from hpc_maml.storage.metrics import METRICS, PER_TASK, Metrics
+from hpc_maml.storage.metrics import METRICS, PART_ROWS, PER_TASK, Metrics
 from hpc_maml.storage.run_folder import begin, open_folder
 
 CONFIG = load_config(None, [*SMALL, "archive.rollouts=every", "meta_batch_size=2"])
@@ -34,6 +34,7 @@ SHAPES = Shapes(DTYPE, 2, 0, adapted=False)
 FILES = {
     "checkpoint": "checkpoints/iteration_000002.h5",
     "metrics": "metrics.h5",
+    "part of metrics": f"metrics/iterations_000001_{PART_ROWS:06d}.h5",
     "evaluation": "evaluations/iteration_000002_tasks_40_updates_3.h5",
     "segment": "rollouts/iteration_000002/rank_0001.h5",
     "iteration": "rollouts/iteration_000002.h5",
@@ -61,10 +62,8 @@ def store_rollouts(folder: Path, iterations: int, archive: RolloutArchive | None
     archive.write_index()
 
 
-@pytest.fixture
-def stored() -> Path:
-    """Return a run folder with a file of every kind, written without a run."""
-    folder = Path("run")
+def store(folder: Path) -> None:
+    """Write a run folder with a file of every kind, without a run."""
     open_folder(folder, CONFIG).close()
     begin(folder, CONFIG)
     text = to_yaml(CONFIG, neutral=False)
@@ -76,14 +75,21 @@ def stored() -> Path:
         folder / "metrics.h5", {"python": "3"}, {"kl": Metric("nat", "KL")}, "updates"
     )
     row = dict.fromkeys((*METRICS, "kl"), 1) | {name: np.ones((2, 1)) for name in PER_TASK}
-    metrics.rows = [row, row]
-    metrics.write(durable=False)
+    for _ in range(2 * PART_ROWS):
+        metrics.add(row)
+        metrics.write(durable=False)
     returns = {"run": np.ones((40, 4)), "random": np.ones((40, 4))}
     test = meta_tests.MetaTest(2, "updates", np.ones((40, 2)), returns, {"best": np.ones(40)}, "x")
     meta_tests.save(folder / FILES["evaluation"], test)
     store_rollouts(folder / "rollouts", 3)
     assert damages(open_run(folder), verify=True) == []
-    return folder
+
+
+@pytest.fixture
+def stored() -> Path:
+    """Return a run folder with a file of every kind."""
+    store(Path("run"))
+    return Path("run")
 
 
 def flip(path: Path, place: int, bit: int = 0) -> bytes:
@@ -110,36 +116,51 @@ def fields(folder: Path) -> list[bytes]:
 READ: dict[str, Callable[[Path], object]] = {
     "checkpoint": lambda folder: open_run(folder).checkpoint(2),
     "metrics": lambda folder: open_run(folder).columns,
+    "part of metrics": lambda folder: open_run(folder).columns,
     "evaluation": lambda folder: open_run(folder).evaluations,
     "iteration": lambda folder: open_run(folder).rollouts[2, 0],
 }
 
 
+def flip_bits(folder: Path, kind: str, number: int, chance: random.Random) -> list[str]:
+    """Flip a bit in each of so many places of a file; return the flips that went unnoticed.
+
+    Each must be damage in one sentence, and refused by those who read the file.
+    """
+    path = folder / FILES[kind]
+    size = path.stat().st_size
+    expected = fields(folder)
+    unnoticed = []
+    for k in range(number):
+        place = min(size - 1, k * size // number + chance.randrange(max(1, size // number)))
+        bit = chance.randrange(8)
+        content = flip(path, place, bit)
+        said = [str(each) for each in damages(open_run(folder), verify=True)]
+        noticed = len(said) == 1 and said[0].startswith(f"{path} is damaged: ")
+        try:
+            if kind in READ:
+                READ[kind](folder)
+                noticed = False
+            elif kind == "segment":  # of which only a part is read: right, or not at all
+                noticed &= fields(folder) == expected
+        except DamagedError:
+            pass
+        if not noticed:
+            unnoticed.append(f"{kind}, byte {place} of {size}, bit {bit}: {said}")
+        put(path, content)
+    assert damages(open_run(folder), verify=True) == []
+    return unnoticed
+
+
 @pytest.mark.parametrize("number", [30, pytest.param(300, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", FILES)
 def test_every_flipped_bit_is_noticed(kind, number, stored):
-    path = stored / FILES[kind]
-    size = path.stat().st_size
-    chance = random.Random(kind)
-    expected = fields(stored)
-    for k in range(number):
-        place = min(size - 1, k * size // number + chance.randrange(size // number))
-        content = flip(path, place, chance.randrange(8))
-        (damage,) = damages(open_run(stored), verify=True)
-        assert str(damage).startswith(f"{path} is damaged: "), place
-        if kind in READ:
-            with pytest.raises(DamagedError, match="does not match its checksum"):
-                READ[kind](stored)
-        elif kind == "segment":  # of which only a part is read: right, or not at all
-            with contextlib.suppress(DamagedError):
-                assert fields(stored) == expected, place
-        put(path, content)
-    assert damages(open_run(stored), verify=True) == []
+    assert flip_bits(stored, kind, number, random.Random(kind)) == []
 
 
 def test_the_checksum_can_be_compared_by_hand(stored):
     files = list(stored.rglob("*.h5"))
-    assert len(files) == 2 + 1 + 1 + 2 * 4 + 3 + 1
+    assert len(files) == 2 + 2 + 1 + 2 * 4 + 3 + 1
     for path in files:
         content = path.read_bytes()
         words = content[:512].decode().rstrip()
@@ -299,6 +320,60 @@ class TestOthers:
         (stored / ".lock").write_text("mine")
         open_folder(stored, CONFIG).close()
         assert (stored / ".lock").read_text() == "mine"
+
+
+NAME = "iterations/kl"
+
+
+def virtual(file):
+    layout = h5py.VirtualLayout((2,), "f8")
+    layout[...] = h5py.VirtualSource(".", NAME, (2,), "f8")
+    file.create_virtual_dataset(NAME, layout)
+
+
+def link(target):
+    return lambda file: file.__setitem__(NAME, target)
+
+
+def array(shape, kind="f8", **how):
+    return lambda file: file.create_dataset(NAME, shape, kind, **how)
+
+
+FOREIGN: dict[str, Callable[[h5py.File], object]] = {
+    "kl is a link to elsewhere": link(h5py.SoftLink("/iterations/accepted")),
+    "kl is a link to  elsewhere": link(h5py.ExternalLink("/etc/passwd", "/")),
+    "kl is a group too deep": lambda file: file.create_group(f"{NAME}/deep"),
+    "kl is no array": link(np.dtype("f8")),
+    "kl is kept elsewhere": virtual,
+    "kl is kept  elsewhere": array((2,), external=[("/etc/passwd", 0, h5py.h5f.UNLIMITED)]),
+    "kl is not there in full": array((10**12,), chunks=(1000,)),
+    "kl is compressed": lambda file: file.create_dataset(
+        NAME, data=np.zeros(10**7), chunks=(10**6,), compression="gzip"
+    ),
+    "kl holds no numbers": link(["a", "b"]),
+}
+
+
+@pytest.mark.parametrize("reason", FOREIGN)
+def test_content_that_is_not_safe_to_read_is_damage(reason, stored):
+    """With the right checksum, as somebody may have made it so."""
+    path = stored / "metrics.h5"
+    with changed_hdf5(path) as file:
+        del file[NAME]
+        FOREIGN[reason](file)
+    with pytest.raises(DamagedError, match=" ".join(reason.split())):
+        _ = open_run(stored).columns
+    (said,) = run(HERE, "inspect", stored, code=1).stderr.splitlines()
+    assert said.startswith(f"{path} is damaged: ")
+
+
+@pytest.mark.parametrize("of", ["/", "returns/random"])
+@pytest.mark.parametrize("phase", ["", "phases"])
+def test_phases_of_no_known_kind_are_damage(of, phase, stored):
+    with changed_hdf5(stored / FILES["evaluation"]) as file:
+        file[of].attrs["phase"] = phase
+    with pytest.raises(DamagedError, match=f"phases are updates or episode, not '{phase}'"):
+        _ = open_run(stored).evaluations
 
 
 class TestKills:

@@ -16,6 +16,7 @@ from hpc_maml.algorithms.adam import adam_state, adam_step
 from hpc_maml.algorithms.algorithm import (
     GRADIENT_METRICS,
     NAME,
+    NO_SIGNAL,
     THETA,
     Algorithm,
     AlgorithmSettings,
@@ -175,11 +176,14 @@ class RL2(Algorithm):
             return reduce(array_namespace(*listed).concat(listed))
 
         # what every agent must know, also one without tasks
-        steps = int(total([steps_term(group) for group in groups], 1)[0] / num_tasks)
+        lengths, differing = total([trial_terms(group) for group in groups], 2)
+        steps = int(lengths / num_tasks)
         sums = total([return_terms(group, self.sampling.gamma) for group in groups], 1 + 3 * steps)
         found["trial_return"] = float(sums[0] / num_tasks)
         if not np.isfinite(sums).all():
             return Update(state, "non-finite returns", found)
+        if not differing:  # advantages would be rounding, or what the value does not fit
+            return Update(state, NO_SIGNAL, found)
         targets = self._targets(state[THETA], groups, standard_of(sums[1:]), total)
 
         theta, moments = state[THETA], state
@@ -271,10 +275,15 @@ def discounted_sums(terms: Array, factor: float) -> Array:
     return sums
 
 
-def steps_term(trials: Trials) -> Array:
-    """Return the steps of a trial, T, for each task ``[G, 1]``."""
+def trial_terms(trials: Trials) -> Array:
+    """Return the steps of a trial, T, and 1 where the trials of a task differ in their rewards.
+
+    For each task, ``[G, 2]``. A trial that ends sooner differs too.
+    """
     xp = array_namespace(trials.rewards)
-    return xp.zeros_like(trials.rewards[:, :1, 0]) + trials.rewards.shape[-2]
+    differ = (trials.rewards != trials.rewards[..., :1]) | (trials.valid != trials.valid[..., :1])
+    differing = xp.astype(xp.any(differ, axis=(1, 2)), trials.rewards.dtype)
+    return xp.stack([xp.zeros_like(differing) + trials.rewards.shape[-2], differing], axis=-1)
 
 
 def return_terms(trials: Trials, gamma: float) -> Array:

@@ -53,7 +53,7 @@ PRINCIPAL = 0  # rank of the principal among the learners
 def choose_gpu(setting: str, topology: Topology) -> "Gpu | None":
     """Return the GPU of this agent, None for the CPU: agents of a node take its GPUs in turn.
 
-    With ``cuda`` every agent has one: ``doctor.warn`` refuses other jobs.
+    With ``cuda`` every agent has one: ``doctor.warnings_of`` refuses other jobs.
     """
     gpus = 0
     # torch takes seconds to import, and is of no use without a driver

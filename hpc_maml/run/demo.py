@@ -6,16 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mpi4py import MPI
 
 from hpc_maml.algorithms.algorithm import State
 from hpc_maml.algorithms.collection import collect
-from hpc_maml.config import Config, EnvConfig
+from hpc_maml.config import Config, EnvConfig, TopologyConfig
 from hpc_maml.envs.batched import TaskVectorEnv
 from hpc_maml.errors import InputError
 from hpc_maml.parts import make_env
 from hpc_maml.report.phases import ends_by_index
 from hpc_maml.roles.principal import unseen_tasks
+from hpc_maml.run.doctor import warnings_of
 from hpc_maml.run.job import Job, prepare
+from hpc_maml.run.memory import Needs
 from hpc_maml.storage.atomic_files import write_whole
 from hpc_maml.storage.run_folder import read_config
 from hpc_maml.storage.states import chosen_checkpoint, state_of
@@ -45,7 +48,11 @@ def demo(run_dir: Path, to: Path | None, *, trust: bool = False) -> Path:
     # as often as in training
     updates = max(1, job.algorithm.num_phases(False) - 1)
     evaluation = config.evaluation.model_copy(update={"updates": updates})
-    job = prepare(config.model_copy(update={"evaluation": evaluation}), env)
+    alone = {"topology": TopologyConfig(), "device": "cpu", "evaluation": evaluation}
+    job = prepare(config.model_copy(update=alone), env)
+    played = number * job.dtype.itemsize  # bytes of a phase of all tasks
+    needs = Needs(0, played, played, 4 * job.algorithm.policy.size)
+    warnings_of(MPI.COMM_SELF, job.config, needs)  # or what will go wrong, raised
     state = state_of(chosen_checkpoint(run_dir, run_config, job.algorithm))
     drawn = unseen_tasks(config, env)
     # different ones first, where there are only two directions

@@ -25,7 +25,7 @@ from hpc_maml.mpi.runtime import check_world, from_rank_0, has_launcher, launche
 from hpc_maml.mpi.topology import Place, Plan, Seat, plan_roles, rank_ranges, visible_gpus
 from hpc_maml.report.advice import uneven
 from hpc_maml.run import memory
-from hpc_maml.run.job import Job, make_env, prepare
+from hpc_maml.run.job import make_env, prepare
 from hpc_maml.storage.atomic_files import size_text
 
 GIGABYTE = 1e9
@@ -380,23 +380,24 @@ def doctor(world: MPI.Intracomm, load_settings: Callable[[], Config], run_dir: P
     return from_rank_0(world, diagnose)
 
 
-def warn(world: MPI.Intracomm, job: Job, say: Callable[[str], None]) -> None:
-    """Have rank 0 say what may go wrong with the job that begins; the short form of ``doctor``.
+def warnings_of(world: MPI.Intracomm, config: Config, needs: memory.Needs) -> list[str]:
+    """Return on every rank what may go wrong with the job that begins: ``doctor`` in short.
 
     Raises InputError on every rank for what will go wrong.
     """
     ranks = to_rank_0(world, look())
 
-    def speak() -> None:
-        for check in examine(ranks, job.config, memory.needs(job)):
+    def found() -> list[str]:
+        checks = examine(ranks, config, needs)
+        for check in checks:
             if check.level == "error":
                 raise InputError(f"{check.subject}: {check.finding}.")
-            if check.level == "warning":
-                say(f"warning: {check.subject}: {check.finding}")
+        return [f"{each.subject}: {each.finding}" for each in checks if each.level == "warning"]
 
-    from_rank_0(world, speak)
-    if job.config.device == "cuda":
-        _need_gpus(world, ranks, job.config)
+    said = from_rank_0(world, found)
+    if config.device == "cuda":
+        _need_gpus(world, ranks, config)
+    return said
 
 
 def _need_gpus(world: MPI.Intracomm, ranks: Sequence[Facts], config: Config) -> None:

@@ -9,7 +9,9 @@ from hpc_maml.mpi.topology import Place, Plan
 from hpc_maml.roles.messages import REQUESTS_AHEAD
 from hpc_maml.run.job import Job
 
-PROGRAM = 100e6  # bytes of a rank that holds no data: Python, NumPy and MPI
+# Bytes of a rank that holds no data: Python, NumPy and MPI. Half of it are libraries, of which the
+# ranks of a node have one copy, and which the kernel can read again.
+PROGRAM, PROGRAM_ALONE = 100e6, 40e6
 # What a rank keeps of a task for the products of an outer step, times its trajectory batches
 # (docs/design.md, section 4); of all tasks together it is KEPT_DIGESTS at most.
 DIGEST, KEPT_DIGESTS = 15, 1e9
@@ -27,7 +29,7 @@ class Needs:
 
     def of_rank(self, place: Place, plan: Plan) -> tuple[float, float]:
         """Return the bytes of a rank, what it surely needs and what it probably needs."""
-        least = probable = PROGRAM
+        least, probable = PROGRAM_ALONE, PROGRAM
         stepping = [each for each in plan.places if plan.takes_step(each)]
         if plan.takes_step(place):
             # in a team tasks are handed out on demand: this is an even share
@@ -43,10 +45,17 @@ class Needs:
 
 
 def needs(job: Job) -> Needs:
-    """Return the sizes of a job."""
+    """Return the sizes of a training job."""
     batch = job.dtype.itemsize
     phases = job.algorithm.num_phases(False)
     return Needs(job.config.meta_batch_size, phases * batch, batch, 4 * job.algorithm.policy.size)
+
+
+def needs_of_test(job: Job) -> Needs:
+    """Return the sizes of a meta-test: an observer has all phases of a task, and keeps none."""
+    phases = max(algorithm.num_phases(True) for algorithm in job.algorithms)
+    task = phases * job.dtype.itemsize
+    return Needs(0, task, task, 4 * sum(each.policy.size for each in job.algorithms))
 
 
 def of_node(needs: Needs, plan: Plan, here: Sequence[int]) -> tuple[float, float]:

@@ -22,6 +22,8 @@ from hpc_maml.mpi.runtime import from_rank_0
 from hpc_maml.mpi.topology import Topology
 from hpc_maml.parts import make_algorithm, make_env
 from hpc_maml.roles.principal import Agents, Scores, greet, meta_test, unseen_tasks
+from hpc_maml.run import memory
+from hpc_maml.run.doctor import warnings_of
 from hpc_maml.run.job import Job, prepare, run_job
 from hpc_maml.sampling.random_streams import Purpose, stream
 from hpc_maml.stopping import StopSignal
@@ -93,6 +95,7 @@ class MetaTesting:
         Raises InputError on every rank.
         """
         job = from_rank_0(world, self._prepare)
+        warnings_of(world, job.config, memory.needs_of_test(job))  # or what will go wrong, raised
 
         async def principal(agents: Agents, topology: Topology) -> None:
             await self._lead(job, agents, topology)

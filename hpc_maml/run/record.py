@@ -106,13 +106,22 @@ class RunRecord:
         self._lock.close()
 
     def remove(self) -> None:
-        """Remove what was written before the first iteration, and the folder if it is empty."""
-        with contextlib.suppress(OSError):  # what is left shows that something else is there
-            for name in (CONFIG, LOG, LOCK):
-                (self.path / name).unlink(missing_ok=True)
-            for folder in (self.checkpoints, self.archive.folder, self.path):
+        """Remove the folder if there is nothing in it but what was written before any work.
+
+        Otherwise all of it stays: without its configuration no run could go on in it.
+        """
+        files = {self.path / name for name in (CONFIG, LOG, LOCK)}
+        rollouts = self.archive.folder
+        folders = [*rollouts.glob("iteration_*"), rollouts, self.checkpoints]
+        with contextlib.suppress(OSError):
+            if set(self.path.rglob("*")) - files - set(folders):
+                return
+            for folder in folders:
                 if folder.exists():
                     folder.rmdir()
+            for file in files:
+                file.unlink(missing_ok=True)
+            self.path.rmdir()
 
     @property
     def state(self) -> State:

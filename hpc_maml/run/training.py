@@ -25,7 +25,8 @@ from hpc_maml.roles.principal import (
     greet,
     sums_of_agents,
 )
-from hpc_maml.run.doctor import warn
+from hpc_maml.run import memory
+from hpc_maml.run.doctor import warnings_of
 from hpc_maml.run.job import DONE, STOPPED_EARLY, Job, archive_shapes, prepare, run_job
 from hpc_maml.stopping import StopSignal
 from hpc_maml.storage.archive_plan import estimate
@@ -66,7 +67,9 @@ class Training:
     def train(self) -> int:
         """Meta-train on every rank; return the exit code. Raises InputError on every rank."""
         job = from_rank_0(self.world, self._prepare)
-        warn(self.world, job, self._say)
+        for warning in warnings_of(self.world, job.config, memory.needs(job)):
+            if self.world.rank == 0:
+                self._say(f"warning: {warning}")
         job = from_rank_0(self.world, lambda: self._open(job))
 
         async def principal(agents: Agents, topology: Topology) -> None:

@@ -126,11 +126,14 @@ def open_regular(path: Path) -> BufferedReader:
     return file
 
 
-def look_over(file: h5py.File, joins: Collection[str] = ()) -> None:
+def look_over(
+    file: h5py.File, joins: Collection[str] = (), *, may_be_compressed: bool = False
+) -> None:
     """Raise ValueError for content that this program does not write and that is not safe to read.
 
     That is links to other places, arrays that are elsewhere or larger than what is stored of them,
-    and arrays of other things than numbers; see ``opened`` for ``joins``.
+    as they also are if they are compressed, and arrays of other things than numbers; see ``opened``
+    for ``joins``. Of segments, which may be compressed, nothing is read whole.
     """
 
     def look(group: h5py.Group, depth: int) -> None:
@@ -147,6 +150,10 @@ def look_over(file: h5py.File, joins: Collection[str] = ()) -> None:
                 look(item, depth + 1)
             else:
                 _look_over_array(name, item, joins)
+                # all filters but the checksum of chunks
+                filters = item.id.get_create_plist().get_nfilters() - bool(item.fletcher32)
+                if filters > 0 and not may_be_compressed:
+                    raise ValueError(f"{name} is compressed")
 
     look(file, 1)
 

@@ -144,7 +144,7 @@ def tree(run: Run) -> Iterator[str]:
         try:
             verify(path)
             with damage_of(path), h5py.File(path, "r") as file:
-                look_over(file, JOINED)
+                look_over(file, JOINED, may_be_compressed=True)
                 file.visititems(lambda name, item, lines=lines: lines.append(_line(name, item)))
         except DamagedError as error:
             lines.append(f"  {error.args[1]}")

@@ -163,8 +163,9 @@ def read(path: Path) -> MetaTest:
             raise DamagedError(path, f"it has no success of {RUN}")
         if found.classes and not set(found.tasks[:, 0]) <= set(range(len(found.classes))):
             raise DamagedError(path, "its tasks are of other classes")
-        if found.phase not in PHASES:
-            raise DamagedError(path, f"phases are {' or '.join(PHASES)}, not {found.phase}")
+        for phase in (found.phase, *found.phases.values()):
+            if phase not in PHASES:
+                raise DamagedError(path, f"phases are {' or '.join(PHASES)}, not {phase!r}")
         return found
 
 

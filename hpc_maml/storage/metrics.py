@@ -14,6 +14,7 @@ from hpc_maml.storage.atomic_files import set_aside
 from hpc_maml.storage.hdf5_files import describe, opened, verify, write_hdf5
 from hpc_maml.storage.metrics_parts import (
     FORMAT_VERSION,
+    NDIM,
     PARTS,
     Part,
     covering,
@@ -305,8 +306,13 @@ class Metrics:
         }
 
     def _columns_of(self, file: h5py.File) -> dict[str, np.ndarray]:
+        """Return the columns of an open file; raises ValueError for one that is none."""
         columns = {name: file["iterations"][name][...] for name in self.columns}
-        return columns | {name: file["tasks"][name][...] for name in self.per_task}
+        columns |= {name: file["tasks"][name][...] for name in self.per_task}
+        for name, column in columns.items():
+            if not column.ndim or (len(column) and column.ndim != NDIM.get(name, 1)):
+                raise ValueError(f"{name} has not the shape of a column")
+        return columns
 
     def _stale(self) -> list[Part]:
         """Return the parts in the folder that are none of this table."""

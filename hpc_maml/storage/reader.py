@@ -400,7 +400,7 @@ def opened_segment(path: Path) -> Iterator[h5py.File]:
     with damage_of(path):
         open_regular(path).close()
         with h5py.File(path, "r") as file:
-            look_over(file)
+            look_over(file, may_be_compressed=True)
             yield file
 
 
