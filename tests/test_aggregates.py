@@ -6,6 +6,7 @@ import pytest
 from hpc_maml.report.statistics import (
     bootstrapped,
     interquartile_mean,
+    over_seeds,
     probability_of_improvement,
 )
 
@@ -58,3 +59,13 @@ def test_the_probability_of_improvement():
     # 1 > 0; 2 > 0, and 2 = 2 counts half; 3 is above both: 4.5 of 6 pairs
     assert probability_of_improvement(ours, theirs) == pytest.approx(4.5 / 6)
     assert probability_of_improvement(theirs, ours) == pytest.approx(1.5 / 6)
+
+
+def test_of_few_seeds_the_range_is_shown_and_of_more_an_interval():
+    few = np.array([[1.0, 2.0], [3.0, 7.0]])
+    band = over_seeds(few)
+    assert [each.tolist() for each in band] == [[2.0, 4.5], [1.0, 2.0], [3.0, 7.0]]
+    many = np.array([[1.0], [2.0], [3.0], [4.0], [5.0]])
+    middle, low, high = over_seeds(many)
+    half = 2.776 * np.sqrt(2.5) / np.sqrt(5)  # Student's t of four degrees of freedom
+    assert (middle, low, high) == (3.0, pytest.approx(3 - half), pytest.approx(3 + half))

@@ -38,8 +38,15 @@ def _scripts() -> None:
 @pytest.mark.usefixtures("_scripts")
 def test_the_scripts_and_configurations_are_copied():
     for name in ("jobs", "configs"):
-        found = {path.name: path.read_bytes() for path in Path(name).iterdir()}
-        assert found == {path.name: path.read_bytes() for path in (ROOT / name).iterdir()}
+        here, there = (
+            {
+                path.relative_to(folder): path.read_bytes()
+                for path in folder.rglob("*")
+                if path.is_file()
+            }
+            for folder in (Path(name), ROOT / name)
+        )
+        assert here == there
     assert os.access("jobs/slurm_ant.sh", os.R_OK)
     refused = run(HERE, "jobs", ".", code=BAD_INPUT)
     assert "jobs is there already" in refused.stderr

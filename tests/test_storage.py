@@ -343,10 +343,10 @@ FOREIGN: dict[str, Callable[[h5py.File], object]] = {
     "kl is a link to elsewhere": link(h5py.SoftLink("/iterations/accepted")),
     "kl is a link to  elsewhere": link(h5py.ExternalLink("/etc/passwd", "/")),
     "kl is a group too deep": lambda file: file.create_group(f"{NAME}/deep"),
-    "kl is no array": link(np.dtype("f8")),
-    "kl is kept elsewhere": virtual,
-    "kl is kept  elsewhere": array((2,), external=[("/etc/passwd", 0, h5py.h5f.UNLIMITED)]),
-    "kl is not there in full": array((10**12,), chunks=(1000,)),
+    "kl is not an array": link(np.dtype("f8")),
+    "kl is stored in another file": virtual,
+    "kl is stored in another  file": array((2,), external=[("/etc/passwd", 0, h5py.h5f.UNLIMITED)]),
+    "kl is not complete": array((10**12,), chunks=(1000,)),
     "kl is compressed": lambda file: file.create_dataset(
         NAME, data=np.zeros(10**7), chunks=(10**6,), compression="gzip"
     ),

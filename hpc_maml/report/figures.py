@@ -23,6 +23,7 @@ from hpc_maml.names import UntrustedError, is_ones_own
 from hpc_maml.report.experiments import Environment, Experiment, RunData, declared, kinds
 from hpc_maml.report.phases import AXIS, FIRST, GAIN, UPDATES, each, ends, ends_by_index
 from hpc_maml.report.statistics import (
+    FEW_SEEDS,
     Band,
     class_success,
     metric,
@@ -58,7 +59,6 @@ STYLE = {
 }
 STYLES = ("-", "--", ":", "-.")
 GREYS = ("0.35", "0.55", "0.7")
-FEW_SEEDS = 5  # fewer are drawn one by one: an interval of so few says little
 WHISKERS = (
     "with its 95 % confidence interval: over the tasks of a single run, or over seeds; of fewer "
     f"than {FEW_SEEDS} seeds, with a dash for each"
@@ -332,7 +332,8 @@ def successes(experiments: Sequence[Experiment]) -> Picture | None:
         "Success",
         f"Share of the episodes that succeeded at any of their steps, {before} (dashed) and "
         f"{after}, with the 95 % confidence interval of its mean: over the tasks of a run (of a "
-        "class in training: over iterations), over seeds where there are several.",
+        "class in training: over iterations), over seeds where there are several; of fewer than "
+        f"{FEW_SEEDS} seeds, from the lowest to the highest.",
         figure,
     )
 
@@ -343,9 +344,15 @@ def _by_class(axis: Axes, found: Sequence[tuple[Mapping[str, Band], Any]]) -> No
     for (bands, colour), aside in zip(found, _asides(len(found)), strict=True):
         rows = np.array([names.index(name) for name in bands]) + 3 * aside
         middle = np.array([100 * band.middle[0] for band in bands.values()])
-        half = np.array([100 * (band.high - band.middle)[0] for band in bands.values()])
+        low, high = (
+            np.nan_to_num([100 * abs(edge - band.middle)[0] for band, edge in edges])
+            for edges in (
+                [(band, band.low) for band in bands.values()],
+                [(band, band.high) for band in bands.values()],
+            )
+        )
         look = {"color": colour, "marker": "o", "markersize": 4, "linestyle": "", "capsize": 3}
-        axis.errorbar(middle, rows, xerr=np.nan_to_num(half), **look)
+        axis.errorbar(middle, rows, xerr=[low, high], **look)
     axis.set_yticks(range(len(names)), names, fontsize=8)
     axis.invert_yaxis()
     axis.set_xlim(-3, 103)

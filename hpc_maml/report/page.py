@@ -13,7 +13,14 @@ from hpc_maml.report.advice import advise
 from hpc_maml.report.experiments import Environment, Experiment, RunData, kinds
 from hpc_maml.report.figures import Picture
 from hpc_maml.report.phases import EPISODE, FIRST
-from hpc_maml.report.statistics import Band, optima, policies, test_returns, trial_returns
+from hpc_maml.report.statistics import (
+    FEW_SEEDS,
+    Band,
+    optima,
+    policies,
+    test_returns,
+    trial_returns,
+)
 from hpc_maml.report.tables import Quantity, aggregate_rows, quantities
 from hpc_maml.report.unlearning import unlearning
 from hpc_maml.storage.meta_tests import half_width
@@ -126,7 +133,8 @@ def _table(environment: Environment) -> str:
         f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>"
         '<p class="note">Returns are means over the last tenth of the iterations; medians and sums '
-        "are over all of them. ± is the 95 % confidence interval of the mean over seeds.</p>"
+        "are over all of them. ± is the 95 % confidence interval of the mean over seeds; of fewer "
+        f"than {FEW_SEEDS} seeds, the lowest and the highest stand instead.</p>"
     )
 
 
@@ -178,11 +186,12 @@ def _tests_of_kind(kind: str, experiments: Sequence[Experiment]) -> str:
     several = len(experiments) > 1
     body = []
     for (experiment, policy), band in zip(rows, bands, strict=True):
-        cells = _with_confidence(band)
+        few = 1 < len(experiment.runs) < FEW_SEEDS
+        cells = _around(band, few=few)
         cells += [""] * (most - len(cells))
         if kind == EPISODE:
             total = trial_returns(experiment, policy)
-            cells += _with_confidence(total) if total else [""]
+            cells += _around(total, few=few) if total else [""]
         name = f"{experiment.label}: {policy}" if several else policy
         row = "</td><td>".join(cells)
         body.append(f"<tr><th>{escape(name)}</th><td>{row}</td></tr>")
@@ -201,11 +210,13 @@ def _tests_of_kind(kind: str, experiments: Sequence[Experiment]) -> str:
     )
 
 
-def _with_confidence(band: Band) -> list[str]:
-    return [
-        f"{mean:,.2f} ± {top - mean:,.2f}".replace("-", "−")
-        for mean, top in zip(band.middle, band.high, strict=True)
+def _around(band: Band, *, few: bool) -> list[str]:
+    """Return means as text, each with its interval; of few seeds with the lowest and highest."""
+    texts = [
+        f"{mean:,.2f} ({low:,.2f} to {high:,.2f})" if few else f"{mean:,.2f} ± {high - mean:,.2f}"
+        for mean, low, high in zip(*band, strict=True)
     ]
+    return [text.replace("-", "−") for text in texts]
 
 
 def _text(quantity: Quantity, runs: Sequence[RunData]) -> str:
@@ -217,7 +228,9 @@ def _text(quantity: Quantity, runs: Sequence[RunData]) -> str:
     if layout == ",.0f" and len(values) > 1 and mean < 100:
         layout = ",.1f"
     text = f"{mean:{layout}}"
-    if len(values) > 1:
+    if 1 < len(values) < FEW_SEEDS:
+        text += f" ({values.min():{layout}} to {values.max():{layout}})"
+    elif len(values) > 1:
         text += f" ± {half_width(values):{layout}}"
     return text.replace("-", "−")
 

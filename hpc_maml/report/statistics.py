@@ -11,6 +11,7 @@ from hpc_maml.storage.meta_tests import RUN, MetaTest, half_width
 from hpc_maml.storage.metrics import CLASS_SUCCESS
 
 BOOTSTRAPS = 10_000  # samples
+FEW_SEEDS = 5  # of fewer, an interval says little: their range is shown, or each of them
 
 
 class Band(NamedTuple):
@@ -25,6 +26,16 @@ def mean_band(values: np.ndarray) -> Band:
     """Return mean and 95 % confidence interval over the first axis of ``[samples, n]``."""
     mean, half = values.mean(0), half_width(values)
     return Band(mean, mean - half, mean + half)
+
+
+def over_seeds(values: np.ndarray) -> Band:
+    """Return the mean over seeds of ``[seeds, n]`` with its 95 % confidence interval.
+
+    Of fewer than FEW_SEEDS, with the lowest and the highest instead.
+    """
+    if 1 < len(values) < FEW_SEEDS:
+        return Band(values.mean(0), values.min(0), values.max(0))
+    return mean_band(values)
 
 
 def interquartile_mean(scores: np.ndarray) -> np.ndarray:
@@ -94,12 +105,12 @@ def returns(experiment: Experiment, phase: str) -> Band:
 def success(experiment: Experiment, phase: str) -> Band | None:
     """Return the share of successful episodes of an iteration, ``[iterations]``, if it is known.
 
-    Over seeds: mean and 95 % confidence interval. For one run: over its tasks.
+    As ``over_seeds``; for one run, mean and 95 % confidence interval over its tasks.
     """
     if any(f"{phase}_success" not in run.per_task for run in experiment.runs):
         return None
     if len(experiment.runs) > 1:
-        return mean_band(metric(experiment, f"{phase}_success_mean"))
+        return over_seeds(metric(experiment, f"{phase}_success_mean"))
     return mean_band(experiment.runs[0].per_task[f"{phase}_success"].T)
 
 
@@ -216,8 +227,8 @@ def _last_tests(experiment: Experiment) -> list[MetaTest]:
 
 
 def over_seeds_or_tasks(per_run: Sequence[np.ndarray]) -> Band:
-    """Return means and 95 % confidence of ``[n, phases]``: over runs, or over the tasks of one."""
-    return mean_band(per_run[0] if len(per_run) == 1 else seed_means(per_run))
+    """Return means of ``[n, phases]`` as ``over_seeds``, or with 95 % confidence over tasks."""
+    return mean_band(per_run[0]) if len(per_run) == 1 else over_seeds(seed_means(per_run))
 
 
 def seed_means(per_run: Sequence[np.ndarray]) -> np.ndarray:
