@@ -25,7 +25,8 @@ def list_experiments() -> None:
             f"{label} {method.iterations} iterations"
             for label, method in experiment.methods.items()
         )
-        print(f"{name:24}{experiment.title}; {experiment.seeds} seeds of {methods}")
+        seeds = f"{experiment.seeds} seed{'s' * (experiment.seeds > 1)}"
+        print(f"{name:24}{experiment.title}; {seeds} of {methods}")
 
 
 class Reproduction:
