@@ -47,11 +47,11 @@ class StopSignal:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGUSR1])
 
     def _receive(self, number: int, frame: object) -> None:
-        if self.speaks and not self._signalled:
-            self._answer("; again to stop now" if number == signal.SIGINT else "")
-        self._signalled = True
-        if number == signal.SIGINT:
+        first, self._signalled = not self._signalled, True
+        if number == signal.SIGINT:  # before the answer, after which a second one may come
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self.speaks and first:
+            self._answer("; again to stop now" if number == signal.SIGINT else "")
 
     def _answer(self, more: str) -> None:
         # Not through sys.stderr, in whose middle the signal may have come.
