@@ -432,10 +432,7 @@ def _bench(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     options = parser.parse_args(arguments)
 
     def run(comm: MPI.Intracomm) -> int:
-        if comm.size > 1:
-            error = InputError("bench starts its jobs itself: call it without mpirun.")
-            error.on_every_rank = True
-            raise error
+        _check_alone(comm, "bench")
         for checkout in (Path(__file__).parent.parent, Path.cwd()):
             if (checkout / "benchmarks" / "command.py").exists():
                 sys.path.insert(0, str(checkout))
@@ -501,10 +498,7 @@ def _reproduce(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
     def run(comm: MPI.Intracomm) -> int:
         if options.run is not None:
             return _to_its_end(comm, lambda: reproduction().next_words(options.run))
-        if comm.size > 1:
-            error = InputError("reproduce starts its jobs itself: call it without mpirun.")
-            error.on_every_rank = True
-            raise error
+        _check_alone(comm, "reproduce")
         if options.experiment is None:
             from hpc_maml.reproduce.command import list_experiments
 
@@ -522,6 +516,14 @@ def _reproduce(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
         return Reproduction(options.experiment, options.folder, options.pages, options.seeds)
 
     return run
+
+
+def _check_alone(comm: MPI.Intracomm, name: str) -> None:
+    """Raise InputError on every rank if there are several."""
+    if comm.size > 1:
+        error = InputError(f"{name} starts its jobs itself: call it without mpirun.")
+        error.on_every_rank = True
+        raise error
 
 
 def _to_its_end(comm: MPI.Intracomm, next_words: Callable[[], list[str]]) -> int:

@@ -219,7 +219,7 @@ def test_one_run_on_the_ranks_of_a_job(ranks, made):
 
 
 def test_the_published_rule_is_kept_beside_the_runs():
-    method = {"rule": "published_navigation", "updates": 1}
+    method = {"rule": "published_navigation", "step_sizes": [0.1]}
     write(settings=[each for each in SETTINGS if "horizon" not in each], test=method, seeds=1)
     run(HERE, "reproduce", "tiny.yaml")
     (kept,) = Path("reproduced/tiny/published_rule").iterdir()
@@ -242,6 +242,7 @@ class TestRefusals:
             ({"settings": ["horizn=3"]}, "Unknown config key 'horizn'"),
             ({"published": {"source": "x", "scores": {"before": 1.0}}}, "no score before"),
             ({"speed": 3}, "methods.maml.speed"),
+            ({"test": {"rule": "published_navigation"}}, "step_sizes that are numbers"),
         ],
     )
     def test_a_file_that_is_wrong(self, changes, said):

@@ -43,19 +43,29 @@ class MetaTestSettings(Section):
     step_sizes: Literal["halved", "constant"] | list[Positive] = "halved"
     last_actions: Literal["sampled", "mean"] = "sampled"
 
+    @model_validator(mode="after")
+    def _numbers_for_a_rule(self) -> Self:
+        if self.rule != "evaluate" and not self.numbers:
+            raise ValueError(f"{self.rule} needs step_sizes that are numbers")
+        return self
+
+    @property
+    def numbers(self) -> list[float]:
+        """The step sizes, empty where they are given in words."""
+        return [] if isinstance(self.step_sizes, str) else self.step_sizes
+
     def evaluation(self) -> dict[str, Any]:
         """Return the keys of ``evaluation`` in a configuration."""
-        sizes = self.step_sizes
-        number = self.updates if isinstance(sizes, str) else len(sizes)
+        number = len(self.numbers) or self.updates
         return self.model_dump(exclude={"rule", "episodes"}) | {"updates": number}
 
     def words(self) -> list[str]:
         """Return the options of ``evaluate``."""
-        sizes = [self.step_sizes] if isinstance(self.step_sizes, str) else self.step_sizes
-        words = ["--tasks", str(self.tasks)]
-        if isinstance(self.step_sizes, str):
-            words += ["--updates", str(self.updates)]
-        words += ["--step-sizes", *map(str, sizes), "--last-actions", self.last_actions]
+        words = ["--tasks", str(self.tasks), "--last-actions", self.last_actions]
+        if self.numbers:
+            words += ["--step-sizes", *map(str, self.numbers)]
+        else:
+            words += ["--updates", str(self.updates), "--step-sizes", str(self.step_sizes)]
         return words + (["--episodes", str(self.episodes)] if self.episodes else [])
 
 

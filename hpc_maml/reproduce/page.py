@@ -150,11 +150,11 @@ def _costs(runs: Sequence[PlannedRun]) -> Iterator[str]:
             f"| {reached} | {f'up to {_steps(theirs)}' if theirs else ''} "
             f"| {timedelta(seconds=seconds)} |"
         )
-    if any(run.method.stop_at is not None for run in runs):
+    if levels := {run.method.stop_at for run in runs} - {None}:
         yield (
             f"\nTraining ends before its length where the return after adaptation, averaged over "
             f"{WINDOW} iterations, has come to "
-            + ", ".join(sorted({_number(each) for run in runs if (each := run.method.stop_at)}))
+            + ", ".join(sorted(_number(each) for each in levels if each is not None))
             + "."
         )
 

@@ -136,21 +136,8 @@ def test_by_rule(runs: Sequence[PlannedRun], say: Callable[[str], None]) -> None
     for run in runs:
         if not run.by_rule or not run.done or run.test_path.exists():
             continue
-        first = next(iter(_step_sizes(run)))
-        found = meta_test(run.folder, _step_sizes(run))
+        found = meta_test(run.folder, run.method.test.numbers)
         if found.iteration != run.done:
             raise InputError(f"{run.folder}: its last checkpoint is of {found.iteration}.")
         save(run.test_path, found)
-        say(f"{run.name}: tested by the published rule, first step {first:g}")
-
-
-def _step_sizes(run: PlannedRun) -> list[float]:
-    """Return the sizes of the inner steps of a meta-test."""
-    from hpc_maml.reproduce.experiment import configuration
-
-    sizes = run.method.test.step_sizes
-    if not isinstance(sizes, str):
-        return sizes
-    first = float(configuration(run.method, run.seed).algorithm.fast_lr)  # type: ignore[attr-defined]
-    later = first / 2 if sizes == "halved" else first
-    return [first, *[later] * (run.method.test.updates - 1)]
+        say(f"{run.name}: tested by the published rule")
