@@ -12,6 +12,7 @@ import sys
 import time
 import warnings
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 
 import h5py
@@ -32,6 +33,7 @@ from hpc_maml.sampling.trajectory import Trajectories, batch_dtype, samples
 from hpc_maml.storage.archive_plan import Shapes, estimate, is_archived
 from hpc_maml.storage.archive_schema import FIELDS, OPTIONAL_FIELDS
 from hpc_maml.storage.archive_writer import RolloutArchive, SegmentWriter
+from hpc_maml.storage.hdf5_files import USER_BLOCK, user_block
 from hpc_maml.storage.metrics import PER_TASK
 
 slow = pytest.mark.slow
@@ -418,6 +420,30 @@ def test_archives_of_format_1_keep_opening():
         distances = np.linalg.norm(rollout.observations[:, 1:] - rollout.task, axis=-1)
         np.testing.assert_allclose(rollout.rewards[:, :-1], -distances, rtol=1e-5)
     assert archive.checkpoint(2).parameters["weight_0"].shape == (2, 2)
+
+
+def test_a_damaged_number_does_not_ask_for_gigabytes(serial_run, tmp_path):
+    """HDF5 makes room for the sources of a joined array before it looks at how many there are."""
+    folder = Path(shutil.copytree(serial_run, tmp_path / "run"))
+    damaged = folder / "rollouts" / "iteration_000002.h5"
+    content = bytearray(damaged.read_bytes())
+    one = (1).to_bytes(8, "little")  # source
+    content[content.index(one + b"iteration_000002/rank_0000.h5\0") + 3] = 1  # and 2^24
+    damaged.write_bytes(user_block(sha256(content[USER_BLOCK:])) + content[USER_BLOCK:])
+    code = """
+import resource, sys
+from hpc_maml import open_run
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+before = peak()
+for damage in open_run(sys.argv[1]).rollouts.damages():
+    print(damage)
+assert peak() - before < 2**19, (peak() - before) // 1024  # kB
+assert resource.getrlimit(resource.RLIMIT_AS) == (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+"""
+    assert in_a_process(code, str(folder)).startswith(f"{damaged} is damaged: ")
 
 
 def test_pandas_is_asked_for_in_one_sentence(serial_run, monkeypatch):

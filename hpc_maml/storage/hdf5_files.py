@@ -8,8 +8,10 @@ either these words or the signature of HDF5. Files of older programs have none, 
 import hashlib
 import math
 import os
+import resource
 import secrets
 import stat
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from io import BufferedReader
@@ -35,6 +37,9 @@ FAILURES = (
 TEXT = h5py.h5t.py_create(h5py.string_dtype(), logical=True)
 BOOL = h5py.h5t.py_create(np.dtype(bool), logical=True)
 SCALAR = h5py.h5s.create(h5py.h5s.SCALAR)
+
+MOST_MEMORY = 2**29  # bytes that opening arrays may take: how much HDF5 asks for is in the file
+_limiting = threading.Lock()
 
 DEEPEST = 2  # groups in each other
 TEXTS = "segments"  # the only array that holds no numbers: names of files
@@ -133,7 +138,8 @@ def look_over(
 
     That is links to other places, arrays that are elsewhere or larger than what is stored of them,
     as they also are if they are compressed, and arrays of other things than numbers; see ``opened``
-    for ``joins``. Of segments, which may be compressed, nothing is read whole.
+    for ``joins``. Of segments, which may be compressed, nothing is read whole. Raises MemoryError or
+    OSError where a number in the file has HDF5 ask for more than ``MOST_MEMORY``.
     """
 
     def look(group: h5py.Group, depth: int) -> None:
@@ -155,7 +161,27 @@ def look_over(
                 if filters > 0 and not may_be_compressed:
                     raise ValueError(f"{name} is compressed")
 
-    look(file, 1)
+    with _bounded_memory():
+        look(file, 1)
+
+
+@contextmanager
+def _bounded_memory() -> Iterator[None]:
+    """Refuse memory beyond ``MOST_MEMORY`` more, where the system keeps such limits (Linux)."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except OSError:
+        yield
+        return
+    with _limiting:
+        soft, hard = limits = resource.getrlimit(resource.RLIMIT_AS)
+        wanted = pages * resource.getpagesize() + MOST_MEMORY
+        if soft == resource.RLIM_INFINITY or wanted < soft:
+            resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
 def _look_over_array(name: str, item: Any, joins: Collection[str]) -> None:
