@@ -159,7 +159,7 @@ class Config(Section):
         20, description="episodes per task and phase"
     )
     gamma: UnitInterval = Field(0.99, description="discount factor")
-    gae_lambda: UnitInterval = Field(1.0, description="lambda of generalised advantage estimation")
+    gae_lambda: UnitInterval = Field(0.95, description="lambda of generalised advantage estimation")
     horizon: Count = Field(100, description="environment steps of an episode at most")
     normalise_observations: bool = Field(
         False,

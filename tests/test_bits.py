@@ -6,7 +6,9 @@ A change that alters them on purpose is listed in CHANGELOG, and its new values 
 
 import ctypes
 import hashlib
+from contextlib import chdir
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -27,23 +29,26 @@ CASES = {
         "policy.hidden_size=16",
     ),
 }
-# By what defines the bits: the libraries, and the kernels that they choose on this processor.
+# By what defines the bits: the libraries, and the kernels that they choose on this processor. Those of
+# MAML-TRPO and pretraining changed with their defaults, and are known where they were measured since.
 BITS = {
-    ("2.4.6", "Haswell", "AVX512_ICL"): {
-        "maml_trpo": "3d4540e2776051d8",
+    ("2.4.6", "Haswell", "X86_V3"): {
+        "maml_trpo": "96976cb0b7fa733a",
         "promp": "9123d94720ebb647",
-        "pretrain": "19a3762b4a05ae11",
+        "pretrain": "eef9c77794c76f6a",
+        "rl2": "956a7b6de308011b",
+    },
+    ("2.4.6", "Haswell", "AVX512_ICL"): {
+        "promp": "9123d94720ebb647",
         "rl2": "956a7b6de308011b",
     },
     ("2.4.6", "SkylakeX", "AVX512_ICL"): {
-        "maml_trpo": "e15e781ff9b03a86",
         "promp": "e5441548988d6aef",
-        "pretrain": "dce25a97ca9dbee7",
         "rl2": "4a52b8ae0c49eca4",
     },
 }
 # Euclidean norm of the parameters, on any machine: rounding may end a line search elsewhere.
-NORMS = {"maml_trpo": 5.22, "promp": 5.12, "pretrain": 4.85, "rl2": 27.11}
+NORMS = {"maml_trpo": 4.76, "promp": 5.12, "pretrain": 4.69, "rl2": 27.11}
 
 
 def blas_kernels() -> str:
@@ -76,12 +81,13 @@ def digest(theta: np.ndarray) -> str:
 def test_the_parameters_are_what_they_were(name):
     theta = parameters(name)
     np.testing.assert_allclose(np.linalg.norm(theta), NORMS[name], rtol=0.05)
-    if (known := BITS.get(what_defines_bits())) is not None:
-        assert digest(theta) == known[name]
+    if known := BITS.get(what_defines_bits(), {}).get(name):
+        assert digest(theta) == known
 
 
 if __name__ == "__main__":
     print(what_defines_bits())
-    for each in CASES:
-        theta = parameters(each)
-        print(f'        "{each}": "{digest(theta)}",  # norm {np.linalg.norm(theta):.2f}')
+    with TemporaryDirectory() as folder, chdir(folder):  # a run that is there would go on
+        for each in CASES:
+            theta = parameters(each)
+            print(f'        "{each}": "{digest(theta)}",  # norm {np.linalg.norm(theta):.2f}')

@@ -124,11 +124,12 @@ class TestDefaults:
         config = load_config(None)
         assert (config.env.name, config.env.kwargs, config.num_iterations) == ("navigation", {}, 40)
         assert (config.meta_batch_size, config.fast_batch_size, config.horizon) == (20, 20, 100)
-        assert (config.gamma, config.gae_lambda) == (0.99, 1.0)
+        assert (config.gamma, config.gae_lambda) == (0.99, 0.95)
         assert config.normalise_observations is False
         trpo = config.algorithm
         assert (trpo.name, trpo.fast_lr, trpo.num_inner_steps) == ("maml_trpo", 0.1, 1)
-        assert (trpo.max_kl, trpo.cg_iters, trpo.cg_damping) == (1e-2, 10, 1e-5)
+        assert (trpo.max_kl, trpo.cg_iters, trpo.cg_damping) == (1e-2, 2, 1e-5)
+        assert (trpo.cg_memory, trpo.cg_preconditioner) == (20, "none")
         assert config.policy.model_dump() == {
             "name": "mlp",
             "hidden_sizes": [64, 64],

@@ -27,7 +27,7 @@ each_file_of_maml = pytest.mark.parametrize(
 TANH, RELU = ([64, 64], "tanh"), ([100, 100], "relu")
 # iterations, tasks, horizon, fast_lr, network, env.name, env.kwargs
 EXPECTED = {
-    "navigation": (100, 20, 100, 0.1, TANH, "navigation", {}),
+    "navigation": (100, 10, 100, 0.1, TANH, "navigation", {}),
     "navigation_pytorch": (100, 20, 100, 0.1, TANH, "navigation", {"lineage": "pytorch"}),
     "navigation_original": (100, 20, 100, 0.5, RELU, "navigation", {"lineage": "original"}),
     "bandit": (100, 40, 10, 1.0, TANH, "bandit", {"arms": 5, "rewards": "bernoulli"}),
@@ -112,6 +112,16 @@ def test_resolves_to_its_experiment(file):
     )
 
 
+def test_robots_take_larger_steps_and_directions_have_better_curvature():
+    for name, curvature in {
+        "navigation": (0.01, "none", 2),
+        "ant_vel_original": (0.03, "none", 2),
+        "half_cheetah_dir": (0.03, "kronecker", 4),
+    }.items():
+        found = load_config(ROOT / "configs" / f"{name}.yaml").algorithm
+        assert (found.max_kl, found.cg_preconditioner, found.cg_iters) == curvature
+
+
 @each_file_of_maml
 def test_the_other_keys_have_their_defaults(file):
     config, default = load_config(file).model_dump(), load_config(None).model_dump()
@@ -121,6 +131,8 @@ def test_the_other_keys_have_their_defaults(file):
         ("policy", "activation"),
     ):
         del config[section][key], default[section][key]
+    for key in ("max_kl", "cg_preconditioner", "cg_iters"):
+        del config["algorithm"][key], default["algorithm"][key]
     for key in ("num_iterations", "meta_batch_size", "horizon", "env"):
         del config[key], default[key]
     assert config == default

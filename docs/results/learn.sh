@@ -4,13 +4,16 @@
 set -euo pipefail
 export OMP_NUM_THREADS=1
 ranks=${RANKS:-2} # the results do not depend on it
+# the outer step was the published one
+outer_step=(gae_lambda=1 algorithm.max_kl=0.01 algorithm.cg_iters=10 algorithm.cg_memory=0)
+outer_step+=(algorithm.ls_interpolate=false algorithm.cg_preconditioner=none)
 
 learn() { # name, configuration, seed, settings
     local name=$1 config=$2 seed=$3
     shift 3
     mkdir -p runs
     mpirun -np "$ranks" python -m hpc_maml --config "configs/$config.yaml" --run-dir "runs/$name-$seed" \
-        archive.rollouts=none "seed=$seed" "$@" >>"runs/$name-$seed.log"
+        archive.rollouts=none "seed=$seed" "${outer_step[@]}" "$@" >>"runs/$name-$seed.log"
 }
 
 for seed in 1 2 3; do

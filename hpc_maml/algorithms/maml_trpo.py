@@ -76,7 +76,7 @@ class TrustRegionSettings(FastLearningRate):
         description="trust region: largest mean KL divergence of the adapted policies, in nats",
     )
     cg_iters: Annotated[int, Field(ge=1, le=10000)] = Field(
-        10, description="conjugate gradient iterations"
+        2, description="conjugate gradient iterations"
     )
     cg_preconditioner: Literal["none", "kronecker"] = Field(
         "none",
@@ -84,7 +84,7 @@ class TrustRegionSettings(FastLearningRate):
         "the diagonal)",
     )
     cg_memory: Annotated[int, Field(ge=0, le=1000)] = Field(
-        0,
+        20,
         description="products of earlier outer steps that conjugate gradient is preconditioned by "
         "as well (quasi-Newton)",
     )
@@ -108,7 +108,7 @@ class TrustRegionSettings(FastLearningRate):
         0.8, description="ratio of one line search step to the one before"
     )
     ls_interpolate: bool = Field(
-        False,
+        True,
         description="true: shorten a step that leaves the trust region only as much as needed",
     )
 

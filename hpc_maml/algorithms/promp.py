@@ -202,6 +202,7 @@ class ProMP(GradientAdaptation):
     """ProMP: several steps of Adam on one collection, up a clipped objective."""
 
     Settings: ClassVar[type[Any]] = ProMPSettings
+    defaults: ClassVar[Any] = {"gae_lambda": 1.0}
     metrics = METRICS
 
     def initial_state(self, rng: np.random.Generator) -> State:

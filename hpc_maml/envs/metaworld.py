@@ -294,7 +294,13 @@ PROTOCOL: dict[str, Any] = {
     "meta_batch_size": 20,
     "num_iterations": 100,
     "policy": {"hidden_sizes": [128, 128], "activation": "tanh"},
-    "algorithm": {"fast_lr": 0.1, "max_kl": 0.01},
+    "gae_lambda": 1.0,
+    "algorithm": {
+        "fast_lr": 0.1,
+        "cg_iters": 10,
+        "cg_memory": 0,
+        "ls_interpolate": False,
+    },
     "evaluation": {"tasks": 200, "updates": 1, "last_actions": "mean"},
 }
 
