@@ -297,6 +297,7 @@ PROTOCOL: dict[str, Any] = {
     "gae_lambda": 1.0,
     "algorithm": {
         "fast_lr": 0.1,
+        "max_kl": 0.01,
         "cg_iters": 10,
         "cg_memory": 0,
         "ls_interpolate": False,
