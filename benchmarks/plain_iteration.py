@@ -1,5 +1,7 @@
 """Iterations the plain way: Gymnasium's vector in a process for each core, update by autograd.
 
+The outer step is the published one.
+
 python -m benchmarks.plain_iteration NAME ITERATIONS [key=value ...] prints the seconds of each.
 """
 
@@ -15,6 +17,7 @@ import torch
 from gymnasium.spaces import Box
 
 from benchmarks.plain import Problem, Task, meta_step
+from benchmarks.programs import PUBLISHED
 from hpc_maml.config import Config, load_config
 from hpc_maml.policies import make_policy
 from hpc_maml.sampling.advantages import task_advantages
@@ -121,7 +124,7 @@ def main() -> None:
     """Train for a number of iterations."""
     name, iterations, *settings = sys.argv[1:]
     words = [f"env.name={name}", f"meta_batch_size={20 if name == 'navigation' else 40}"]
-    config = load_config(None, [*words, *settings])
+    config = load_config(None, [*words, *PUBLISHED, *settings])
     env = ENVIRONMENTS[name][0]()
     observed, actions = env.observation_space.shape[0], env.action_space.shape[0]
     network = config.policy

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+# words: the outer step of the publications (Finn et al. 2017; Schulman et al. 2015)
+PUBLISHED = ("gae_lambda=1", "algorithm.max_kl=0.01", "algorithm.cg_iters=10")
+PUBLISHED += ("algorithm.cg_memory=0", "algorithm.ls_interpolate=false")
 HOW_TO_BUILD = "not built: cmake -S . -B build && cmake --build build"
 
 

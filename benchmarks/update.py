@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
+from benchmarks.programs import PUBLISHED
 from benchmarks.table import Row, compare
 from hpc_maml.algorithms import Algorithm, State, Update
 from hpc_maml.algorithms.algorithm import THETA
@@ -25,7 +26,6 @@ from hpc_maml.sampling.trajectory import Samples, Trajectories, samples, traject
 
 MAML_TRPO = "maml_trpo"
 KRONECKER = ("algorithm.cg_preconditioner=kronecker", "algorithm.cg_iters=4")  # as directions have
-PUBLISHED = ("algorithm.cg_iters=10", "algorithm.cg_memory=0", "algorithm.ls_interpolate=false")
 SIZE = ("env.name=half_cheetah_vel", "meta_batch_size=40")
 
 Tasks = list[list[Trajectories]]  # the phases of each task, arrays [1, ...]

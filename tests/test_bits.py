@@ -29,8 +29,8 @@ CASES = {
         "policy.hidden_size=16",
     ),
 }
-# By what defines the bits: the libraries, and the kernels that they choose on this processor. Those of
-# MAML-TRPO and pretraining changed with their defaults, and are known where they were measured since.
+# By what defines the bits: the libraries, and the kernels that they choose on this processor. Those
+# of MAML-TRPO and pretraining changed with their defaults, and are known where measured since.
 BITS = {
     ("2.4.6", "Haswell", "X86_V3"): {
         "maml_trpo": "96976cb0b7fa733a",

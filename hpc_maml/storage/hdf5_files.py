@@ -138,8 +138,8 @@ def look_over(
 
     That is links to other places, arrays that are elsewhere or larger than what is stored of them,
     as they also are if they are compressed, and arrays of other things than numbers; see ``opened``
-    for ``joins``. Of segments, which may be compressed, nothing is read whole. Raises MemoryError or
-    OSError where a number in the file has HDF5 ask for more than ``MOST_MEMORY``.
+    for ``joins``. Of segments, which may be compressed, nothing is read whole. Raises
+    MemoryError or OSError where a number in the file has HDF5 ask for more than ``MOST_MEMORY``.
     """
 
     def look(group: h5py.Group, depth: int) -> None:
