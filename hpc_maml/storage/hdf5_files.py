@@ -13,7 +13,7 @@ import secrets
 import stat
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -38,7 +38,7 @@ TEXT = h5py.h5t.py_create(h5py.string_dtype(), logical=True)
 BOOL = h5py.h5t.py_create(np.dtype(bool), logical=True)
 SCALAR = h5py.h5s.create(h5py.h5s.SCALAR)
 
-MOST_MEMORY = 2**29  # bytes that opening arrays may take: how much HDF5 asks for is in the file
+MOST_MEMORY = 2**29  # bytes that opening joined arrays may take
 _limiting = threading.Lock()
 
 DEEPEST = 2  # groups in each other
@@ -139,7 +139,8 @@ def look_over(
     That is links to other places, arrays that are elsewhere or larger than what is stored of them,
     as they also are if they are compressed, and arrays of other things than numbers; see ``opened``
     for ``joins``. Of segments, which may be compressed, nothing is read whole. Raises
-    MemoryError or OSError where a number in the file has HDF5 ask for more than ``MOST_MEMORY``.
+    KeyError where joined arrays, of which HDF5 takes the number of sources from the file, would
+    take more than ``MOST_MEMORY``.
     """
 
     def look(group: h5py.Group, depth: int) -> None:
@@ -161,7 +162,7 @@ def look_over(
                 if filters > 0 and not may_be_compressed:
                     raise ValueError(f"{name} is compressed")
 
-    with _bounded_memory():
+    with _bounded_memory() if joins else nullcontext():
         look(file, 1)
 
 
