@@ -40,15 +40,14 @@ ALGORITHMS = {
     "kronecker": (
         "algorithm.name=maml_trpo",
         "algorithm.cg_preconditioner=kronecker",
-        "algorithm.cg_iters=2",
-        "algorithm.ls_interpolate=true",
+        "algorithm.cg_memory=0",
+        "algorithm.ls_interpolate=false",
         "algorithm.inner_loss=lvc",
     ),
     "quasi_newton": (
         "algorithm.name=maml_trpo",
         "algorithm.cg_preconditioner=kronecker",
-        "algorithm.cg_iters=2",
-        "algorithm.cg_memory=5",
+        "algorithm.cg_memory=3",
         "algorithm.learn_step_sizes=step",
     ),
     "promp": ("algorithm.name=promp",),
@@ -157,7 +156,9 @@ def test_every_part_of_the_state_is_kept_and_changes(name, serial):
     assert changed & set(last.parameters)
     assert all(np.isfinite(values).all() for values in after.values())
     expected = {
-        "step_sizes": {"step_sizes"},
+        "maml_trpo": {"curvature_pairs"},
+        "pretrain": {"curvature_pairs"},
+        "step_sizes": {"step_sizes", "curvature_pairs"},
         "quasi_newton": {"step_sizes", "curvature_pairs"},
         "promp": ADAM,
         "kl_target": ADAM | {"kl_coefficients"},

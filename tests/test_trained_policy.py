@@ -190,8 +190,8 @@ def test_an_environment_of_ones_own_is_played_one_episode_after_another(policy):
     )  # [T, B, ...]
     assert rewards.shape == (7, 3)
     assert len(np.unique(seen[0])) == 6
-    module, gamma = policy.to_torch(), policy.config.gamma
-    advantages = task_advantages(seen, rewards, np.full(3, 7), gamma, 1.0)
+    module, discounts = policy.to_torch(), (policy.config.gamma, policy.config.gae_lambda)
+    advantages = task_advantages(seen, rewards, np.full(3, 7), *discounts)
     mean, log_std = module(torch.tensor(seen.reshape(-1, 2)))
     normal = torch.distributions.Normal(mean, log_std.exp())
     log_prob = normal.log_prob(torch.tensor(actions.reshape(-1, 2))).sum(-1)
