@@ -422,6 +422,20 @@ def test_archives_of_format_1_keep_opening():
     assert archive.checkpoint(2).parameters["weight_0"].shape == (2, 2)
 
 
+def test_tables_that_are_elsewhere_are_not_followed(serial_run, tmp_path):
+    folder = Path(shutil.copytree(serial_run, tmp_path / "run"))
+    damaged = folder / "rollouts" / "iteration_000002.h5"
+    os.mkfifo("pipe")
+    with h5py.File(damaged, "r+") as file:
+        del file["segments"]
+        file["segments"] = h5py.ExternalLink(str(Path("pipe").absolute()), "/")
+    content = damaged.read_bytes()[USER_BLOCK:]
+    damaged.write_bytes(user_block(sha256(content)) + content)
+    code = "import sys; from hpc_maml import open_run; print(*open_run(sys.argv[1])."
+    said = in_a_process(f"{code}rollouts.damages())", str(folder))
+    assert said == f"{damaged} is damaged: segments is a link to elsewhere.\n"
+
+
 def test_a_damaged_number_does_not_ask_for_gigabytes(serial_run, tmp_path):
     """HDF5 makes room for the sources of a joined array before it looks at how many there are."""
     folder = Path(shutil.copytree(serial_run, tmp_path / "run"))

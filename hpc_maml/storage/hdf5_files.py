@@ -42,6 +42,7 @@ MOST_MEMORY = 2**29  # bytes that opening joined arrays may take
 _limiting = threading.Lock()
 
 DEEPEST = 2  # groups in each other
+LISTED = "iteration_"  # begins the names of links to the files of iterations
 TEXTS = "segments"  # the only array that holds no numbers: names of files
 WRONG = "its content does not match its checksum"
 
@@ -95,9 +96,9 @@ def describe(dataset: h5py.Dataset, about: Mapping[str, str | bool]) -> None:
 def opened(path: Path, newest: int, *, joins: Collection[str] = ()) -> Iterator[h5py.File]:
     """Open a file in memory after its checksum has been compared, and its content looked over.
 
-    ``joins`` are names of datasets that may be virtual, and links may lead to other files if there
-    are any. Raises InputError if it is missing, damaged or of a format version above ``newest``.
-    What goes wrong while it is open is damage, too.
+    ``joins`` are names of datasets that may be virtual, and links to the files of iterations may
+    stand beside them. Raises InputError if it is missing, damaged or of a format version above
+    ``newest``. What goes wrong while it is open is damage, too.
     """
     with damage_of(path):
         try:
@@ -146,8 +147,8 @@ def look_over(
     def look(group: h5py.Group, depth: int) -> None:
         for name in group:
             link = group.get(name, getlink=True)
-            if isinstance(link, h5py.ExternalLink) and joins:
-                continue
+            if isinstance(link, h5py.ExternalLink) and joins and name.startswith(LISTED):
+                continue  # an entry of the index, which is not followed here
             if not isinstance(link, h5py.HardLink):
                 raise ValueError(f"{name} is a link to elsewhere")
             item = group[name]
