@@ -355,6 +355,7 @@ def in_a_process(code: str, *words: str) -> str:
         text=True,
         check=True,
         env=environment(),
+        timeout=300,  # what waits for a pipe has no end
     )
     return result.stdout
 

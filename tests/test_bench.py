@@ -150,6 +150,9 @@ def test_the_parts_of_a_job(monkeypatch):
         "algorithm.fisher_fraction=0.25",
     ]
     assert load_config(None, settings).algorithm.fisher_fraction == 0.25
+    iteration.phases("navigation", "2 published")
+    ((_, settings), _) = given[1]
+    assert load_config(None, settings).algorithm.cg_iters == 10
 
 
 def test_benchmarks_come_with_the_checkout(tmp_path):

@@ -9,9 +9,10 @@ set -eu
 export OMP_NUM_THREADS=1
 folder=runs/algorithms
 # the outer step of MAML-TRPO was the published one
-maml_trpo="gae_lambda=1 algorithm.max_kl=0.01 algorithm.cg_iters=10 algorithm.cg_memory=0"
-maml_trpo="$maml_trpo algorithm.ls_interpolate=false algorithm.cg_preconditioner=none"
-promp=
+outer_step() { # name of the algorithm
+    [ "$1" != maml_trpo ] || echo gae_lambda=1 algorithm.max_kl=0.01 algorithm.cg_iters=10 \
+        algorithm.cg_memory=0 algorithm.ls_interpolate=false algorithm.cg_preconditioner=none
+}
 
 learn() { # name of the folder, configuration, seed, words
     name=$1 config=$2 seed=$3
@@ -25,13 +26,13 @@ promp)
     for seed in 1 2 3; do
         for algorithm in maml_trpo promp; do
             learn "navigation-$algorithm" navigation "$seed" \
-                algorithm.name=$algorithm num_iterations=40 meta_batch_size=20 $(eval "echo \$$algorithm")
+                algorithm.name=$algorithm num_iterations=40 meta_batch_size=20 $(outer_step $algorithm)
         done
     done
     for seed in 1 2 3; do
         for algorithm in maml_trpo promp; do
             learn "cheetah-dir-$algorithm" half_cheetah_dir "$seed" \
-                algorithm.name=$algorithm num_iterations=60 $(eval "echo \$$algorithm")
+                algorithm.name=$algorithm num_iterations=60 $(outer_step $algorithm)
         done
     done
     for run in $folder/navigation-*-[123] $folder/cheetah-dir-*-[123]; do
