@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 # words: the outer step of the publications (Finn et al. 2017; Schulman et al. 2015)
 PUBLISHED = ("gae_lambda=1", "algorithm.max_kl=0.01", "algorithm.cg_iters=10")
 PUBLISHED += ("algorithm.cg_memory=0", "algorithm.ls_interpolate=false")
+PUBLISHED += ("algorithm.inner_loss=reinforce",)
 HOW_TO_BUILD = "not built: cmake -S . -B build && cmake --build build"
 
 

@@ -11,7 +11,8 @@ folder=runs/algorithms
 # the outer step of MAML-TRPO was the published one
 outer_step() { # name of the algorithm
     [ "$1" != maml_trpo ] || echo gae_lambda=1 algorithm.max_kl=0.01 algorithm.cg_iters=10 \
-        algorithm.cg_memory=0 algorithm.ls_interpolate=false algorithm.cg_preconditioner=none
+        algorithm.cg_memory=0 algorithm.ls_interpolate=false algorithm.cg_preconditioner=none \
+        algorithm.inner_loss=reinforce
 }
 
 learn() { # name of the folder, configuration, seed, words

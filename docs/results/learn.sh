@@ -12,6 +12,7 @@ learn() { # name, configuration, seed, settings
     local name=$1 config=$2 seed=$3
     shift 3
     mkdir -p runs
+    [[ $* == *pretrain* ]] || set -- algorithm.inner_loss=reinforce "$@"
     mpirun -np "$ranks" python -m hpc_maml --config "configs/$config.yaml" --run-dir "runs/$name-$seed" \
         archive.rollouts=none "seed=$seed" "${outer_step[@]}" "$@" >>"runs/$name-$seed.log"
 }

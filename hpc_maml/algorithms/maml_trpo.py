@@ -118,10 +118,10 @@ class MamlTrpoSettings(TrustRegionSettings, InnerStepSettings):
 
     first_order: bool = Field(False, description="true: leave out the second derivatives (FOMAML)")
     inner_loss: Literal["reinforce", "lvc", "dice"] = Field(
-        "reinforce",
-        description="second derivatives of the inner step: reinforce; lvc: of likelihood "
-        "ratios (low "
-        "variance curvature); dice: unbiased, with more variance. The step itself is the same",
+        "lvc",
+        description="second derivatives of the inner step: lvc: of likelihood ratios (low variance "
+        "curvature); reinforce: as published, with which some runs unlearn (docs/results); dice: "
+        "unbiased, with more variance. The step itself is the same",
     )
 
 

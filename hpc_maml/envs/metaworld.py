@@ -301,6 +301,7 @@ PROTOCOL: dict[str, Any] = {
         "cg_iters": 10,
         "cg_memory": 0,
         "ls_interpolate": False,
+        "inner_loss": "reinforce",
     },
     "evaluation": {"tasks": 200, "updates": 1, "last_actions": "mean"},
 }

@@ -18,6 +18,8 @@ import numpy as np
 from hpc_maml.algorithms.adaptation import adapt
 from hpc_maml.algorithms.algorithm import THETA
 from hpc_maml.algorithms.inner_steps import GradientAdaptation
+from hpc_maml.config import Config
+from hpc_maml.envs.batched import TaskVectorEnv
 from hpc_maml.envs.navigation import GOAL_RANGE
 from hpc_maml.errors import InputError
 from hpc_maml.parts import make_algorithm, make_dtype, make_env
@@ -29,20 +31,21 @@ from hpc_maml.storage.run_folder import read_config
 from hpc_maml.storage.states import chosen_checkpoint, state_of
 
 SAMPLES, STREAMS = 4000, 40
-EPISODES = 600  # at most; of which the rule leaves those that it would have sampled
+EPISODES = 600  # at first, and twice as many while these are too few
 
 
 def sampled(lengths: np.ndarray) -> np.ndarray:
     """Return the indices of the episodes that the rule samples; ``lengths`` [E] are in steps.
 
-    Episode e is played in stream e mod STREAMS, after the ones before it there.
+    Episode e is played in stream e mod STREAMS, after the ones before it there. There are none
+    where all episodes together are too short.
     """
     ends = np.concatenate([lengths[first::STREAMS].cumsum() for first in range(STREAMS)])
     order = np.concatenate([np.arange(first, len(lengths), STREAMS) for first in range(STREAMS)])
     by_end = ends.argsort(kind="stable")
     steps = lengths[order[by_end]].cumsum()
     if steps[-1] < SAMPLES:
-        raise InputError(f"{len(lengths)} episodes do not make {SAMPLES} steps.")
+        return order[:0]
     last = ends[by_end[steps.searchsorted(SAMPLES)]]
     return order[ends <= last]
 
@@ -55,45 +58,58 @@ def meta_test(path: Path, step_sizes: Sequence[float]) -> MetaTest:
     config = read_config(path)
     if config.env.name != "navigation":
         raise InputError(f"The run in {path} is of {config.env.name}, not of navigation.")
-    env = make_env(config, EPISODES)
-    algorithm = make_algorithm(config, env)
+    algorithm = make_algorithm(config, make_env(config, EPISODES))
     if not isinstance(algorithm, GradientAdaptation):
         raise InputError(
             f"The run in {path} cannot be tested so: it normalises observations, or its algorithm "
             "takes no inner steps."
         )
-    policy = algorithm.policy
     checkpoint = chosen_checkpoint(path, config, algorithm)
     theta = state_of(checkpoint)[THETA]
-
-    def batches(episodes: int, *shape: int) -> np.ndarray:
-        return np.zeros(
-            shape, make_dtype(config.model_copy(update={"fast_batch_size": episodes}), env)
-        )
-
     goals = np.random.RandomState(1).uniform(-GOAL_RANGE, GOAL_RANGE, (40, 2))
     returns = np.zeros((len(goals), len(step_sizes) + 1))
     for index, goal in enumerate(goals):
-        env.set_tasks(goal[None])
         adapted = theta
         for phase, step_size in enumerate((*step_sizes, None)):
-            played = batches(EPISODES, 1)
-            actions, starts = (
-                [stream(config.seed, purpose, 0, index, phase)]
-                for purpose in (Purpose.EVALUATION_ACTIONS, Purpose.EVALUATION_ENVIRONMENT)
-            )
-            roll_out(policy, env, Play(adapted[None]), actions, starts, played)
-            chosen = sampled(played[0]["lengths"])
-            batch = batches(len(chosen))
-            batch["lengths"] = played[0]["lengths"][chosen]
-            for name in ("observations", "actions", "rewards", "log_probs"):
-                batch[name] = played[0][name][:, chosen]
-            batch["advantages"] = algorithm.advantages(trajectories(batch))
+            batch = _sample(config, algorithm, adapted, goal, (index, phase))
             returns[index, phase] = batch["rewards"].sum(0, dtype=np.float64).mean()
             if step_size:
-                adapted = adapt(policy, adapted, samples(trajectories(batch)), step_size)
+                batch["advantages"] = algorithm.advantages(trajectories(batch))
+                own = samples(trajectories(batch))
+                adapted = adapt(algorithm.policy, adapted, own, step_size)
     how = f"inner steps of {', '.join(map(str, step_sizes))}, episodes by the published rule"
     return MetaTest(checkpoint.iteration, "updates", goals, {RUN: returns}, {}, how)
+
+
+def _sample(
+    config: Config,
+    algorithm: GradientAdaptation,
+    theta: np.ndarray,
+    goal: np.ndarray,
+    streams: tuple[int, int],
+) -> np.ndarray:
+    """Return the episodes of a policy that the rule samples with a goal, a row of trajectories."""
+    chosen, episodes = np.zeros(0, np.int64), EPISODES
+    while not len(chosen):
+        env = make_env(config, episodes)
+        env.set_tasks(goal[None])
+        played = _rows(config, env, episodes, 1)
+        actions, starts = (
+            [stream(config.seed, purpose, 0, *streams)]
+            for purpose in (Purpose.EVALUATION_ACTIONS, Purpose.EVALUATION_ENVIRONMENT)
+        )
+        roll_out(algorithm.policy, env, Play(theta[None]), actions, starts, played)
+        chosen = sampled(played[0]["lengths"])
+        episodes *= 2
+    batch = _rows(config, env, len(chosen))
+    batch["lengths"] = played[0]["lengths"][chosen]
+    for name in ("observations", "actions", "rewards", "log_probs"):
+        batch[name] = played[0][name][:, chosen]
+    return batch
+
+
+def _rows(config: Config, env: TaskVectorEnv, episodes: int, *shape: int) -> np.ndarray:
+    return np.zeros(shape, make_dtype(config.model_copy(update={"fast_batch_size": episodes}), env))
 
 
 def main() -> int:
