@@ -49,7 +49,7 @@ from hpc_maml.policies.policy import Policy
 from hpc_maml.sampling.trajectory import Samples, batch_dtype, samples, trajectories
 
 OBSERVATION, ACTION = 17, 6  # of half_cheetah_vel
-SETTINGS = MamlTrpoSettings(ls_interpolate=False)  # as the yardstick does
+SETTINGS = MamlTrpoSettings(ls_interpolate=False, inner_loss="reinforce")  # as the yardstick does
 NETWORK = MLPSettings()
 OUTER_STEP_SECONDS = 0.040
 REPEATS, WARM_UP = 7, 2

@@ -128,7 +128,7 @@ class TestDefaults:
         assert config.normalise_observations is False
         trpo = config.algorithm
         assert (trpo.name, trpo.fast_lr, trpo.num_inner_steps) == ("maml_trpo", 0.1, 1)
-        assert (trpo.max_kl, trpo.cg_iters, trpo.cg_damping) == (1e-2, 2, 1e-5)
+        assert (trpo.max_kl, trpo.cg_iters, trpo.cg_damping) == (3e-2, 2, 1e-5)
         assert (trpo.cg_memory, trpo.cg_preconditioner) == (20, "none")
         assert config.policy.model_dump() == {
             "name": "mlp",

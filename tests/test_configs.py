@@ -112,9 +112,10 @@ def test_resolves_to_its_experiment(file):
     )
 
 
-def test_robots_take_larger_steps_and_directions_have_better_curvature():
+def test_directions_have_better_curvature_and_one_file_a_smaller_trust_region():
     for name, curvature in {
-        "navigation": (0.01, "none", 2),
+        "navigation": (0.03, "none", 2),
+        "navigation_original": (0.003, "none", 2),
         "ant_vel_original": (0.03, "none", 2),
         "half_cheetah_dir": (0.03, "kronecker", 4),
     }.items():
@@ -172,6 +173,7 @@ def test_where_values_come_from():
         "policy.hidden_sizes": "lineage original",
         "policy.activation": "lineage original",
         "algorithm.fast_lr": "lineage original",
+        "algorithm.max_kl": f"file {file}",
         "num_iterations": f"file {file}",
         "env.name": f"file {file}",
         "env.kwargs": f"file {file}",

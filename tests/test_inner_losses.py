@@ -143,6 +143,30 @@ def test_the_hessian_of_dice_by_hand():
     np.testing.assert_allclose(found["dice"], -5 * outer, atol=1e-12)
 
 
+def test_reinforce_takes_less_noise_for_a_larger_step():
+    # one normal action whose advantage is c a: the inner step moves its mean by alpha c whatever
+    # the standard deviation is, but reinforce keeps the actions and sees them grow rarer
+    problem = Ratios((1, 1), "tanh", False, ())
+    policy = reference.policy_of(problem)
+    assert policy.size == 3  # weight, bias and the logarithm of the standard deviation
+    mean, deviation, slope = 0.4, 0.7, 3.0
+    nodes, chances = np.polynomial.hermite_e.hermegauss(9)  # exact for polynomials of its moments
+    batch = reference.random_samples(np.random.default_rng(0), problem, 9, 1)
+    batch = batch._replace(
+        observations=np.zeros((9, 1)),
+        actions=(mean + deviation * nodes)[:, None],
+        log_probs=-0.5 * nodes**2 - np.log(deviation * np.sqrt(2 * np.pi)),
+        advantages=slope * (mean + deviation * nodes),
+        weights=chances / np.sqrt(2 * np.pi),
+    )
+    theta = np.array([0.0, mean, np.log(deviation)])
+    for take_step, expected in ((inner_step, -2 * slope), (likelihood_ratio_step, 0.0)):
+        taken = take_step(policy, theta, batch, 1.0)
+        np.testing.assert_allclose(taken.score.gradient[1], slope, rtol=1e-12)
+        change = taken.hessian_product(policy, np.array([0.0, 0.0, 1.0]))[1]
+        np.testing.assert_allclose(change, expected, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("each_parameter", [False, True])
 @DISCRETE
 @EACH
@@ -292,9 +316,9 @@ def test_a_digest_knows_which_steps_belong_together(loss):
     np.testing.assert_allclose(with_ratios, adapt(policy, theta, own, 0.3), rtol=1e-12)
 
 
-def test_the_default_is_reinforce():
+def test_pretraining_and_the_linearisation_alone_have_reinforce():
     policy, _, theta, tasks = case(False)
-    assert MamlTrpoSettings().inner_loss == "reinforce"
+    assert MamlTrpoSettings().inner_loss == "lvc"
     assert Pretrain(Pretrain.Settings(), policy, reference.SAMPLING).inner_loss == "reinforce"
     inner, post = reference.side_by_side(tasks, np.asarray)
     found, expected = (

@@ -247,7 +247,7 @@ def test_a_digest_of_episodes_is_that_of_their_steps(discrete):
     policy, problem, theta, _ = case(discrete, "tanh", (0.3, 0.3), num_tasks=0)
     rng = np.random.default_rng(2)
     phases = [reference.random_trajectories(rng, problem, 3) for _ in range(3)]
-    settings = MamlTrpoSettings(fast_lr=0.3, num_inner_steps=2)
+    settings = MamlTrpoSettings(fast_lr=0.3, num_inner_steps=2, inner_loss="reinforce")
     algorithm = MamlTrpo(settings, policy, reference.SAMPLING)
     assert algorithm.num_phases(False) == len(phases)
     vector = rng.standard_normal(policy.size)
@@ -278,8 +278,8 @@ def test_the_settings_of_an_algorithm_are_those_of_its_digests(settings):
     policy, problem, theta, _ = case(False, "tanh", (0.3,), num_tasks=0)
     rng = np.random.default_rng(2)
     phases = [reference.random_trajectories(rng, problem, 2) for _ in range(2)]
-    algorithm = MamlTrpo(MamlTrpoSettings(fast_lr=0.3, **settings), policy, reference.SAMPLING)
-    found = algorithm.digest({THETA: theta}, phases)
+    settings_of = MamlTrpoSettings(fast_lr=0.3, inner_loss="reinforce", **settings)
+    found = MamlTrpo(settings_of, policy, reference.SAMPLING).digest({THETA: theta}, phases)
     expected = linearise(policy, theta, *_inner_and_post(phases), (0.3,), **settings)
     vector = rng.standard_normal(policy.size)
     products = [fisher_vector_product(policy, each, vector) for each in (found, expected)]

@@ -312,7 +312,7 @@ class TestAlgorithms:
         assert lines("cg iterations") == [5, 2]  # of MAML, new and old
         assert sorted(lines("kl after")) == [2, 2, 4, 4, 5]  # of all, and a limit
         (limit,) = [line for line in panels["kl after"].lines if line.get_linestyle() == "--"]
-        assert set(limit.get_ydata()) == {0.01}  # algorithm.max_kl
+        assert set(limit.get_ydata()) == {0.03}  # algorithm.max_kl
         (kl, *_) = panels["kl after"].lines
         assert np.array_equal(kl.get_ydata(), open_run(folders["one"]).metrics["kl_after"])
 

@@ -90,7 +90,7 @@ def test_hyper_parameters_are_those_that_affect_the_result(killed_and_resumed):
     events = EventAccumulator(str(killed_and_resumed / "tensorboard")).Reload()
     content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     given = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
-    assert given["algorithm.max_kl"].number_value == 0.01
+    assert given["algorithm.max_kl"].number_value == 0.03
     assert given["env.name"].string_value == "navigation"
     assert given["policy.hidden_sizes"].string_value == "[8, 8]"
     assert "topology.agents" not in given

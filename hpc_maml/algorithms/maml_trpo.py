@@ -72,7 +72,7 @@ class TrustRegionSettings(FastLearningRate):
     """The keys of an outer step by TRPO."""
 
     max_kl: Positive = Field(
-        1.0e-2,
+        3.0e-2,
         description="trust region: largest mean KL divergence of the adapted policies, in nats",
     )
     cg_iters: Annotated[int, Field(ge=1, le=10000)] = Field(

@@ -102,7 +102,6 @@ class Locomotion(TaskVectorEnv):
     defaults: ClassVar[Mapping[str, Any]] = {
         "num_iterations": 500,
         "meta_batch_size": 40,
-        "algorithm": {"max_kl": 0.03},
     }
     model_file: str
     lineages: dict[str, Lineage]
@@ -291,7 +290,7 @@ class TargetDirection:
 
     # Of two tasks the gradients nearly cancel: what is left needs better curvature.
     defaults: ClassVar[Mapping[str, Any]] = Locomotion.defaults | {
-        "algorithm": {"max_kl": 0.03, "cg_preconditioner": "kronecker", "cg_iters": 4}
+        "algorithm": {"cg_preconditioner": "kronecker", "cg_iters": 4}
     }
     task_dim = 1
 
