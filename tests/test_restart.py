@@ -200,7 +200,7 @@ def test_metrics_mean_what_they_say(trained):
     assert np.array_equal(table["post_update_return_min"], returns.min(1))
     assert (table["environment_steps"] <= 6 * 3 * 12 * 2).all()
     assert np.array_equal(table["environment_steps_total"], table["environment_steps"].cumsum())
-    assert (table["kl_after"][table["accepted"] == 1] <= 1e-2).all()
+    assert (table["kl_after"][table["accepted"] == 1] <= 3e-2).all()
     assert (abs(table["kl_before"]) < 1e-5).all()
     assert (table["surrogate_after"] < table["surrogate_before"])[table["accepted"] == 1].all()
     for name in ("principal_busy", "agents_busy", "observers_busy"):
