@@ -288,12 +288,21 @@ def test_the_published_rule_counts_the_steps_of_ended_episodes(odd, episodes):
     assert chosen.max() < 80
 
 
-def test_the_published_meta_test_of_a_run(tmp_path):
+def test_the_published_rule_samples_nothing_of_too_few_steps():
+    assert not len(published_navigation.sampled(np.full(600, 6)))
+
+
+def test_the_published_meta_test_of_a_run(tmp_path, monkeypatch):
     sizes = ["num_iterations=1", "meta_batch_size=2", "fast_batch_size=2", "device=cpu"]
     run(HERE, *sizes, "--run-dir", "run", "archive.rollouts=none", "metrics.tensorboard=off")
     found = published_navigation.meta_test(tmp_path / "run", [0.1]).returns["run"]
     assert found.shape == (40, 2)
     assert (found < 0).all()
+    again = []
+    for episodes in (30, 60):  # 30 are too few, so 60 are played after them
+        monkeypatch.setattr(published_navigation, "EPISODES", episodes)
+        again.append(published_navigation.meta_test(tmp_path / "run", [0.1]).returns["run"])
+    assert np.array_equal(*again)
     run(HERE, *sizes, "--run-dir", "other", "archive.rollouts=none", "algorithm.name=rl2")
     with pytest.raises(InputError, match="takes no inner steps"):
         published_navigation.meta_test(tmp_path / "other", [0.1])
