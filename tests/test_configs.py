@@ -112,15 +112,16 @@ def test_resolves_to_its_experiment(file):
     )
 
 
-def test_directions_have_better_curvature_and_one_file_a_smaller_trust_region():
-    for name, curvature in {
-        "navigation": (0.03, "none", 2),
-        "navigation_original": (0.003, "none", 2),
-        "ant_vel_original": (0.03, "none", 2),
-        "half_cheetah_dir": (0.03, "kronecker", 4),
+def test_what_environments_and_files_declare_of_the_outer_step():
+    for name, expected in {
+        "navigation": (0.03, "none", 2, "lvc"),
+        "navigation_original": (0.003, "none", 2, "lvc"),
+        "ant_vel_original": (0.03, "none", 2, "reinforce"),
+        "half_cheetah_dir": (0.03, "kronecker", 4, "reinforce"),
     }.items():
         found = load_config(ROOT / "configs" / f"{name}.yaml").algorithm
-        assert (found.max_kl, found.cg_preconditioner, found.cg_iters) == curvature
+        keys = ("max_kl", "cg_preconditioner", "cg_iters", "inner_loss")
+        assert tuple(getattr(found, key) for key in keys) == expected
 
 
 @each_file_of_maml
@@ -132,7 +133,7 @@ def test_the_other_keys_have_their_defaults(file):
         ("policy", "activation"),
     ):
         del config[section][key], default[section][key]
-    for key in ("max_kl", "cg_preconditioner", "cg_iters"):
+    for key in ("max_kl", "cg_preconditioner", "cg_iters", "inner_loss"):
         del config["algorithm"][key], default["algorithm"][key]
     for key in ("num_iterations", "meta_batch_size", "horizon", "env"):
         del config[key], default[key]

@@ -99,9 +99,11 @@ ANT_LINEAGES = {
 class Locomotion(TaskVectorEnv):
     """A robot, its physics and the bookkeeping around it; families add tasks and rewards."""
 
+    # Robots at a velocity learn faster with reinforce, and none was seen to unlearn.
     defaults: ClassVar[Mapping[str, Any]] = {
         "num_iterations": 500,
         "meta_batch_size": 40,
+        "algorithm": {"inner_loss": "reinforce"},
     }
     model_file: str
     lineages: dict[str, Lineage]
@@ -290,7 +292,8 @@ class TargetDirection:
 
     # Of two tasks the gradients nearly cancel: what is left needs better curvature.
     defaults: ClassVar[Mapping[str, Any]] = Locomotion.defaults | {
-        "algorithm": {"cg_preconditioner": "kronecker", "cg_iters": 4}
+        "algorithm": Locomotion.defaults["algorithm"]
+        | {"cg_preconditioner": "kronecker", "cg_iters": 4}
     }
     task_dim = 1
 
