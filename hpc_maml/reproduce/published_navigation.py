@@ -88,7 +88,10 @@ def _sample(
     goal: np.ndarray,
     streams: tuple[int, int],
 ) -> np.ndarray:
-    """Return the episodes of a policy that the rule samples with a goal, a row of trajectories."""
+    """Return the episodes that the rule samples of the policy theta ``[P]`` with a goal ``[2]``.
+
+    They are a row of trajectories. ``streams`` are the numbers of the task and of the phase.
+    """
     chosen, episodes = np.zeros(0, np.int64), EPISODES
     while not len(chosen):
         env = make_env(config, episodes)
