@@ -29,8 +29,7 @@ CASES = {
         "policy.hidden_size=16",
     ),
 }
-# By what defines the bits: the libraries, and the kernels that they choose on this processor. Those
-# of MAML-TRPO and pretraining changed with their defaults, and are known where measured since.
+# By what defines the bits: the libraries, and the kernels that they choose on this processor.
 BITS = {
     ("2.4.6", "Haswell", "X86_V3"): {
         "maml_trpo": "ad9422820fbf89a6",
@@ -39,11 +38,21 @@ BITS = {
         "rl2": "956a7b6de308011b",
     },
     ("2.4.6", "Haswell", "AVX512_ICL"): {
+        "maml_trpo": "aec9148a05849a54",
         "promp": "9123d94720ebb647",
+        "pretrain": "4b1b39779c057170",
         "rl2": "956a7b6de308011b",
     },
     ("2.4.6", "SkylakeX", "AVX512_ICL"): {
+        "maml_trpo": "ed00127fafed25d0",
         "promp": "e5441548988d6aef",
+        "pretrain": "b03f30783998456f",
+        "rl2": "4a52b8ae0c49eca4",
+    },
+    ("2.4.6", "SkylakeX", "AVX512_SPR"): {
+        "maml_trpo": "ed00127fafed25d0",
+        "promp": "e5441548988d6aef",
+        "pretrain": "b03f30783998456f",
         "rl2": "4a52b8ae0c49eca4",
     },
 }

@@ -197,6 +197,17 @@ def test_of_trials_the_sum_of_the_episodes_counts():
     assert "trial" in Path("reproduced/tiny.md").read_text()
 
 
+def test_a_trial_of_updates_is_the_sum_over_all_its_episodes(made):
+    folder, _ = made
+    own = write(str(folder / "trial.yaml"), published={"source": "x", "scores": {"trial": -5.0}})
+    (first, *_) = planned(experiments.read(str(own)), folder / "out/tiny", 1)
+    tested = open_run(first.folder)
+    episodes = 2
+    test, trained = tested.evaluations[-1].returns["run"], tested.per_task["return_after_updates"]
+    assert scores(first)["trial"] == pytest.approx(episodes * test.sum(1).mean())
+    assert first.returns[0] == pytest.approx(episodes * trained[0].sum(1).mean())
+
+
 def test_a_run_that_fails_is_said_and_the_others_go_on():
     write(iterations=2, test={"tasks": 3})
     Path("reproduced/tiny/maml-1").mkdir(parents=True)

@@ -48,10 +48,11 @@ def _page(name: str, experiment: Experiment, runs: Sequence[PlannedRun], how: st
     yield f"# {experiment.title}"
     yield f"\n{experiment.about.strip()}"
     yield f"\nThis page was written by `{how}`, not by hand."
-    yield f"\n![Return after adaptation by environment steps]({name}.svg)"
+    yield f"\n![Return by environment steps]({name}.svg)"
     yield (
-        f"\nMean return over the tasks of an iteration, after adaptation, averaged over {WINDOW} "
-        "iterations: a line for each seed. The dashed line is the published value on unseen tasks."
+        f"\nMean return over the tasks of an iteration, after adaptation or of a trial, averaged "
+        f"over {WINDOW} iterations: a line for each seed. Dashed lines are published values on "
+        "unseen tasks."
     )
     yield "\n## Table\n"
     yield from _table(experiment, begun)
@@ -194,7 +195,8 @@ def _picture(experiment: Experiment, runs: Sequence[PlannedRun]) -> bytes:
             if mine and level is not None:
                 axis.axhline(level, color=colour, linestyle="--", linewidth=1)
         axis.set_xlabel("environment steps")
-        axis.set_ylabel("return after adaptation [reward]")
+        trials = all("trial" in each.published.scores for each in experiment.methods.values())
+        axis.set_ylabel(f"return {'of a trial' if trials else 'after adaptation'} [reward]")
         axis.ticklabel_format(axis="x", scilimits=(-3, 5))
         axis.margins(x=0.01)
         if len(experiment.methods) > 1:

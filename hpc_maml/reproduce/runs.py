@@ -48,10 +48,12 @@ class PlannedRun:
     def returns(self) -> np.ndarray:
         """The return after adaptation in training, averaged over WINDOW iterations at most.
 
-        ``[iterations]``; of RL², whose phases are episodes, the sum over those of a trial.
+        ``[iterations]``; where a trial was published, that of all its episodes together.
         """
         phases = self.run.per_task["return_after_updates"].mean(1)  # [iterations, phases]
-        values = phases.sum(-1) if self.run.phase == "episode" else phases[:, -1]
+        episodes = configuration(self.method, self.seed).fast_batch_size
+        is_trial = "trial" in self.method.published.scores
+        values = trial(phases, self.run.phase, episodes) if is_trial else phases[:, -1]
         sums = np.concatenate([[0.0], values.cumsum()])
         starts = np.maximum(np.arange(1, len(values) + 1) - WINDOW, 0)
         return (sums[1:] - sums[starts]) / (np.arange(1, len(values) + 1) - starts)
@@ -120,6 +122,14 @@ def planned(experiment: Experiment, folder: Path, seeds: int) -> list[PlannedRun
     ]
 
 
+def trial(returns: np.ndarray, phase: str, episodes: int) -> np.ndarray:
+    """Return the return of all episodes of a trial together, of mean returns ``[..., phases]``.
+
+    A phase is one ``"episode"``, or is played by ``episodes`` of them with the same policy.
+    """
+    return returns.sum(-1) * (1 if phase == "episode" else episodes)
+
+
 def scores(run: PlannedRun) -> dict[str, float]:
     """Return the scores of a run, by name: those of its meta-test, and in training.
 
@@ -137,10 +147,8 @@ def scores(run: PlannedRun) -> dict[str, float]:
     returns = test.returns["run"]  # [tasks, phases]
     if test.phase == "updates":
         found |= {f"after_{number}": float(each) for number, each in enumerate(returns.mean(0))}
-        episodes = configuration(run.method, run.seed).fast_batch_size
-        found["trial"] = float(returns.sum(1).mean()) * (run.method.test.episodes or episodes)
-    else:
-        found["trial"] = float(returns.sum(1).mean())
+    episodes = run.method.test.episodes or configuration(run.method, run.seed).fast_batch_size
+    found["trial"] = float(trial(returns, test.phase, episodes).mean())
     if "run" in test.success:
         found["success"] = float(100 * test.success["run"][:, -1].mean())
     return found
