@@ -292,7 +292,7 @@ def measure(
 
 def show(rows: Sequence[Row]) -> None:
     """Print the table."""
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.MARKDOWN)  # for the page of reproduce
     headings = ["episodes", "inner loss", "Hessian: bias", "deviation", "cosine"]
     headings += ["meta-gradient: bias", "deviation", "cosine", "error"]
     for heading in headings:

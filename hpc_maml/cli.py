@@ -433,12 +433,9 @@ def _bench(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
 
     def run(comm: MPI.Intracomm) -> int:
         _check_alone(comm, "bench")
-        for checkout in (Path(__file__).parent.parent, Path.cwd()):
-            if (checkout / "benchmarks" / "command.py").exists():
-                sys.path.insert(0, str(checkout))
-                break
-        else:
-            raise InputError("The benchmarks come with the checkout: call bench in its folder.")
+        from hpc_maml.reproduce.benchmark import checkout
+
+        sys.path.insert(0, str(checkout()))
         from benchmarks.command import bench
 
         chosen = options.names or names

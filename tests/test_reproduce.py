@@ -317,3 +317,41 @@ def test_the_published_meta_test_of_a_run(tmp_path, monkeypatch):
     run(HERE, *sizes, "--run-dir", "other", "archive.rollouts=none", "algorithm.name=rl2")
     with pytest.raises(InputError, match="takes no inner steps"):
         published_navigation.meta_test(tmp_path / "other", [0.1])
+
+
+def write_benchmark(words: list[str]) -> None:
+    Path("tiny.yaml").write_text(yaml.safe_dump(EXPERIMENT | {"benchmark": words}))
+
+
+def test_a_benchmark_of_the_checkout_makes_a_page():
+    words = ["estimators", "--horizon", "2", "--episodes", "5", "--repeats", "3", "--tasks", "2"]
+    write_benchmark(words)
+    printed = run(HERE, "reproduce", "tiny.yaml").stdout
+    assert f"python -m benchmarks.{' '.join(words)}" in printed
+    page = Path("reproduced/tiny.md").read_text()
+    assert page.startswith("# Tiny\n\nA table.\n")
+    (row,) = (line for line in page.splitlines() if "| lvc " in line)
+    cells = [each.strip() for each in row.strip("| ").split("|")]
+    assert cells[:2] == ["5", "lvc"]
+    assert len(cells) == 9
+    assert float(cells[-1]) > 0
+    assert Path("reproduced/tiny.svg").read_text().startswith("<?xml")
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "said"),
+    [
+        (["estimators"], ["--run", "0"], "tiny has no runs: make it without --run and --slurm."),
+        (["nothing"], [], "There is no benchmark nothing in "),
+        (["estimators", "--horizon", "two"], [], "failed with exit code 2."),
+    ],
+)
+def test_a_benchmark_that_cannot_be_made_is_one_sentence(words, options, said):
+    write_benchmark(words)
+    assert said in run(HERE, "reproduce", "tiny.yaml", *options, code=BAD_INPUT).stderr
+
+
+def test_an_experiment_has_methods_or_a_benchmark():
+    Path("tiny.yaml").write_text(yaml.safe_dump(EXPERIMENT))
+    error = run(HERE, "reproduce", "tiny.yaml", code=BAD_INPUT).stderr
+    assert "an experiment has either methods or a benchmark" in error

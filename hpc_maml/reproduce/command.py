@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hpc_maml.errors import InputError
+from hpc_maml.reproduce.benchmark import measured
 from hpc_maml.reproduce.experiment import Experiment, name_of, names, read
-from hpc_maml.reproduce.page import write_page
+from hpc_maml.reproduce.page import make_pages_folder, write_measured, write_page
 from hpc_maml.reproduce.runs import PlannedRun, next_words, planned
 from hpc_maml.reproduce.work import STOPPED, Work, test_by_rule
 from hpc_maml.stopping import StopSignal
@@ -21,12 +22,17 @@ def list_experiments() -> None:
     """Print a line for each experiment that comes with the package."""
     for name in names():
         experiment = read(name)
-        methods = ", ".join(
-            f"{label} {method.iterations} iterations"
-            for label, method in experiment.methods.items()
-        )
-        seeds = f"{experiment.seeds} seed{'s' * (experiment.seeds > 1)}"
-        print(f"{name:24}{experiment.title}; {seeds} of {methods}")
+        print(f"{name:24}{experiment.title}; {_work(experiment)}")
+
+
+def _work(experiment: Experiment) -> str:
+    """Say what it takes."""
+    if experiment.benchmark:
+        return f"the benchmark {experiment.benchmark[0]}"
+    methods = ", ".join(
+        f"{label} {method.iterations} iterations" for label, method in experiment.methods.items()
+    )
+    return f"{experiment.seeds} seed{'s' * (experiment.seeds > 1)} of {methods}"
 
 
 class Reproduction:
@@ -46,6 +52,8 @@ class Reproduction:
 
     def make(self, side_by_side: int | None, budget: float, stop: StopSignal) -> int:
         """Train and test what is missing, write the page, and return the exit code."""
+        if self.experiment.benchmark:
+            return self._measure(stop)
         self._make_folder()
         self._say(f"{len(self.runs)} runs in {self.folder / self.name}")
         work = Work(self.runs, side_by_side, budget, stop, self._say)
@@ -68,6 +76,7 @@ class Reproduction:
 
     def next_words(self, number: int) -> list[str]:
         """Return the next command of a run, by its number from 0; empty when it is finished."""
+        self._check_has_runs()
         if number >= len(self.runs):
             raise InputError(f"{self.name} has the runs 0 to {len(self.runs) - 1}, not {number}.")
         self._make_folder()
@@ -75,6 +84,7 @@ class Reproduction:
 
     def submit(self, words: Sequence[str]) -> int:
         """Submit the runs to Slurm as a job array; ``words`` are more options of sbatch."""
+        self._check_has_runs()
         if not shutil.which("sbatch"):
             raise InputError("There is no sbatch here: --slurm is for a machine with Slurm.")
         if not SCRIPT.exists():
@@ -89,6 +99,20 @@ class Reproduction:
         print(shlex.join(command), flush=True)
         return FAILED if subprocess.run(command, check=False).returncode else DONE
 
+    def _check_has_runs(self) -> None:
+        if not self.runs:
+            raise InputError(f"{self.name} has no runs: make it without --run and --slurm.")
+
+    def _measure(self, stop: StopSignal) -> int:
+        """Run the benchmark, write the page, and return the exit code."""
+        make_pages_folder(self.pages)
+        picture = self.pages / f"{self.name}.svg"
+        found = measured(self.experiment.benchmark, picture, stop, self._say)
+        if found is None:
+            return STOPPED
+        print(write_measured(self.name, self.experiment, *found, self.pages, self._how()))
+        return DONE
+
     def _make_folder(self) -> None:
         folder = self.folder / self.name
         try:
@@ -98,7 +122,8 @@ class Reproduction:
 
     def _how(self) -> str:
         """Return the command of the page."""
-        return f"python -m hpc_maml reproduce {self.given} --seeds {self.seeds}"
+        seeds = f" --seeds {self.seeds}" if self.runs else ""
+        return f"python -m hpc_maml reproduce {self.given}{seeds}"
 
     def _say(self, line: str) -> None:
         print(f"{self.name}: {line}", flush=True)

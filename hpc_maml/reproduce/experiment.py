@@ -86,15 +86,22 @@ class Method(Section):
 
 
 class Experiment(Section):
-    """A published table."""
+    """A published table: of runs that are trained, or of a benchmark of the checkout."""
 
     title: str
     about: str
     seeds: Count = 3  # 1, 2, ...
     chunk: Count = 20  # iterations that a run makes before another may go on
     tolerance: dict[str, float] = Field({})  # by score; where none is given, the published interval
-    methods: dict[str, Method]
+    methods: dict[str, Method] = Field({})
+    benchmark: list[str] = Field([])  # instead of methods: of benchmarks/, with its options
     remarks: str = ""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if bool(self.methods) == bool(self.benchmark):
+            raise ValueError("an experiment has either methods or a benchmark")
+        return self
 
     def tolerated(self, published: Published, score: str) -> float:
         """Return by how much a mean may be below the published one, and still count as reached."""

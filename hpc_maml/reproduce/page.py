@@ -1,15 +1,17 @@
 """The page of an experiment: curves, our table beside the published one, verdict, commands."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 
 from hpc_maml.errors import InputError
+from hpc_maml.reproduce.benchmark import command
 from hpc_maml.reproduce.experiment import Experiment, Method
 from hpc_maml.reproduce.runs import WINDOW, PlannedRun, commands, scores
+from hpc_maml.run.record import versions
 from hpc_maml.storage.atomic_files import write_text, write_whole
 from hpc_maml.storage.meta_tests import half_width
 
@@ -32,10 +34,7 @@ def write_page(
     begun = [run for run in runs if run.done]
     if not begun:
         return None
-    try:
-        to.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"The folder {to} cannot be made: {error.strerror}.") from None
+    make_pages_folder(to)
     picture = _picture(experiment, begun)
     write_whole(to / f"{name}.svg", lambda file: file.write(picture), durable=False)
     path = to / f"{name}.md"
@@ -43,12 +42,50 @@ def write_page(
     return path
 
 
-def _page(name: str, experiment: Experiment, runs: Sequence[PlannedRun], how: str) -> Iterator[str]:
-    begun = [run for run in runs if run.done]
+def make_pages_folder(folder: Path) -> None:
+    """Make the folder of the pages; raises InputError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"The folder {folder} cannot be made: {error.strerror}.") from None
+
+
+def write_measured(
+    name: str, experiment: Experiment, printed: str, seconds: float, to: Path, how: str
+) -> Path:
+    """Write ``NAME.md`` of a benchmark that took some seconds, and return it.
+
+    Its picture, ``NAME.svg``, is there; what it ``printed`` is a table in Markdown.
+    """
+    lines = [*_opening(name, experiment, how, "The table as a picture"), "\n## Table\n"]
+    lines += [
+        printed.strip("\n"),
+        "\n## Cost\n",
+        f"{timedelta(seconds=round(seconds))} on one core.",
+    ]
+    lines += ["\n## Commands\n", "```sh", command(experiment.benchmark), "```"]
+    lines += _closing(experiment, versions())
+    path = to / f"{name}.md"
+    write_text(path, "\n".join(lines) + "\n")
+    return path
+
+
+def _opening(name: str, experiment: Experiment, how: str, picture: str) -> Iterator[str]:
     yield f"# {experiment.title}"
     yield f"\n{experiment.about.strip()}"
     yield f"\nThis page was written by `{how}`, not by hand."
-    yield f"\n![Return by environment steps]({name}.svg)"
+    yield f"\n![{picture}]({name}.svg)"
+
+
+def _closing(experiment: Experiment, found: Mapping[str, str]) -> Iterator[str]:
+    yield f"\nMade with {', '.join(f'{each} {found[each]}' for each in VERSIONS if each in found)}."
+    if experiment.remarks:
+        yield f"\n## Remarks\n\n{experiment.remarks.strip()}"
+
+
+def _page(name: str, experiment: Experiment, runs: Sequence[PlannedRun], how: str) -> Iterator[str]:
+    begun = [run for run in runs if run.done]
+    yield from _opening(name, experiment, how, "Return by environment steps")
     yield (
         f"\nMean return over the tasks of an iteration, after adaptation or of a trial, averaged "
         f"over {WINDOW} iterations: a line for each seed. Dashed lines are published values on "
@@ -67,10 +104,7 @@ def _page(name: str, experiment: Experiment, runs: Sequence[PlannedRun], how: st
         if first:
             yield from commands(first)
     yield "```"
-    found = begun[0].run.versions
-    yield f"\nMade with {', '.join(f'{each} {found[each]}' for each in VERSIONS if each in found)}."
-    if experiment.remarks:
-        yield f"\n## Remarks\n\n{experiment.remarks.strip()}"
+    yield from _closing(experiment, begun[0].run.versions)
 
 
 def _score_names(experiment: Experiment, runs: Sequence[PlannedRun]) -> list[str]:
