@@ -59,7 +59,7 @@ def write_measured(
     """
     lines = [*_opening(name, experiment, how, "The table as a picture"), "\n## Table\n"]
     lines += [
-        printed.strip("\n"),
+        printed.strip(),
         "\n## Cost\n",
         f"{timedelta(seconds=round(seconds))} on one core.",
     ]
