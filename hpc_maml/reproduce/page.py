@@ -57,12 +57,9 @@ def write_measured(
 
     Its picture, ``NAME.svg``, is there; what it ``printed`` is a table in Markdown.
     """
-    lines = [*_opening(name, experiment, how, "The table as a picture"), "\n## Table\n"]
-    lines += [
-        printed.strip(),
-        "\n## Cost\n",
-        f"{timedelta(seconds=round(seconds))} on one core.",
-    ]
+    took = f"{timedelta(seconds=round(seconds))} on one core."
+    lines = [*_opening(name, experiment, how, "The table as a picture")]
+    lines += ["\n## Table\n", printed.strip(), "\n## Cost\n", took]
     lines += ["\n## Commands\n", "```sh", command(experiment.benchmark), "```"]
     lines += _closing(experiment, versions())
     path = to / f"{name}.md"
