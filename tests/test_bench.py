@@ -174,7 +174,7 @@ def test_benchmarks_come_with_the_checkout(tmp_path):
         assert result.returncode == 2
         return result.stderr
 
-    expected = "hpc_maml: The benchmarks come with the checkout: call bench in its folder.\n"
+    expected = "hpc_maml: The benchmarks come with the checkout: call this in its folder.\n"
     assert bench(tmp_path / "elsewhere") == expected
     assert "no algorithm 'none'" in bench(ROOT)
 
@@ -349,7 +349,7 @@ def test_only_dice_estimates_the_hessian_without_bias(advantages):
     for row in (few, many):
         assert row["lvc"].hessian.deviation < 0.9 * row["dice"].hessian.deviation
     assert many["dice"].hessian.deviation < few["dice"].hessian.deviation / 3
-    assert many["none"].hessian.bias == 1
+    assert many["none"].hessian.bias == pytest.approx(1, rel=1e-12)
     # the meta-gradient has no second derivatives in it, or those of the Hessian
     errors = [many[loss].meta_gradient.bias for loss in ("none", "reinforce", "dice")]
     assert errors == sorted(errors, reverse=True)
@@ -358,7 +358,8 @@ def test_only_dice_estimates_the_hessian_without_bias(advantages):
 def test_the_table_of_the_estimators(tmp_path):
     words = ["--horizon", "2", "--episodes", "5", "--tasks", "2", "--repeats", "4"]
     found = started("estimators", *words).stdout
-    assert [line.split()[1] for line in found.splitlines()[3:7]] == list(estimators.LOSSES)
+    rows = [[each.strip() for each in line.split("|")] for line in found.splitlines()]
+    assert [row[2] for row in rows if row[1:2] == ["5"]] == list(estimators.LOSSES)
     if importlib.util.find_spec("matplotlib"):
         picture = tmp_path / "found.svg"
         started("estimators", *words, "--picture", str(picture))
