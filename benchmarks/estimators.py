@@ -324,10 +324,14 @@ def draw_picture(rows: Sequence[Row], path: Path) -> None:
             deviations = [part.deviation for part in parts]
             axis.plot(where, deviations, "--", label=f"{loss}: deviation", **kept)
         axis.set(
-            xscale="log", yscale="log", xlabel="episodes of a task", title=name.replace("_", "-")
+            xscale="log",
+            yscale="log",
+            xlabel="episodes of a task",
+            title=name.replace("_", "-").capitalize(),
         )
     axes[0].set_ylabel("relative to the exact value")
-    axes[1].legend(fontsize="x-small")
+    handles = axes[1].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside right center", fontsize="x-small")
     figure.savefig(path)
 
 
