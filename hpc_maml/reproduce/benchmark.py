@@ -32,7 +32,8 @@ def measured(
 ) -> tuple[str, float] | None:
     """Return what a benchmark prints, and its seconds; None if it was stopped.
 
-    It draws ``picture``. Raises InputError if it is not there or fails.
+    ``words`` are its name and options. It draws ``picture``, as SVG by the name of the file. Raises
+    InputError if there is no such benchmark, or if it fails.
     """
     folder = checkout()
     name, *options = words
