@@ -13,6 +13,7 @@ from benchmarks.programs import HOW_TO_BUILD, run, yardstick
 from benchmarks.table import Row, compare
 from hpc_maml.config import Config, load_config
 from hpc_maml.envs.batched import TaskVectorEnv
+from hpc_maml.envs.mujoco_timers import stop_timers
 from hpc_maml.mpi.runtime import keep_freed_memory
 from hpc_maml.parts import make_env
 from hpc_maml.policies.policy import Policy
@@ -140,10 +141,12 @@ def gymnasium_work(
 
     def work() -> None:
         nonlocal observations
+        mujoco.set_mjcb_time(None)  # as MuJoCo's package has it: its timers run
         for _ in range(config.horizon):
             given = policy.forward(layers, observations.astype(np.float32))
             noise = policy.distribution.noise(rng, (envs.num_envs,))
             actions = policy.distribution.sample(given, noise)
             observations, *_ = envs.step(actions.clip(-1, 1))
+        stop_timers()
 
     return work

@@ -109,6 +109,19 @@ def reward_by_hand(name, task, action, velocity, torso_xy, contact_forces):
     return 4 - distance - ant_cost + 0.05
 
 
+def test_the_clock_is_not_read_during_physics():
+    try:
+        mujoco.set_mjcb_time(None)  # as MuJoCo's package has it
+        envs.make("half_cheetah_vel", num_tasks=1, episodes_per_task=1)
+        model = mujoco.MjModel.from_xml_string("<mujoco/>")
+        data = mujoco.MjData(model)
+        mujoco.mj_step(model, data)
+        assert data.timer[mujoco.mjtTimer.mjTIMER_STEP].number == 1
+        assert data.timer[mujoco.mjtTimer.mjTIMER_STEP].duration == 0
+    finally:
+        mujoco.set_mjcb_time(None)
+
+
 @pytest.mark.parametrize("name", LOCOMOTION)
 def test_observations_and_rewards_follow_from_the_simulated_states(name):
     env = started(name, 3, 4, episodes_per_task=1)

@@ -12,6 +12,7 @@ from gymnasium.spaces import Box
 from mujoco.batch import Batch, SimulationError
 
 from hpc_maml.envs.batched import TaskVectorEnv, defaults_of_lineages, lineage_row
+from hpc_maml.envs.mujoco_timers import stop_timers
 
 RESET_VELOCITY_NOISE = 0.1  # standard deviation
 HEALTHY_HEIGHT = (0.2, 1.0)  # of the ant's torso, in m
@@ -120,6 +121,7 @@ class Locomotion(TaskVectorEnv):
         """Make the batch; ValueError for an unknown lineage."""
         self._lineage = row = lineage_row(self.lineages, lineage)
         model = self._compile()
+        stop_timers()
         # Persistent: a step goes on from the stages computed after the one before, at no cost.
         persistent = row.stage != mujoco.mjtStage.mjSTAGE_NONE
         self.simulations = Batch(model, num_tasks * episodes_per_task, num_threads, persistent)
@@ -236,8 +238,9 @@ class Locomotion(TaskVectorEnv):
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         row = self._lineage
         limit = row.action_limit
-        self._scaled = (actions.clip(-limit, limit) / limit).astype(np.float64)
-        self._controls[...] = self._scaled
+        scaled = (actions.clip(-limit, limit) / limit).astype(np.float64)
+        self._controls[...] = scaled
+        self._effort = (scaled * scaled).sum(-1)  # here, as after the physics no cache has it
         before = self._torso_x.copy()
         try:
             self.simulations.step(active, nstep=row.substeps, stage=row.stage.value)
@@ -314,7 +317,7 @@ class HalfCheetah(Locomotion):
     lineage_defaults: ClassVar[Mapping[str, Any]] = defaults_of_lineages(lineages)
 
     def _cost(self) -> np.ndarray:
-        return 0.05 * (self._scaled * self._scaled).sum(-1)
+        return 0.05 * self._effort
 
 
 class HalfCheetahVel(TargetVelocity, HalfCheetah):
@@ -360,9 +363,8 @@ class Ant(Locomotion):
 
     def _cost(self) -> np.ndarray:
         contact_forces = self._contact_forces.clip(-1.0, 1.0)
-        return 0.005 * (self._scaled * self._scaled).sum(-1) + CONTACT_COST * (
-            contact_forces * contact_forces
-        ).sum((-2, -1))
+        contact_cost = CONTACT_COST * (contact_forces * contact_forces).sum((-2, -1))
+        return 0.005 * self._effort + contact_cost
 
     def _terminated(self) -> np.ndarray:
         lowest, highest = HEALTHY_HEIGHT

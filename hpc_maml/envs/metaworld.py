@@ -24,6 +24,7 @@ from hpc_maml.envs import metaworld_package as package
 from hpc_maml.envs.batched import TaskVectorEnv
 from hpc_maml.envs.metaworld_objects import OBJECTS, Reader
 from hpc_maml.envs.metaworld_rewards import REWARDS, Scene
+from hpc_maml.envs.mujoco_timers import stop_timers
 from hpc_maml.errors import nearest
 
 GOALS = 50  # of each class, for training and again for meta-tests
@@ -159,6 +160,7 @@ class Metaworld(TaskVectorEnv):
             raise ValueError(f"goal_seed must be an integer from 0 on, not {goal_seed!r}")
         if horizon and horizon > HORIZON:
             raise ValueError(f"an episode of Meta-World has {HORIZON} steps at most, not {horizon}")
+        stop_timers()
         self.goal_seed = goal_seed
         self._goals: dict[tuple[str, int], np.ndarray] = {}
         self._of_tasks: list[Episodes] = []
