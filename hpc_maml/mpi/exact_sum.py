@@ -121,7 +121,7 @@ def to_integers(terms: Array) -> Array:
 def _arrays_to_integers(terms: np.ndarray) -> np.ndarray:
     number = terms.shape[1]
     total = np.zeros(2 * number + 1, np.int64)
-    for term in terms:  # one by one, so that what is computed of each stays in the cache
+    for place, term in enumerate(terms):  # so that what is computed of each stays in the cache
         scaled = term.astype(np.float64)
         scaled *= HIGH_SCALE
         bound = LARGEST * HIGH_SCALE
@@ -132,8 +132,11 @@ def _arrays_to_integers(terms: np.ndarray) -> np.ndarray:
         high = np.floor(scaled)
         scaled -= high
         scaled *= LOW_SCALE
-        total[:number] += high.astype(np.int64)
-        total[number:-1] += scaled.astype(np.int64)
+        if place == 0:
+            total[:number], total[number:-1] = high, scaled
+        else:
+            total[:number] += high.astype(np.int64)
+            total[number:-1] += scaled.astype(np.int64)
     return total
 
 
@@ -146,7 +149,7 @@ def unusable_terms(terms: Array) -> Array:
 def from_integers(total: np.ndarray) -> np.ndarray:
     """Return the float64 ``[n]`` that summed integers ``[2 n + 1]`` stand for."""
     number = len(total) // 2
-    value = total[number:-1] / LOW_SCALE
+    value = total[number:-1] * (1 / LOW_SCALE)  # exact as division by it is, and takes a third
     value += total[:number]
-    value /= HIGH_SCALE
+    value *= 1 / HIGH_SCALE
     return value
