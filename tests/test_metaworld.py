@@ -85,8 +85,7 @@ def check_against_the_package(name, steps):
             reward, info = reference.evaluate_state(seen[row], action.astype(np.float64))
             assert rewards[row] == pytest.approx(reward, rel=0, abs=1e-9)
             assert infos["success"][row] == info["success"]
-            own = env._of_tasks[row // 2]
-            assert np.array_equal(own.batch.qpos[row % 2], reference.data.qpos)
+            assert np.array_equal(env._of_classes[0].batch.qpos[row], reference.data.qpos)
         np.testing.assert_array_equal(observations, seen.astype(np.float32))
 
 
@@ -115,7 +114,7 @@ def test_batched_rewards_are_those_of_the_package(name):
     episodes = 250
     env = ml1(name, episodes_per_task=episodes)
     env.reset(seed=3)
-    own, rng = env._of_tasks[0], np.random.default_rng(2)
+    own, rng = env._of_classes[0], np.random.default_rng(2)
     arm = 9  # joints, before those of the object
     positions = own.batch.bind("qpos")
     scale = rng.choice([0.001, 0.02, 0.1, 0.5], (episodes, 1))
@@ -255,20 +254,54 @@ def test_an_episode_is_as_long_as_the_horizon_and_then_rests():
     ("name", "value"), [("push", 1e12), ("bin-picking", 1e12), ("bin-picking", np.nan)]
 )
 def test_a_diverged_episode_ends_alone(name, value):
-    env, undisturbed = (ml1(name, episodes_per_task=3) for _ in "ab")
+    env, undisturbed = (ml1(name, num_tasks=2, episodes_per_task=2) for _ in "ab")
     for each in (env, undisturbed):
         each.reset(seed=1)
-    env._of_tasks[0].batch.bind("qvel")[1] = value
+    env._of_classes[0].batch.bind("qvel")[1] = value
     for step in range(3):
-        observations, rewards, terminated, _, infos = env.step(np.zeros((3, 4), np.float32))
-        expected = undisturbed.step(np.zeros((3, 4), np.float32))
-        assert terminated.tolist() == [False, step == 0, False]
+        observations, rewards, terminated, _, infos = env.step(np.zeros((4, 4), np.float32))
+        expected = undisturbed.step(np.zeros((4, 4), np.float32))
+        assert terminated.tolist() == [False, step == 0, False, False]
         assert ("diverged" in infos) == (step == 0)
         assert not observations[1].any()
         assert not rewards[1]
         assert not infos["success"][1]
-        assert np.array_equal(observations[[0, 2]], expected[0][[0, 2]])
-        assert np.array_equal(rewards[[0, 2]], expected[1][[0, 2]])
+        assert np.array_equal(observations[[0, 2, 3]], expected[0][[0, 2, 3]])
+        assert np.array_equal(rewards[[0, 2, 3]], expected[1][[0, 2, 3]])
+
+
+@needs_metaworld
+def test_tasks_in_any_order_have_the_bits_that_each_has_alone():
+    names = ("push", "bin-picking", "push", "dial-turn", "bin-picking", "push")
+    together, *alone = (
+        make("metaworld_ml45", num_tasks=number, episodes_per_task=2)
+        for number in (len(names), *(1 for _ in names))
+    )
+    tasks = np.zeros((len(names), 7))
+    for row, (name, seed) in enumerate(zip(names, (0, 1, 2, 3, 4, 0), strict=True)):
+        task = ml1(name).sample_tasks(np.random.default_rng(seed), 1)[0]
+        tasks[row, 0], tasks[row, 1:] = together.classes.index(name), task[1:]
+    assert np.array_equal(tasks[0], tasks[5])
+    together.set_tasks(tasks)
+    for env, task in zip(alone, tasks, strict=True):
+        env.set_tasks(task[None])
+    rng, mask = np.random.default_rng(5), np.arange(12) % 3 == 0
+    for step in range(12):
+        if step in (0, 8):
+            options = {"reset_mask": mask} if step else {}
+            found, _ = together.reset(seed=1, options=options)
+            for row, env in enumerate(alone):
+                own = slice(2 * row, 2 * row + 2)
+                options = {"reset_mask": mask[own]} if step else {}
+                assert np.array_equal(env.reset(seed=1, options=options)[0], found[own])
+        actions = rng.uniform(-1, 1, (12, 4)).astype(np.float32)
+        *arrays, infos = together.step(actions)
+        for row, env in enumerate(alone):
+            own = slice(2 * row, 2 * row + 2)
+            *expected, expected_infos = env.step(actions[own])
+            for part, other in zip(arrays, expected, strict=True):
+                assert np.array_equal(part[own], other)
+            assert np.array_equal(infos["success"][own], expected_infos["success"])
 
 
 # in runs
@@ -440,7 +473,7 @@ def test_what_was_made_for_a_task_goes_with_it():
     env = ml1("push")
     tasks = env.sample_tasks(np.random.default_rng(0), 2)
     env.set_tasks(tasks[:1])
-    own = env._of_tasks[0]
+    own = env._of_classes[0]
     kept = [weakref.ref(each) for each in (own, own.env, own.batch)]
     del own
     gc.disable()  # 30 MB a task cannot wait until Python looks for cycles

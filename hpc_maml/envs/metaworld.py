@@ -1,7 +1,8 @@
 """Meta-World's benchmarks ML1, ML10 and ML45: a Sawyer arm with fifty tasks, on batched physics.
 
 The models, the resets and the goals' boxes are the package's. A task is one of its environments and
-a goal. Every episode of a task begins in the same state, so one reset serves all of them.
+a goal. Every episode of a task begins in the same state, so one reset serves all of them. Tasks of
+one class share a batch, in which each has the model that its reset left.
 """
 
 import warnings
@@ -37,17 +38,28 @@ STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 
 
 class Episodes:
-    """The B episodes of one task: the package's environment as its reset left it, and a batch."""
+    """B episodes of each of G tasks of one class, task by task: R = G B rows of one batch.
 
-    def __init__(self, name: str, goal: np.ndarray, episodes: int, threads: int) -> None:
-        """Reset the environment once; ValueError for a goal that it refuses."""
-        self.env, first = package.started(name, goal)
-        env = self.env
+    ``envs`` are the package's environments, one of each task, as their resets left them; ``places``
+    says which episodes of the vector environment they are, int64 ``[R]``.
+    """
+
+    def __init__(
+        self, name: str, goals: np.ndarray, episodes: int, threads: int, places: np.ndarray
+    ) -> None:
+        """Reset an environment for each goal ``[G, n]``; ValueError for one that is refused."""
+        started = [package.started(name, goal) for goal in goals]
+        self.envs = [env for env, _ in started]
+        self.places = places
         # Not always what the state would show: some resets end without computing positions anew.
-        self.first = first[:SHOWN]
-        self.batch = batch = Batch(env.model, episodes, threads)
-        self.start = np.empty(batch.nstate)
-        mujoco.mj_getState(env.model, env.data, self.start, STATE)
+        self.first = np.array([seen[:SHOWN] for _, seen in started]).repeat(episodes, 0)
+        self.env = env = self.envs[0]  # for what all tasks of the class have in common
+        self.batch = batch = Batch(env.model, len(places), threads)
+        batch.set_models([each.model for each in self.envs for _ in range(episodes)])
+        states = np.empty((len(goals), batch.nstate))
+        for each, state in zip(self.envs, states, strict=True):
+            mujoco.mj_getState(each.model, each.data, state, STATE)
+        self.start = states.repeat(episodes, 0)
         self.low, self.high = env.sawyer_observation_space.low, env.sawyer_observation_space.high
         self.mocap, self.turn = batch.bind("mocap_pos")[:, 0], batch.bind("mocap_quat")[:, 0]
         self.controls = batch.bind("ctrl")
@@ -58,24 +70,28 @@ class Episodes:
         self.hand = reader.position("body", "hand")
         self.claws = [reader.position("body", f"{side}claw") for side in ("right", "left")]
         self.objects = [reader.thing(thing) for thing in OBJECTS[name]]
-        self.now = np.zeros((episodes, SHOWN))
-        self.before = np.zeros((episodes, SHOWN))
+        self.now = np.zeros_like(self.first)
+        self.before = np.zeros_like(self.first)
         reward = REWARDS.get(name)
-        self.score = reward(Scene(env, reader)) if reward else PackageReward(env, batch)
+        self.score = (
+            reward(Scene(self.envs, episodes, reader))
+            if reward
+            else PackageReward(self.envs, episodes, batch)
+        )
 
     def begin(self, chosen: np.ndarray) -> None:
-        """Put the chosen episodes ``[B]`` into their initial state."""
+        """Put the chosen episodes, bool ``[R]``, into their initial states."""
         if not chosen.any():
             return
         self.batch.reset(chosen, stage=mujoco.mjtStage.mjSTAGE_NONE.value)
-        self.batch.state[chosen] = self.start
+        self.batch.state[chosen] = self.start[chosen]
         self.batch.forward(chosen, mujoco.mjtStage.mjSTAGE_POS.value)
-        self.before[chosen] = self.now[chosen] = self.first
+        self.before[chosen] = self.now[chosen] = self.first[chosen]
         if isinstance(self.score, PackageReward):
             self.score.begin(chosen)
 
     def advance(self, actions: np.ndarray, active: np.ndarray | None) -> None:
-        """Step the active episodes with actions ``[B, 4]`` in [-1, 1]."""
+        """Step the active episodes with actions ``[R, 4]`` in [-1, 1]."""
         env = self.env
         moved = self.mocap + actions[:, :3] * env.action_scale
         np.clip(moved, env.mocap_low, env.mocap_high, out=self.mocap)
@@ -100,7 +116,7 @@ class Episodes:
             write(now[:, 4 + 7 * number : 11 + 7 * number])
 
     def observations(self) -> np.ndarray:
-        """Return what is seen ``[B, 39]``: this moment, the one before, and zeros for the goal."""
+        """Return what is seen ``[R, 39]``: this moment, the one before, and zeros for the goal."""
         seen = np.zeros((len(self.now), len(self.low)))
         seen[:, :SHOWN], seen[:, SHOWN : 2 * SHOWN] = self.now, self.before
         return seen.clip(self.low, self.high)
@@ -109,29 +125,31 @@ class Episodes:
 class PackageReward:
     """The package's own reward and success, computed for one episode after the other."""
 
-    def __init__(self, env: Any, batch: Batch) -> None:
-        self.env = env
+    def __init__(self, envs: Sequence[Any], episodes: int, batch: Batch) -> None:
+        self.envs = [env for env in envs for _ in range(episodes)]  # of each row
         self.batch = batch
         # Some environments remember something of an episode: each has attributes of its own.
-        self.fresh = dict(vars(env))
-        self.attributes = [dict(self.fresh) for _ in range(batch.nsim)]
+        fresh = [dict(vars(env)) for env in envs]
+        self.fresh = [attributes for attributes in fresh for _ in range(episodes)]
+        self.attributes = [dict(attributes) for attributes in self.fresh]
 
     def begin(self, chosen: np.ndarray) -> None:
-        """Forget what belongs to the episodes that begin, bool ``[B]``."""
-        for episode in np.flatnonzero(chosen):
-            self.attributes[episode] = dict(self.fresh)
+        """Forget what belongs to the episodes that begin, bool ``[R]``."""
+        for row in np.flatnonzero(chosen):
+            self.attributes[row] = dict(self.fresh[row])
 
     def __call__(self, seen: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return rewards and successes ``[B]`` of observations ``[B, 39]`` and actions."""
-        env, states = self.env, self.batch.state
+        """Return rewards and successes ``[R]`` of observations ``[R, 39]`` and actions."""
+        states = self.batch.state
         rewards, successes = np.zeros(len(seen)), np.zeros(len(seen), np.bool_)
         sound = np.isfinite(states).all(1)  # of the others, which diverged, the package may raise
-        for episode in np.flatnonzero(sound):
-            env.__dict__ = self.attributes[episode]
-            mujoco.mj_setState(env.model, env.data, states[episode], STATE)
+        for row in np.flatnonzero(sound):
+            env = self.envs[row]
+            env.__dict__ = self.attributes[row]
+            mujoco.mj_setState(env.model, env.data, states[row], STATE)
             mujoco.mj_forward(env.model, env.data)
-            rewards[episode], infos = env.evaluate_state(seen[episode], actions[episode])
-            successes[episode] = bool(infos["success"])
+            rewards[row], infos = env.evaluate_state(seen[row], actions[row])
+            successes[row] = bool(infos["success"])
         return rewards, successes
 
 
@@ -163,7 +181,7 @@ class Metaworld(TaskVectorEnv):
         stop_timers()
         self.goal_seed = goal_seed
         self._goals: dict[tuple[str, int], np.ndarray] = {}
-        self._of_tasks: list[Episodes] = []
+        self._of_classes: list[Episodes] = []
         super().__init__(
             num_tasks=num_tasks,
             episodes_per_task=episodes_per_task,
@@ -237,29 +255,35 @@ class Metaworld(TaskVectorEnv):
     def set_tasks(self, tasks: np.ndarray) -> None:
         """Set the tasks, ``[num_tasks, 7]``; ValueError for another shape or an unknown class."""
         super().set_tasks(tasks)
-        self._of_tasks = []
-        for index, *goal in self._tasks[:: self.episodes_per_task].tolist():
+        self._of_classes = []
+        classes = self._tasks[:, 0]
+        for index in dict.fromkeys(classes.tolist()):
             if index not in range(len(self.classes)):
                 raise ValueError(f"there is no class {index:g}: there are {len(self.classes)}")
-            name = self.classes[int(index)]
-            own = Episodes(name, np.array(goal), self.episodes_per_task, self.num_threads)
-            self._of_tasks.append(own)
-
-    def _rows(self) -> list[tuple[Episodes, slice]]:
-        size = self.episodes_per_task
-        return [
-            (own, slice(task * size, (task + 1) * size)) for task, own in enumerate(self._of_tasks)
-        ]
+            places = np.flatnonzero(classes == index)
+            goals = self._tasks[places[:: self.episodes_per_task], 1:]
+            self._of_classes.append(
+                Episodes(
+                    self.classes[int(index)],
+                    goals,
+                    self.episodes_per_task,
+                    self.num_threads,
+                    places,
+                )
+            )
 
     def _draw_starts(self, rng: np.random.Generator) -> np.ndarray:
         return np.zeros((self.episodes_per_task, 0))  # nothing is left to chance
 
     def _start(self, chosen: np.ndarray, starts: np.ndarray) -> None:
-        for own, rows in self._rows():
-            own.begin(chosen[rows])
+        for own in self._of_classes:
+            own.begin(chosen[own.places])
 
     def _observations(self) -> np.ndarray:
-        return np.concatenate([own.observations() for own in self._of_tasks], dtype=np.float32)
+        observations = np.empty(self.observation_space.shape, np.float32)
+        for own in self._of_classes:
+            observations[own.places] = own.observations()
+        return observations
 
     def _advance(
         self, actions: np.ndarray, active: np.ndarray | None
@@ -270,14 +294,17 @@ class Metaworld(TaskVectorEnv):
         observations = np.empty(self.observation_space.shape, np.float32)
         rewards, successes = np.zeros(self.num_envs), np.zeros(self.num_envs, np.bool_)
         diverged = np.zeros(self.num_envs, np.bool_)
-        for own, rows in self._rows():
-            own.advance(actions[rows], None if active is None else active[rows])
+        for own in self._of_classes:
+            places = own.places
+            own_actions = actions[places]
+            own.advance(own_actions, None if active is None else active[places])
             seen = own.observations()
-            rewards[rows], successes[rows] = own.score(seen, actions[rows].astype(np.float64))
-            observations[rows] = seen
+            rewards[places], successes[places] = own.score(seen, own_actions.astype(np.float64))
+            observations[places] = seen
             if np.count_nonzero(own.divergences) or not np.isfinite(own.batch.state).all():
-                diverged[rows] = own.divergences.any(1) | ~np.isfinite(own.batch.state).all(1)
-                own.batch.reset(diverged[rows], stage=mujoco.mjtStage.mjSTAGE_NONE.value)
+                ended = own.divergences.any(1) | ~np.isfinite(own.batch.state).all(1)
+                diverged[places] = ended
+                own.batch.reset(ended, stage=mujoco.mjtStage.mjSTAGE_NONE.value)
         if active is not None:
             successes &= active
         infos = {"success": successes}

@@ -1,4 +1,6 @@
-"""Rewards and success of Meta-World's tasks for all episodes of a task at once.
+"""Rewards and success of Meta-World's tasks for all episodes of the tasks of a class at once.
+
+B is the number of all these episodes, ``[B, ...]`` their rows.
 
 Each class names the class of the package whose formula (``compute_reward``, version "v2") it
 computes, in float64 whatever the type of the actions; tests/test_metaworld.py compares the two.
@@ -6,7 +8,7 @@ Tolerance and Hamacher product are those of its ``reward_utils``.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -67,15 +69,24 @@ def inside(points: np.ndarray, zero: np.ndarray, one: np.ndarray) -> np.ndarray:
 
 
 class Scene:
-    """What rewards read: the package's environment after its reset, and views of the batch."""
+    """What rewards read: the package's environments after their resets, and views of the batch.
 
-    def __init__(self, env: Any, reader: Reader) -> None:
-        self.env = env
+    The batch has ``episodes`` rows of each environment, one environment after the other.
+    """
+
+    def __init__(self, envs: Sequence[Any], episodes: int, reader: Reader) -> None:
+        self.envs = envs
+        self.episodes = episodes
         self.reader = reader
         self._right = reader.position("site", "rightEndEffector")
         self._left = reader.position("site", "leftEndEffector")
         self.left_pad = reader.position("body", "leftpad")
         self.right_pad = reader.position("body", "rightpad")
+
+    def constant(self, name: str) -> np.ndarray:
+        """Return a copy of what the environment of each row has by a name, float64 ``[B, ...]``."""
+        values = np.array([getattr(env, name) for env in self.envs], np.float64)
+        return values.repeat(self.episodes, 0)
 
     def fingers(self) -> np.ndarray:
         """Return the middle between the fingertips ``[B, 3]``, in m."""
@@ -83,15 +94,14 @@ class Scene:
 
 
 class Reward(ABC):
-    """The reward of one task; constants are taken when the environment was just reset."""
+    """The reward of one class; constants are taken when the environments were just reset."""
 
     def __init__(self, scene: Scene) -> None:
-        env = scene.env
         self.scene = scene
-        self.target = np.array(env._target_pos, np.float64)
-        self.object_start = np.array(env.obj_init_pos, np.float64)
-        self.fingers_start = np.array(env.init_tcp, np.float64)
-        self.hand_start = np.array(env.hand_init_pos, np.float64)
+        self.target = scene.constant("_target_pos")
+        self.object_start = scene.constant("obj_init_pos")
+        self.fingers_start = scene.constant("init_tcp")
+        self.hand_start = scene.constant("hand_init_pos")
 
     @abstractmethod
     def __call__(self, seen: np.ndarray, actions: np.ndarray) -> Scores:
@@ -116,7 +126,7 @@ class Reward(ABC):
         """
         sides = []
         for pad in (self.scene.left_pad, self.scene.right_pad):
-            margin = abs(abs(pad[:, 1] - self.object_start[1]) - pad_threshold)
+            margin = abs(abs(pad[:, 1] - self.object_start[:, 1]) - pad_threshold)
             sides.append(tolerance(abs(pad[:, 1] - objects[:, 1]), pad_threshold, margin, radius))
         caging = hamacher(hamacher(*sides), self._around(objects, xz_threshold))
         closed = actions[:, 3].clip(0.0, strength) / strength
@@ -153,7 +163,7 @@ class Reward(ABC):
         return tolerance(
             length(self.scene.fingers()[:, xz] - objects[:, xz]),
             threshold,
-            length(self.object_start[xz] - self.fingers_start[xz]) - threshold,
+            length(self.object_start[:, xz] - self.fingers_start[:, xz]) - threshold,
         )
 
     def gripped(self, objects: np.ndarray, radius: float, grip: float, xz: float) -> np.ndarray:
@@ -167,7 +177,7 @@ class Reward(ABC):
 
     def lifted(self, seen: np.ndarray, reach: float) -> np.ndarray:
         """Return whether the object is in the open gripper, and 1 cm above its start, ``[B]``."""
-        return self.held(seen, reach) & (seen[:, 6] - 0.01 > self.object_start[2])
+        return self.held(seen, reach) & (seen[:, 6] - 0.01 > self.object_start[:, 2])
 
 
 def effort(actions: np.ndarray) -> np.ndarray:
@@ -264,7 +274,7 @@ class SweepInto(Sweep):
 
     def _targets(self, objects: np.ndarray) -> np.ndarray:
         """Return the goal at the height of each object ``[B, 3]``."""
-        targets = np.tile(self.target, (len(objects), 1))
+        targets = self.target.copy()
         targets[:, 2] = objects[:, 2]
         return targets
 
@@ -275,7 +285,8 @@ class Basketball(Reward):
     def __call__(self, seen: np.ndarray, actions: np.ndarray) -> Scores:
         """Return the scores ``[B]``."""
         ball, radius = seen[:, 4:7], 0.08
-        target = np.array([*self.target[:2], 0.3])  # above the hoop
+        target = self.target.copy()
+        target[:, 2] = 0.3  # above the hoop
         scale = np.array([1.0, 1.0, 2.0])
         left = length((ball - target) * scale)
         in_place = tolerance(left, radius, length((self.object_start - target) * scale))
@@ -300,14 +311,15 @@ class ShelfPlace(Reward):
         reward = hamacher(grasped, in_place)
         height, depth = 0.24, 3.0 * RADIUS  # of the space below and before the shelf
         x, y, z = block.T
-        below = (z > 0.0) & (z < height) & (abs(x - target[0]) < 0.15)
-        before = below & (y > target[1] - depth) & (y < target[1])
+        below = (z > 0.0) & (z < height) & (abs(x - target[:, 0]) < 0.15)
+        front = target[:, 1] - depth
+        before = below & (y > front) & (y < target[:, 1])
         loss = hamacher(
-            np.where(before, (y - (target[1] - depth)) / depth, 0.0),
+            np.where(before, (y - front) / depth, 0.0),
             np.where(before, (height - z) / height, 0.0),
         )
         in_place = np.where(before, (in_place - loss).clip(0.0, 1.0), in_place)
-        in_place = np.where(below & (y > target[1]), 0.0, in_place)
+        in_place = np.where(below & (y > target[:, 1]), 0.0, in_place)
         reward = reward + np.where(self.lifted(seen, 0.025), 1.0 + 5.0 * in_place, 0.0)
         return np.where(left < RADIUS, 10.0, reward), left <= 0.07
 
@@ -317,7 +329,7 @@ class PegInsertSide(Reward):
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
-        self.head_start = np.array(scene.env.peg_head_pos_init)
+        self.head_start = scene.constant("peg_head_pos_init")
         self.head = scene.reader.position("site", "pegHead")
         self.boxes = [
             [
@@ -361,7 +373,7 @@ class DoorOpen(Reward):
         left = np.pi / 2.0 + np.pi / 6.0 + self.angle
         opened = 0.2 * (self.angle < -np.pi / 90.0) + 0.8 * tolerance(left, 0.5, np.pi / 3.0)
         pull = (actions[:, 3].clip(-1.0, 1.0) + 1.0) / 2.0
-        done = abs(seen[:, 4] - self.target[0]) <= 0.08
+        done = abs(seen[:, 4] - self.target[:, 0]) <= 0.08
         return np.where(done, 10.0, 2.0 * hamacher(ready, pull) + 8.0 * opened), done
 
 
@@ -388,7 +400,9 @@ class DrawerOpen(Reward):
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
-        self.way = float(scene.env.maxDist)  # how far to pull, in m
+        self.way = scene.constant("maxDist")  # how far to pull, in m
+        self.handle_start = self.target.copy()
+        self.handle_start[:, 1] += self.way
 
     def __call__(self, seen: np.ndarray, actions: np.ndarray) -> Scores:
         """Return the scores ``[B]``."""
@@ -396,8 +410,7 @@ class DrawerOpen(Reward):
         left = length(handle - self.target)
         opening = tolerance(left, 0.02, self.way)
         scale = np.array([3.0, 3.0, 1.0])
-        handle_start = self.target + np.array([0.0, self.way, 0.0])
-        margin = length((handle_start - self.fingers_start) * scale)
+        margin = length((self.handle_start - self.fingers_start) * scale)
         caging = tolerance(length((handle - hand) * scale), 0.01, margin)
         return 5.0 * (caging + opening), left <= 0.03
 
@@ -430,14 +443,11 @@ class ButtonPress(Reward):
     reach: ClassVar[float] = 0.05  # distance within which pressing counts, in m
     weights: ClassVar[tuple[float, float]] = (2.0, 8.0)  # of being there and of pressing
     done: ClassVar[float] = 0.02  # what may be left of the way, in m
+    kept: ClassVar[str] = "_obj_to_target_init"  # where the package has how far to press
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
-        self.way = self._way(scene.env)
-
-    def _way(self, env: Any) -> float:
-        """Return how far to press, in m."""
-        return float(env._obj_to_target_init)
+        self.way = scene.constant(self.kept)  # in m
 
     def _closed(self, opening: np.ndarray) -> np.ndarray:
         """Return what counts as a closed gripper, of its opening ``[B]``."""
@@ -447,7 +457,7 @@ class ButtonPress(Reward):
         """Return distance from the button, what is left, and what both are worth, ``[B]``."""
         button = seen[:, 4:7]
         away = length(button - self.scene.fingers())
-        left = abs(self.target[self.axis] - button[:, self.axis])
+        left = abs(self.target[:, self.axis] - button[:, self.axis])
         there = tolerance(away, self.near, length(button - self.fingers_start))
         return away, left, there, tolerance(left, 0.005, self.way)
 
@@ -492,8 +502,7 @@ class ButtonPressWall(ButtonPress):
 class CoffeeButton(ButtonPress):
     """``SawyerCoffeeButtonEnvV3``."""
 
-    def _way(self, env: Any) -> float:
-        return float(env.max_dist)
+    kept = "max_dist"
 
 
 class Slide(Reward):
@@ -502,20 +511,18 @@ class Slide(Reward):
     axis: ClassVar[int] = 0
     radius: ClassVar[float] = RADIUS
     gaussian: ClassVar[bool] = False
+    kept: ClassVar[str] = "window_handle_pos_init"  # where the package has the handle's start
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
-        self.handle_start = self._handle_start(scene.env)
+        self.handle_start = scene.constant(self.kept)
         self.first = self.object_start  # where the way is measured from
-
-    def _handle_start(self, env: Any) -> np.ndarray:
-        return np.array(env.window_handle_pos_init)
 
     def _parts(self, seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the reward, from 0 to 1, and what is left of the way, ``[B]``."""
         handle, near = seen[:, 4:7], 0.02
-        left = abs(handle[:, self.axis] - self.target[self.axis])
-        way = abs(self.first[self.axis] - self.target[self.axis])
+        left = abs(handle[:, self.axis] - self.target[:, self.axis])
+        way = abs(self.first[:, self.axis] - self.target[:, self.axis])
         in_place = tolerance(left, self.radius, abs(way - self.radius))
         margin = abs(length(self.handle_start - self.fingers_start) - near)
         away = length(handle - self.scene.fingers())
@@ -542,13 +549,11 @@ class HandlePress(Slide):
 
     axis = 2
     radius = 0.02
+    kept = "_handle_init_pos"
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
         self.first = self.handle_start
-
-    def _handle_start(self, env: Any) -> np.ndarray:
-        return np.array(env._handle_init_pos)
 
     def __call__(self, seen: np.ndarray, actions: np.ndarray) -> Scores:
         """Return the scores ``[B]``."""
@@ -563,11 +568,11 @@ class HandlePull(Reward):
     def __call__(self, seen: np.ndarray, actions: np.ndarray) -> Scores:
         """Return the scores ``[B]``."""
         handle = seen[:, 4:7]
-        left = abs(handle[:, 2] - self.target[2])
-        in_place = tolerance(left, RADIUS, abs(self.target[2] - self.object_start[2]))
+        left = abs(handle[:, 2] - self.target[:, 2])
+        in_place = tolerance(left, RADIUS, abs(self.target[:, 2] - self.object_start[:, 2]))
         grasped = self.caging(handle, actions, radius=0.022, pad_threshold=0.05, xz_threshold=0.01)
         # y is compared with z, as in the package
-        pulled = self.held(seen, 0.035) & (handle[:, 1] - 0.01 > self.object_start[2])
+        pulled = self.held(seen, 0.035) & (handle[:, 1] - 0.01 > self.object_start[:, 2])
         reward = hamacher(grasped, in_place) + np.where(pulled, 1.0 + 5.0 * in_place, 0.0)
         return np.where(left < RADIUS, 10.0, reward), left <= RADIUS
 
@@ -611,7 +616,7 @@ class PegUnplugSide(Reward):
         grasped = self.caging(
             plug, actions, radius=0.025, pad_threshold=0.05, xz_threshold=0.005, strength=0.8
         )
-        out = (seen[:, 3] > 0.5) & (plug[:, 0] - self.object_start[0] > 0.015)
+        out = (seen[:, 3] > 0.5) & (plug[:, 0] - self.object_start[:, 0] > 0.015)
         out &= length(plug - self.scene.fingers()) < 0.035
         reward = 2.0 * grasped + np.where(out, 1.0 + 5.0 * in_place, 0.0)
         return np.where(left <= RADIUS, 10.0, reward), left <= 0.07
@@ -624,7 +629,7 @@ class Faucet(Reward):
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
-        self.radius = float(scene.env._target_radius)
+        self.radius = scene.constant("_target_radius")
 
     def __call__(self, seen: np.ndarray, actions: np.ndarray) -> Scores:
         """Return the scores ``[B]``."""
@@ -649,7 +654,7 @@ class DialTurn(Reward):
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
-        self.push_start = np.array(scene.env.dial_push_position)
+        self.push_start = scene.constant("dial_push_position")
 
     def __call__(self, seen: np.ndarray, actions: np.ndarray) -> Scores:
         """Return the scores ``[B]``."""
@@ -725,8 +730,8 @@ class Soccer(Reward):
         ball, scale, radius = seen[:, 4:7], np.array([3.0, 1.0, 1.0]), 0.07
         left = length((ball - self.target) * scale)
         in_place = tolerance(left, radius, length((ball - self.object_start) * scale))
-        line = self.target[1] - 0.1
-        beside = (ball[:, 1] > line) & (abs(ball[:, 0] - self.target[0]) > 0.1)
+        line = self.target[:, 1] - 0.1
+        beside = (ball[:, 1] > line) & (abs(ball[:, 0] - self.target[:, 0]) > 0.1)
         less = in_place - 2.0 * (ball[:, 1] - line) / (1.0 - line)
         in_place = np.where(beside, less.clip(0.0, 1.0), in_place)
         reward = 3.0 * self.gripped(ball, 0.013, 0.01, 0.005) + 6.5 * in_place
@@ -772,7 +777,8 @@ class PickPlaceWall(Reward):
     def __call__(self, seen: np.ndarray, actions: np.ndarray) -> Scores:
         """Return the scores ``[B]``."""
         puck, scale = seen[:, 4:7], np.array([1.0, 1.0, 3.0])
-        above = np.array([self.target[0], 0.77, 0.25])  # the wall
+        above = self.target.copy()
+        above[:, 1:] = 0.77, 0.25  # the wall
         left = length(puck - self.target)
         over = tolerance(
             length((puck - above) * scale), RADIUS, length((self.object_start - above) * scale)
@@ -781,7 +787,7 @@ class PickPlaceWall(Reward):
         grasped = self.caging(
             puck, actions, radius=0.015, pad_threshold=0.05, xz_threshold=0.005, dense=False
         )
-        lifted = self.held(seen, 0.02) & (puck[:, 2] - 0.015 > self.object_start[2])
+        lifted = self.held(seen, 0.02) & (puck[:, 2] - 0.015 > self.object_start[:, 2])
         bonus = np.where(puck[:, 1] > 0.75, 5.0 + 3.0 * in_place, 1.0 + 4.0 * over)
         reward = hamacher(grasped, over) + np.where(lifted, bonus, 0.0)
         return np.where(left < RADIUS, 10.0, reward), left <= 0.07
@@ -794,14 +800,14 @@ class PickOutOfHole(Reward):
         """Return the scores ``[B]``."""
         puck, fingers = seen[:, 4:7], self.scene.fingers()
         left = length(puck - self.target)
-        away = length(fingers[:, :2] - self.object_start[:2])
+        away = length(fingers[:, :2] - self.object_start[:, :2])
         _, below = funnel(fingers[:, 2], away, 0.015, 0.15, 0.03)
         above = tolerance(below, 0.01, 0.02)
         grasped = self.caging(
             puck, actions, radius=0.015, pad_threshold=0.02, xz_threshold=0.03, strength=0.1
         )
         in_place = tolerance(left, 0.02, length(self.object_start - self.target))
-        out = (length(puck - fingers) < 0.04) & (puck[:, 2] - 0.02 > self.object_start[2])
+        out = (length(puck - fingers) < 0.04) & (puck[:, 2] - 0.02 > self.object_start[:, 2])
         bonus = np.where(out & (seen[:, 3] >= 0.33), 1.0 + 5.0 * hamacher(in_place, above), 0.0)
         reward = hamacher(grasped, in_place) + bonus
         return np.where(left < RADIUS, 10.0, reward), left <= 0.07
@@ -812,7 +818,7 @@ class DoorUnlock(Reward):
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
-        self.way = float(scene.env._lock_length)
+        self.way = scene.constant("_lock_length")
 
     def __call__(self, seen: np.ndarray, actions: np.ndarray) -> Scores:
         """Return the scores ``[B]``."""
@@ -820,7 +826,7 @@ class DoorUnlock(Reward):
         scale, offset = np.array([0.25, 1.0, 0.5]), np.array([0.0, 0.055, 0.07])
         margin = length((self.fingers_start + offset - self.object_start) * scale)
         ready = tolerance(length((hand + offset - lock) * scale), 0.02, margin)
-        left = abs(self.target[0] - lock[:, 0])
+        left = abs(self.target[:, 0] - lock[:, 0])
         return 2.0 * ready + 8.0 * tolerance(left, 0.005, self.way), left <= 0.02
 
 
@@ -829,13 +835,13 @@ class DoorLock(Reward):
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
-        self.way = float(scene.env._lock_length)
+        self.way = scene.constant("_lock_length")
 
     def __call__(self, seen: np.ndarray, actions: np.ndarray) -> Scores:
         """Return the scores ``[B]``."""
         lock = seen[:, 4:7]
         away = length((lock - self.scene.left_pad) * np.array([0.25, 1.0, 0.5]))
-        left = abs(self.target[2] - lock[:, 2])
+        left = abs(self.target[:, 2] - lock[:, 2])
         near = hamacher(np.maximum(seen[:, 3], 0.0), tolerance(away, 0.01, away))
         return 2.0 * near + 8.0 * tolerance(left, 0.005, self.way), left <= 0.02
 
@@ -905,7 +911,7 @@ class Disassemble(Wrench):
         """Return the scores ``[B]``."""
         off = length(self.target + np.array([0.0, 0.0, 0.1]) - self.nut)
         in_place = 0.1 * (self.nut[:, 2] > 0.02) + 0.9 * tolerance(off, 0.02, 0.2)
-        done = seen[:, 6] > self.target[2]
+        done = seen[:, 6] > self.target[:, 2]
         return np.where(done, 10.0, self._held(seen, actions, in_place)), done
 
 
@@ -933,7 +939,7 @@ class LeverPull(Reward):
 
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
-        self.lever_start = np.array(scene.env._lever_pos_init)
+        self.lever_start = scene.constant("_lever_pos_init")
         self.angle = scene.reader.angle("LeverAxis")
 
     def __call__(self, seen: np.ndarray, actions: np.ndarray) -> Scores:
