@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import BAD_INPUT, HERE, checkpoints, run, start
+from test_success import SETTINGS as GUESSING
 
 from hpc_maml import open_run
 from hpc_maml.config import load_config
@@ -195,6 +196,26 @@ def test_of_trials_the_sum_of_the_episodes_counts():
     assert scores(found)["trial"] == own.evaluations[-1].returns["run"].sum(1).mean()
     assert found.returns[0] == pytest.approx(own.per_task["return_after_updates"][0].sum(1).mean())
     assert "trial" in Path("reproduced/tiny.md").read_text()
+
+
+def test_success_is_shown_and_drawn_though_none_was_published(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # for the ranks
+    write(
+        settings=[each for each in GUESSING if not each.startswith("num_iterations")],
+        iterations=2,
+        seeds=1,
+        published={"source": "curves only", "scores": {}},
+    )
+    run(HERE, "reproduce", "tiny.yaml")
+    (found,) = planned(experiments.read("tiny.yaml"), Path("reproduced/tiny"), 1)
+    own = open_run("reproduced/tiny/maml-1")
+    succeeded = 100 * own.per_task["post_update_success"].mean(1)
+    assert found.curve == pytest.approx([succeeded[0], succeeded.mean()], rel=1e-12)
+    page = Path("reproduced/tiny.md").read_text()
+    assert "| | success, training tasks [%] | success, unseen tasks [%] |" in page
+    assert scores(found)["training_success"] == succeeded[-1]
+    assert "| maml, seed 1 | 100.0 | 100.0 |" in page
+    assert "published" not in page.partition("## Cost")[0]
 
 
 def test_a_trial_of_updates_is_the_sum_over_all_its_episodes(made):

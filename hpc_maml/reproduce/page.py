@@ -10,7 +10,7 @@ import numpy as np
 from hpc_maml.errors import InputError
 from hpc_maml.reproduce.benchmark import command
 from hpc_maml.reproduce.experiment import Experiment, Method
-from hpc_maml.reproduce.runs import WINDOW, PlannedRun, commands, scores
+from hpc_maml.reproduce.runs import SUCCESS, WINDOW, PlannedRun, commands, scores
 from hpc_maml.run.record import versions
 from hpc_maml.storage.atomic_files import write_text, write_whole
 from hpc_maml.storage.meta_tests import half_width
@@ -82,15 +82,18 @@ def _closing(experiment: Experiment, found: Mapping[str, str]) -> Iterator[str]:
 
 def _page(name: str, experiment: Experiment, runs: Sequence[PlannedRun], how: str) -> Iterator[str]:
     begun = [run for run in runs if run.done]
-    yield from _opening(name, experiment, how, "Return by environment steps")
+    drawn = "Success" if _has_success(begun) else "Return"
+    yield from _opening(name, experiment, how, f"{drawn} by environment steps")
     yield (
-        f"\nMean return over the tasks of an iteration, after adaptation or of a trial, averaged "
-        f"over {WINDOW} iterations: a line for each seed. Dashed lines are published values on "
-        "unseen tasks."
+        f"\n{drawn}, mean over the tasks of an iteration, after adaptation or of a trial, averaged "
+        f"over {WINDOW} iterations: a line for each seed."
     )
+    if any(_drawn_level(method) is not None for method in experiment.methods.values()):
+        yield "Dashed lines are published values on unseen tasks."
     yield "\n## Table\n"
     yield from _table(experiment, begun)
-    yield from _verdicts(experiment, begun)
+    if _has_published(experiment):
+        yield from _verdicts(experiment, begun)
     yield "\n## Cost\n"
     yield from _costs(runs)
     yield "\n## Commands\n"
@@ -105,10 +108,10 @@ def _page(name: str, experiment: Experiment, runs: Sequence[PlannedRun], how: st
 
 
 def _score_names(experiment: Experiment, runs: Sequence[PlannedRun]) -> list[str]:
-    """Return the scores that were published, or of which some are: all up to that update."""
+    """Return the scores that were published, and success where there is success."""
     published = {each for method in experiment.methods.values() for each in method.published.scores}
     found = dict.fromkeys(each for run in runs for each in scores(run))
-    kept = [each for each in found if each in published]
+    kept = [each for each in found if each in published or "success" in each]
     return kept + sorted(published - set(kept))
 
 
@@ -125,9 +128,13 @@ def _table(experiment: Experiment, runs: Sequence[PlannedRun]) -> Iterator[str]:
         if len(mine) > 1:
             cells = [_mean([its[each] for its in found if each in its]) for each in names]
             yield f"| **{label}, mean of {len(mine)} seeds** | {' | '.join(cells)} |"
-        cells = [_published(method, each) for each in names]
-        yield f"| {label}, published: {method.published.source} | {' | '.join(cells)} |"
-    yield "\n± is the 95 % confidence interval: ours over seeds, published ones over tasks."
+        if method.published.scores:
+            cells = [_published(method, each) for each in names]
+            yield f"| {label}, published: {method.published.source} | {' | '.join(cells)} |"
+    whose = (
+        "ours over seeds, published ones over tasks" if _has_published(experiment) else "over seeds"
+    )
+    yield f"\n± is the 95 % confidence interval: {whose}."
 
 
 def _verdicts(experiment: Experiment, runs: Sequence[PlannedRun]) -> Iterator[str]:
@@ -197,6 +204,21 @@ def trained_score(method: Method) -> float | None:
     return published.get("after_1", published.get("trial"))
 
 
+def _drawn_level(method: Method) -> float | None:
+    """Return the published score that is drawn beside the curves."""
+    return method.published.scores.get("success", trained_score(method))
+
+
+def _has_published(experiment: Experiment) -> bool:
+    """Tell whether there are published numbers."""
+    return any(method.published.scores for method in experiment.methods.values())
+
+
+def _has_success(runs: Sequence[PlannedRun]) -> bool:
+    """Tell whether the environment of the runs reports success."""
+    return SUCCESS in runs[0].run.per_task
+
+
 def _picture(experiment: Experiment, runs: Sequence[PlannedRun]) -> bytes:
     """Return the learning curves as SVG."""
     try:
@@ -216,18 +238,19 @@ def _picture(experiment: Experiment, runs: Sequence[PlannedRun]) -> bytes:
             for number, run in enumerate(mine):
                 steps = run.run.columns["environment_steps"].cumsum()
                 axis.plot(
-                    *(steps, run.returns),
+                    *(steps, run.curve),
                     color=colour,
                     linewidth=1.2,
                     alpha=0.8,
                     label=f"{label}, {len(mine)} seeds" if number == 0 else None,
                 )
-            level = trained_score(method)
+            level = _drawn_level(method)
             if mine and level is not None:
                 axis.axhline(level, color=colour, linestyle="--", linewidth=1)
         axis.set_xlabel("environment steps")
         trials = all("trial" in each.published.scores for each in experiment.methods.values())
-        axis.set_ylabel(f"return {'of a trial' if trials else 'after adaptation'} [reward]")
+        when = "of a trial" if trials else "after adaptation"
+        axis.set_ylabel(f"success {when} [%]" if _has_success(runs) else f"return {when} [reward]")
         axis.ticklabel_format(axis="x", scilimits=(-3, 5))
         axis.margins(x=0.01)
         if len(experiment.methods) > 1:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from hpc_maml.config import EvaluationConfig
+from hpc_maml.names import is_ones_own
 from hpc_maml.reproduce.experiment import Experiment, Method, configuration
 from hpc_maml.storage.meta_tests import MetaTest, meta_test_path
 from hpc_maml.storage.meta_tests import read as read_meta_test
@@ -16,6 +17,7 @@ from hpc_maml.storage.reader import Run
 from hpc_maml.storage.run_folder import EVALUATIONS, has_config
 
 WINDOW = 10  # iterations over which the return in training is averaged
+SUCCESS = "post_update_success"  # in training, of environments that report it
 RULE_FOLDER = "published_rule"  # of the meta-tests that are not made by ``evaluate``
 
 
@@ -53,10 +55,16 @@ class PlannedRun:
         phases = self.run.per_task["return_after_updates"].mean(1)  # [iterations, phases]
         episodes = configuration(self.method, self.seed).fast_batch_size
         is_trial = "trial" in self.method.published.scores
-        values = trial(phases, self.run.phase, episodes) if is_trial else phases[:, -1]
-        sums = np.concatenate([[0.0], values.cumsum()])
-        starts = np.maximum(np.arange(1, len(values) + 1) - WINDOW, 0)
-        return (sums[1:] - sums[starts]) / (np.arange(1, len(values) + 1) - starts)
+        return averaged(trial(phases, self.run.phase, episodes) if is_trial else phases[:, -1])
+
+    @property
+    def curve(self) -> np.ndarray:
+        """What is drawn, ``[iterations]``: ``returns``, or where there is success that in percent.
+
+        The latter is of the last phase, in training, averaged likewise.
+        """
+        success = self.run.per_task.get(SUCCESS)
+        return self.returns if success is None else averaged(100 * success.mean(1))
 
     def first_at(self, level: float) -> int | None:
         """Return the first iteration at which ``returns`` are at a level, None before."""
@@ -105,12 +113,23 @@ class PlannedRun:
 
     def test_words(self) -> list[str]:
         """Return the command that makes the meta-test."""
-        return ["evaluate", str(self.folder), *self.method.test.words()]
+        config = configuration(self.method, self.seed)
+        names = (config.env.name, config.algorithm.name, config.policy.name)
+        trust = ["--trust"] if any(map(is_ones_own, names)) else []  # who wrote the experiment did
+        return ["evaluate", str(self.folder), *self.method.test.words(), *trust]
 
     def test(self) -> MetaTest | None:
         """Return the meta-test of the last checkpoint, if it is made; raises InputError."""
         path = self.test_path
         return read_meta_test(path) if path.exists() else None
+
+
+def averaged(values: np.ndarray) -> np.ndarray:
+    """Return the means ``[n]`` of each of the values ``[n]`` and those before, WINDOW at most."""
+    sums = np.concatenate([[0.0], values.cumsum()])
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - WINDOW, 0)
+    return (sums[1:] - sums[starts]) / (ends - starts)
 
 
 def planned(experiment: Experiment, folder: Path, seeds: int) -> list[PlannedRun]:
@@ -138,7 +157,7 @@ def scores(run: PlannedRun) -> dict[str, float]:
     the last tenth of the iterations of training, in percent.
     """
     found: dict[str, float] = {}
-    success = run.run.per_task.get("post_update_success") if run.done else None
+    success = run.run.per_task.get(SUCCESS) if run.done else None
     if success is not None:
         found["training_success"] = float(100 * success[-max(1, len(success) // 10) :].mean())
     test = run.test() if run.done else None
