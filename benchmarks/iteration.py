@@ -22,6 +22,7 @@ JOBS = {
         "8", "16", "16 split agents=1",
     ],
     "half_cheetah_vel": ["1", "1 cores=1", "2", "2 split", "16"],
+    "ant_vel": ["1 cores=1", "2"],
 }  # fmt: skip
 PLAIN = "the plain way: SyncVectorEnv and autograd, ten products"
 PHASES = (
@@ -34,7 +35,7 @@ PHASES = (
 
 
 def measure(rounds: int) -> list[Row]:
-    """Return the rows of both environments."""
+    """Return the rows of all environments."""
     return [row for name in JOBS for row in measure_environment(name, rounds)]
 
 

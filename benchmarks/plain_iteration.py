@@ -49,17 +49,14 @@ class Navigation(gymnasium.Env):
         self.goal = task
 
 
-class HalfCheetahVelocity(gymnasium.Wrapper):
-    """The half-cheetah of Gymnasium, to run at the velocity of the task."""
-
-    def __init__(self) -> None:
-        super().__init__(gymnasium.make("HalfCheetah-v5"))
+class AtVelocity(gymnasium.Wrapper):
+    """A robot of Gymnasium, to run at the velocity of the task."""
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         """Take a step."""
         action = np.clip(action, -1, 1)
         observation, _, terminated, truncated, info = self.env.step(action)
-        reward = -abs(info["x_velocity"] - self.velocity) - 0.05 * np.square(action).sum()
+        reward = self.bonus(np.square(action).sum(), info) - abs(info["x_velocity"] - self.velocity)
         return observation, reward, terminated, truncated, info
 
     def set_task(self, task: np.ndarray) -> None:
@@ -67,9 +64,32 @@ class HalfCheetahVelocity(gymnasium.Wrapper):
         self.velocity = task[0]
 
 
+class HalfCheetahVelocity(AtVelocity):
+    """The half-cheetah."""
+
+    def __init__(self) -> None:
+        super().__init__(gymnasium.make("HalfCheetah-v5"))
+
+    def bonus(self, squares: float, info: dict) -> float:
+        """Return what is paid beside the velocity; ``squares`` are of the action."""
+        return -0.05 * squares
+
+
+class AntVelocity(AtVelocity):
+    """The ant, without contact forces in its observation."""
+
+    def __init__(self) -> None:
+        super().__init__(gymnasium.make("Ant-v5", include_cfrc_ext_in_observation=False))
+
+    def bonus(self, squares: float, info: dict) -> float:
+        """Return what is paid beside the velocity; ``squares`` are of the action."""
+        return 1.05 - 0.005 * squares + info["reward_contact"]
+
+
 ENVIRONMENTS = {
     "navigation": (Navigation, lambda rng: rng.uniform(-0.5, 0.5, 2)),
     "half_cheetah_vel": (HalfCheetahVelocity, lambda rng: rng.uniform(0, 2, 1)),
+    "ant_vel": (AntVelocity, lambda rng: rng.uniform(0, 3, 1)),
 }
 
 

@@ -120,9 +120,10 @@ def started(module: str, *words: str, code: int = 0, cwd: Path = ROOT):
 
 
 @pytest.mark.slow
-def test_the_plain_way_runs():
+@pytest.mark.parametrize("name", iteration.JOBS)
+def test_the_plain_way_runs(name):
     small = ["meta_batch_size=2", "fast_batch_size=2", "horizon=5"]
-    assert float(started("plain_iteration", "navigation", "1", *small).stdout) > 0
+    assert float(started("plain_iteration", name, "1", *small).stdout) > 0
 
 
 def test_bench_starts_its_jobs_itself():
