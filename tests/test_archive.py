@@ -201,7 +201,7 @@ def test_a_limit_refuses_or_drops_the_oldest(serial_run):
 # What goes wrong
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=slow)])
 def test_kills_of_any_rank_at_random_moments(kills, tmp_path):
     folder = tmp_path / "run"
     settings = [*SETTINGS, "--run-dir", str(folder), "checkpoint.every=2", "checkpoint.keep=2"]

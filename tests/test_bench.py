@@ -180,6 +180,7 @@ def test_benchmarks_come_with_the_checkout(tmp_path):
     assert "no algorithm 'none'" in bench(ROOT)
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_the_gpu_runs_and_agrees():
     """At a size at which nothing is measured, and with tensors in memory of the host."""
     words = ["--parts", "outer_step", "agreement", "reduction", "--tasks", "2", "--horizon", "10"]

@@ -64,6 +64,7 @@ def test_inspect_says_the_name_in_one_line(name, copied):
     assert error == f"{printable(name)}/metrics.h5 is damaged: {error.partition(': ')[2]}"
 
 
+@pytest.mark.slow
 def test_a_report_shows_every_name(trained):
     names = [name for name in NAMES if re.search(r"[^\w\s'\"%]|\n", name)]
     for name in names:

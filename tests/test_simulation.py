@@ -217,6 +217,7 @@ def test_costs_as_text():
     assert through([1, 11], [3.0, 1.0]) == Line(3.0, 0.0)
 
 
+@pytest.mark.slow
 def test_the_table_of_scale(monkeypatch, tmp_path):
     monkeypatch.setattr(scale, "RANKS", (4, 8))
     monkeypatch.setattr(scale, "STRONG", (5, 40))

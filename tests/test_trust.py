@@ -9,6 +9,7 @@ from conftest import BAD_INPUT, HERE, SMALL, run
 
 from hpc_maml import open_run
 
+slow = pytest.mark.slow
 NAMES = {
     "env.name": "planted:Env",
     "algorithm.name": "planted:Own",
@@ -41,7 +42,9 @@ def name_in(folder: Path, key: str) -> None:
     (folder / "config.yaml").write_text(yaml.dump(config, sort_keys=False))
 
 
-@pytest.mark.parametrize("key", NAMES)
+@pytest.mark.parametrize(
+    "key", ["env.name", *(pytest.param(key, marks=slow) for key in NAMES if key != "env.name")]
+)
 def test_nothing_is_imported_that_only_the_run_folder_names(key, theirs):
     folder = theirs
     shutil.copy(folder / "config.yaml", "mine.yaml")
@@ -82,7 +85,7 @@ def test_a_baseline_is_not_trusted_either(theirs):
     assert not Path("PLANTED").exists()
 
 
-@pytest.mark.parametrize("key", ["env.name", "algorithm.name"])
+@pytest.mark.parametrize("key", ["env.name", pytest.param("algorithm.name", marks=slow)])
 def test_what_the_user_names_or_trusts_is_imported(key):
     """A job script that gives the same words again needs no --trust."""
     Path("planted.py").write_text(MODULE)
