@@ -67,6 +67,8 @@ class RunRecord:
             path / METRICS, versions(), algorithm.metrics, algorithm.phase, success_of
         )
         self.fingerprint = fingerprint(config)
+        self._config_text = to_yaml(config, neutral=False)
+        self._written: set[int] = set()  # iterations of the checkpoints of this process
         self.is_new = not has_config(path)
         self._lock = open_folder(path, config)
         found, damages = latest_checkpoint(path, config, algorithm)
@@ -159,13 +161,13 @@ class RunRecord:
     def write_checkpoint(self) -> None:
         """Write the present state, and remove the checkpoints that are not to be kept."""
         self.metrics.write(durable=True)  # first, likewise
-        text = to_yaml(self.config, neutral=False)
-        save(self.checkpoints, self.checkpoint, self.fingerprint, text)
+        save(self.checkpoints, self.checkpoint, self.fingerprint, self._config_text)
+        self._written.add(self.checkpoint.iteration)
         first = not self.metrics.last_checkpoint
         self.metrics.last_checkpoint = self.checkpoint.iteration
         if first:  # from now on the run cannot silently begin anew
             self.metrics.write(durable=False)
-        prune(self.checkpoints, self._kept(), self.fingerprint)
+        prune(self.checkpoints, self._kept(), self.fingerprint, self._written)
 
     def _is_due(self, done: int) -> bool:
         """Tell whether there is to be a checkpoint after ``done`` iterations."""

@@ -136,10 +136,16 @@ def newest(folder: Path) -> Path | None:
     return next(reversed(checkpoints(folder).values()), None)
 
 
-def prune(folder: Path, kept: Collection[int], fingerprint: str) -> None:
-    """Remove all checkpoints but those ``kept``, by iteration; those of other runs stay."""
-    removed = (path for done, path in checkpoints(folder).items() if done not in kept)
-    for path in removed:
+def prune(
+    folder: Path, kept: Collection[int], fingerprint: str, written: Collection[int] = ()
+) -> None:
+    """Remove all checkpoints but those ``kept``, by iteration; those of other runs stay.
+
+    The ones ``written`` by this process are known to be of this run.
+    """
+    for done, path in checkpoints(folder).items():
         with contextlib.suppress(InputError):
-            if is_plain(path) and read(path)[1] == fingerprint:
+            if done in kept or not is_plain(path):
+                continue
+            if done in written or read(path)[1] == fingerprint:
                 path.unlink()

@@ -1,9 +1,9 @@
 """What is recorded of every iteration, and the files it is kept in."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -11,7 +11,14 @@ import numpy as np
 from hpc_maml.algorithms.algorithm import Metric
 from hpc_maml.errors import InputError, reason_of
 from hpc_maml.storage.atomic_files import set_aside
-from hpc_maml.storage.hdf5_files import describe, opened, verify, write_hdf5
+from hpc_maml.storage.hdf5_files import (
+    append,
+    describe,
+    in_memory,
+    opened,
+    verify,
+    write_image,
+)
 from hpc_maml.storage.metrics_parts import (
     FORMAT_VERSION,
     NDIM,
@@ -173,6 +180,7 @@ class Metrics:
         self.parts: list[Part] = []  # closed
         self.rows: list[dict[str, Any]] = []  # later ones, of columns and per_task
         self.last_checkpoint = 0  # iteration of the last checkpoint that is known to be written
+        self._table: Table | None = None  # metrics.h5, where it begins with the first of ``rows``
 
     def __len__(self) -> int:
         """Return the number of iterations so far."""
@@ -229,6 +237,7 @@ class Metrics:
         for part in before:
             verify(part.path)
         self.parts = before
+        self._table = None
         self.rows = [
             {name: column[row] for name, column in columns.items()}
             for row in range(iterations - start)
@@ -254,7 +263,7 @@ class Metrics:
         return notes
 
     def write(self, *, durable: bool) -> None:
-        """Write the file with the last rows anew; when there are many, the older become a part.
+        """Write the file with the last rows; when there are many, the older become a part.
 
         Raises InputError.
         """
@@ -268,18 +277,37 @@ class Metrics:
                 self._write_part(part, self._columns(self.rows[:each]))
                 self.parts.append(part)
                 self.rows = self.rows[each:]
-            about = {
-                **self.versions,
-                "phase": self.phase,
-                "last_checkpoint": self.last_checkpoint,
-                "earlier_iterations": self.earlier,
-                "committed_iterations": len(self),
-            }
-            write_hdf5(self.path, self._filled(self._columns(self.rows), about), durable=durable)
+                self._table = None
+            write_image(self.path, self._last_rows(2 * each), durable=durable)
             while closes and self._join_parts():  # now that metrics.h5 relies on them
                 pass
             if len(self.rows) < 2 * each:  # more only after a read
                 return
+
+    def _last_rows(self, room: int) -> h5py.File:
+        """Return the file in memory, with the rows there are.
+
+        It is kept for later rows, as many as there is ``room`` for: names and units take longer
+        than values.
+        """
+        about = {
+            "last_checkpoint": self.last_checkpoint,
+            "earlier_iterations": self.earlier,
+            "committed_iterations": len(self),
+        }
+        table = self._table
+        if table is None:
+            columns = self._columns(self.rows)
+            table = self._new_table(columns, max(room, len(self.rows)))
+            table.file.attrs.update({**self.versions, "phase": self.phase, **about})
+            self._table = table if self.rows else None  # the shapes are not known before
+            return table.file
+        for name, value in about.items():
+            table.file.attrs.modify(name, value)
+        if new := self.rows[table.columns["accepted"].shape[0] :]:
+            for name, values in self._columns(new).items():
+                append(table.columns[name], values)
+        return table.file
 
     def read_columns(self, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Return those columns of the names that there are, of all rows, ``[iterations]``.
@@ -323,8 +351,9 @@ class Metrics:
             self.folder.mkdir(exist_ok=True)
         except OSError as error:
             raise InputError(f"{self.folder} cannot be made: {reason_of(error)}.") from None
-        about = {"first_iteration": part.first, "last_iteration": part.last}
-        write_hdf5(part.path, self._filled(columns, about))
+        with self._new_table(columns, part.rows).file as file:
+            file.attrs.update({"first_iteration": part.first, "last_iteration": part.last})
+            write_image(part.path, file, durable=True)
 
     def _join_parts(self) -> bool:
         """Join the last parts to one if there are enough of one length; tell whether it was done.
@@ -351,30 +380,36 @@ class Metrics:
             _remove(part)
         return True
 
-    def _filled(
-        self, columns: Mapping[str, np.ndarray], about: Mapping[str, Any]
-    ) -> Callable[[h5py.File], None]:
-        """Return what puts columns and attributes into a file."""
+    def _new_table(self, columns: Mapping[str, np.ndarray], room: int) -> "Table":
+        """Return a table that can grow to ``room`` rows, unless it has none."""
+        file, made = in_memory(), {}
+        file.attrs["format_version"] = FORMAT_VERSION
+        for group, metrics in (("iterations", self.columns), ("tasks", self.per_task)):
+            folder = file.create_group(group, track_order=True)
+            for name, metric in metrics.items():
+                column = columns[name]
+                grows = len(column) and room > len(column)
+                whole = (room, *column.shape[1:]) if grows else None
+                dataset = folder.create_dataset(name, data=column, maxshape=whole, chunks=whole)
+                about_it: dict[str, str | bool] = {
+                    "unit": metric.unit,
+                    "description": metric.description,
+                    "shape": metric.shape,
+                    "wall_clock": metric.wall_clock,
+                    "declared": name in self.declared,
+                    "console": metric.console,
+                    "limit": metric.limit,
+                }
+                describe(dataset, about_it)
+                made[name] = dataset
+        return Table(file, made)
 
-        def fill(file: h5py.File) -> None:
-            file.attrs["format_version"] = FORMAT_VERSION
-            file.attrs.update(about)
-            for group, metrics in (("iterations", self.columns), ("tasks", self.per_task)):
-                folder = file.create_group(group, track_order=True)
-                for name, metric in metrics.items():
-                    dataset = folder.create_dataset(name, data=columns[name])
-                    about_it: dict[str, str | bool] = {
-                        "unit": metric.unit,
-                        "description": metric.description,
-                        "shape": metric.shape,
-                        "wall_clock": metric.wall_clock,
-                        "declared": name in self.declared,
-                        "console": metric.console,
-                        "limit": metric.limit,
-                    }
-                    describe(dataset, about_it)
 
-        return fill
+class Table(NamedTuple):
+    """Columns of rows in a file in memory."""
+
+    file: h5py.File
+    columns: Mapping[str, h5py.Dataset]
 
 
 def _remove(part: Part) -> None:
