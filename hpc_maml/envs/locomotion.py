@@ -238,7 +238,8 @@ class Locomotion(TaskVectorEnv):
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         row = self._lineage
         limit = row.action_limit
-        scaled = (actions.clip(-limit, limit) / limit).astype(np.float64)
+        # half the time of clip()
+        scaled = (np.minimum(np.maximum(actions, -limit), limit) / limit).astype(np.float64)
         self._controls[...] = scaled
         self._effort = (scaled * scaled).sum(-1)  # here, as after the physics no cache has it
         before = self._torso_x.copy()
@@ -254,8 +255,10 @@ class Locomotion(TaskVectorEnv):
         rewards = self._rewards(velocities)
         observations = self._observations()
         terminated = self._terminated()
-        # count_nonzero takes half the time of any().
-        if np.count_nonzero(self._divergences) or not np.isfinite(self.simulations.state).all():
+        # What is not finite in a state shows here, or at the next step: to look at the state itself
+        # takes longer. count_nonzero takes half the time of any().
+        finite = np.isfinite(rewards.sum() + observations.sum())
+        if np.count_nonzero(self._divergences) or not finite:
             if np.isnan(actions).any():
                 raise ValueError("actions hold NaN")
             return self._end_diverged(observations, rewards, terminated)

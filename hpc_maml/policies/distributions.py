@@ -155,8 +155,7 @@ class Gaussian(Distribution):
 
     def sample(self, parameters: MeanAndDeviation, noise: Array) -> Array:
         """Return actions ``[..., N, action_size]``."""
-        xp = array_namespace(noise)
-        return parameters.mean + xp.exp(parameters.log_std) * noise
+        return parameters.mean + np.exp(parameters.log_std) * noise
 
     def most_probable(self, parameters: MeanAndDeviation) -> Array:
         """Return the means ``[..., N, action_size]``."""

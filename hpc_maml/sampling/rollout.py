@@ -63,8 +63,7 @@ def roll_out(
         )
         record["observations"][:, step] = observations
         record["actions"][:, step] = actions
-        record["lengths"] += alive
-        finite = np.isfinite(actions).all()
+        finite = np.isfinite(actions.sum())  # half the time of isfinite(actions).all()
         observations, rewards, terminated, truncated, infos = env.step(
             (actions if finite else np.nan_to_num(actions)).reshape(env.action_space.shape)
         )
@@ -91,9 +90,11 @@ def roll_out(
 def _complete(
     record: Mapping[str, np.ndarray], distribution: Distribution, given: Sequence[Parameters]
 ) -> None:
-    """Fill in the log-probabilities of the steps taken, and zeros after the end of each episode."""
+    """Fill in lengths, the log-probabilities of the steps taken, and zeros after each episode."""
     # all steps at once, as one step alone is mostly the overhead of NumPy
     taken = slice(len(given))
+    ended = (record["terminated"] | record["truncated"])[:, taken]
+    record["lengths"][...] = np.where(ended.any(1), ended.argmax(1) + 1, len(given))
     log_probs = distribution.log_prob(
         distribution.stacked(given, axis=1), record["actions"][:, taken]
     )
