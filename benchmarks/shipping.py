@@ -13,16 +13,16 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mpi4py import MPI
 
+from hpc_maml.algorithms.collection import Collection
 from hpc_maml.config import load_config
 from hpc_maml.errors import InputError
 from hpc_maml.mpi.runtime import from_rank_0
-from hpc_maml.roles import observer
 from hpc_maml.roles.observer import SplitObserver
 from hpc_maml.run.training import Training
 from hpc_maml.stopping import StopSignal
@@ -45,18 +45,6 @@ def timed(function: Callable, seconds: Counter[str], what: str) -> Callable:
     return call
 
 
-def timed_steps(generator: Callable, seconds: Counter[str], what: str) -> Callable:
-    """Return the generator, each step of which adds what it takes to ``seconds``."""
-
-    @functools.wraps(generator)
-    def steps(*args: Any, **kwargs: Any) -> Iterator[Any]:
-        advance = timed(functools.partial(next, generator(*args, **kwargs), None), seconds, what)
-        while (item := advance()) is not None:
-            yield item
-
-    return steps
-
-
 def main() -> int:
     """Train, and print a line for each observer on rank 0."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -65,7 +53,8 @@ def main() -> int:
     world = MPI.COMM_WORLD
     seconds: Counter[str] = Counter()
 
-    observer.collect = timed_steps(observer.collect, seconds, "collecting")
+    for work in ("roll_out", "learn"):
+        setattr(Collection, work, timed(getattr(Collection, work), seconds, "collecting"))
     run = SplitObserver.run
 
     def run_timed(self: SplitObserver) -> Any:

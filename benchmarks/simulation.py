@@ -6,7 +6,7 @@ take; what takes the place of MPI and of clocks is in ``virtual_time``.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +25,7 @@ from hpc_maml.roles import observer
 from hpc_maml.roles import principal as principals
 from hpc_maml.roles.principal import Agents, IterationResult, Principal, Segments, greet
 from hpc_maml.run import job as jobs
+from hpc_maml.sampling.rollout import Play
 from hpc_maml.sampling.trajectory import batch_dtype
 from hpc_maml.stopping import StopSignal
 
@@ -217,28 +218,47 @@ def simulate(
     topologies = build(world, machine, layout, agents)
     tasks: list[tuple[int, int]] = []
 
-    def collect(
-        algorithm: Replayed,
-        env: None,
-        played: State,
-        given: np.ndarray,
-        *,
-        keys: Sequence[tuple[int, int, int]],
-        evaluation: bool,
-        dtype: np.dtype,
-        give_way: Callable[[], None],
-    ) -> Iterator[tuple[np.ndarray, None]]:
-        tasks.extend((iteration, index) for _, iteration, index in keys)
-        step = costs.phase(given.sum()) / costs.steps
-        for phase in range(PHASES):
+    class Collection:
+        """Stands in for the collection of tasks: takes its time."""
+
+        phases = PHASES
+
+        def __init__(
+            self,
+            algorithm: Replayed,
+            env: None,
+            played: State,
+            given: np.ndarray,
+            *,
+            keys: Sequence[tuple[int, int, int]],
+            evaluation: bool,
+            dtype: np.dtype,
+            give_way: Callable[[], None],
+            chosen: np.ndarray | None,
+        ) -> None:
+            self.keys = [key[1:] for key in keys]  # iteration and index of each
+            share = 1.0 if chosen is None else chosen.mean(1)
+            self.step = costs.phase((given[:, 0] * share).sum()) / costs.steps
+            self.give_way = give_way
+            self.phase = 0
+            self.play = Play(np.zeros((len(keys), costs.parameters), np.float32))
+
+        def roll_out(self) -> np.ndarray:
+            """Return the batches of a phase."""
             began = world.current.now
             for _ in range(costs.steps):
-                world.work(step)
-                give_way()
-            batches = np.zeros(len(keys), dtype)
-            batches["task"], batches["phase"] = [index for *_, index in keys], phase
-            batches["observer_seconds"] = (world.current.now - began) / len(keys)
-            yield batches, None
+                world.work(self.step)
+                self.give_way()
+            batches = np.zeros(len(self.keys), dtype)
+            batches["task"], batches["phase"] = [index for _, index in self.keys], self.phase
+            batches["observer_seconds"] = (world.current.now - began) / len(self.keys)
+            return batches
+
+        def learn(self, batches: np.ndarray, own: Sequence[int]) -> None:
+            """Note who owns what; the time was taken before."""
+            if not self.phase:
+                tasks.extend(self.keys[place] for place in own)
+            self.phase += 1
 
     async def in_thread(work: Callable[[], Any], what: str) -> Any:
         found = work()
@@ -250,7 +270,8 @@ def simulate(
 
     has_gpus = topologies[0].plan.layout == "split" and machine.gpus > 0
     algorithm = Replayed(world, costs, machine.gpu_speed if has_gpus else 1.0)
-    dtype = batch_dtype(1, 1, (costs.batch_bytes // 4,), (1,), np.float32)
+    episodes = config.fast_batch_size
+    dtype = batch_dtype(1, episodes, (costs.batch_bytes // 4 // episodes,), (1,), np.float32)
     job = jobs.Job(config, (algorithm,), dtype)
     env, record = Tasks(world, costs), Record(world, costs)
 
@@ -267,7 +288,7 @@ def simulate(
             (jobs, "build_topology", lambda comm, *_: topologies[comm.rank]),
             (jobs, "make_env", lambda *_: None),
             (jobs, "choose_gpu", lambda *_: Gpu() if has_gpus else None),
-            (observer, "collect", collect),
+            (observer, "Collection", Collection),
             (principals, "in_thread", in_thread),
         ):
             stack.enter_context(patch.object(module, name, stand_in))

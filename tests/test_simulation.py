@@ -83,6 +83,15 @@ def test_all_get_one_task_where_there_are_as_many():
     assert found.seconds < 1.2 * (2 * 0.055 + 0.01 + STEP)
 
 
+@pytest.mark.parametrize(("ranks", "number"), [(16, 40), (64, 40)])
+def test_the_episodes_of_tasks_that_are_left_over_are_shared(ranks, number):
+    found = simulate(COSTS, Machine(ranks, ranks, ranks), number)
+    assert Counter(found.tasks) == Counter((k, task) for k in range(3) for task in range(number))
+    collecting = 2 * (0.005 + number / ranks * 0.05)
+    most = -(-number // ranks) * (0.01 + STEP)  # a rank digests whole tasks
+    assert collecting + most < found.seconds < 1.15 * (collecting + most)
+
+
 def test_what_a_slow_node_costs():
     machine = Machine(32, 8, 8)
     alike, slow = (

@@ -4,6 +4,7 @@ import heapq
 import os
 import signal
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from mpi4py import MPI
 
 from hpc_maml.envs.navigation import Navigation
 from hpc_maml.mpi.exchange import Messenger
-from hpc_maml.roles.agent import MOST_SIDE_BY_SIDE, Team, parts
+from hpc_maml.roles.agent import MOST_SIDE_BY_SIDE, Team, parts, shared_parts
 from hpc_maml.roles.messages import Order, Step, agreed
 
 AUTO = tuple(word for word in SMALL if not word.startswith("topology"))  # as users have it
@@ -34,7 +35,7 @@ def test_the_parts_of_an_order():
     assert sizes(60, 2) == [10, 10, 10, 10, 7, 7, 3, 3]
     assert sizes(0, 2) == []
     found = parts(order(20), 3)
-    assert [part.first for part in found] == [7, 11, 15, 19, 21, 23, 25, 26]
+    assert [part.indices[0] for part in found] == [7, 11, 15, 19, 21, 23, 25, 26]
     assert np.array_equal(np.concatenate([part.tasks for part in found])[:, 0], np.arange(20))
 
 
@@ -49,6 +50,45 @@ def test_equally_fast_observers_come_to_even_shares():
                 shares[observer] += size
                 heapq.heappush(free, (since + size, observer))
             assert max(shares) == -(-number // observers), (number, observers)
+
+
+def test_every_episode_has_one_player_and_all_play_as_many():
+    for number, observers, episodes in (
+        (40, 16, 20),
+        (40, 64, 20),
+        (7, 3, 5),
+        (1, 4, 3),
+        (3, 2, 1),
+    ):
+        ranks = range(10, 10 + observers)
+        played = Counter()
+        owners = Counter()
+        for part in shared_parts(order(number), ranks, episodes):
+            assert part.observer in ranks
+            assert np.array_equal(part.tasks[:, 0] + 7, part.indices)
+            shares = {share.place: share.players for share in part.shares}
+            mine = 0
+            for place, task in enumerate(part.indices):
+                players = shares.get(place, [(part.observer, 0, episodes)])
+                owners[task, players[0][0]] += players[0][0] == part.observer
+                for rank, first, stop in players:
+                    if rank == part.observer:
+                        mine += stop - first
+                        played.update((task, episode) for episode in range(first, stop))
+            even = number * episodes / observers
+            assert int(even) <= mine <= int(even) + 1
+        assert played == Counter((7 + t, e) for t in range(number) for e in range(episodes))
+        owners = +owners
+        assert len(owners) == number  # each has one
+        tasks_of_each = Counter(rank for _, rank in owners).values()
+        assert max(tasks_of_each) <= -(-number // observers)
+
+
+def test_the_part_of_a_certain_observer_waits_for_it():
+    team = Team(Messenger(MPI.COMM_SELF), range(3), at_once=3, kept_back=3)
+    team.requests.update({0: 2, 2: 1})
+    assert not team.has_request(2, observer=1)
+    assert team.has_request(2, observer=2)
 
 
 def test_the_last_parts_are_for_observers_without_work():

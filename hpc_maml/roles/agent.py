@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,8 @@ from hpc_maml.roles.messages import (
     Order,
     Outcome,
     Pause,
+    Player,
+    Share,
     Step,
     Tag,
     TakeStep,
@@ -47,6 +50,8 @@ if TYPE_CHECKING:
 
 GPU_DRIVERS = (Path("/dev/nvidiactl"), Path("/dev/kfd"), Path("/dev/dxg"))  # CUDA, ROCm, WSL
 MOST_SIDE_BY_SIDE = 10  # tasks; more gained nothing
+FEW = 4  # tasks for each observer: of more, to share those that are left over gains little
+ALIKE = 1.1  # steps of the longest task, relative to their mean
 PRINCIPAL = 0  # rank of the principal among the learners
 
 
@@ -81,22 +86,27 @@ class Team:
         self.kept_back = kept_back
         self.requests: Counter[int] = Counter()  # observer -> parts it waits for
 
-    def has_request(self, left: int = 0) -> bool:
+    def has_request(self, left: int = 0, observer: int | None = None) -> bool:
         """Take the requests that have arrived; tell whether one is to have the next part.
 
-        ``left`` is the number of parts that have not been given out.
+        ``left`` is the number of parts that have not been given out. The next one may be for a
+        certain ``observer``.
         """
         self.requests.update(source for _, source in self.messenger.arrived(Tag.REQUEST))
+        if observer is not None:
+            return self.requests[observer] > 0
         if 0 < left <= self.kept_back:
             return max(self.requests.values(), default=0) == REQUESTS_AHEAD
         return bool(self.requests)
 
     def assign(self, assignment: Assignment | None) -> None:
-        """Send an assignment, None for the end, to the observer that has least to do.
+        """Send an assignment, None for the end, to its observer, or to the one with least to do.
 
         Among equals the first, so that where cores are few the last ones can sleep on.
         """
-        observer = max(sorted(self.requests), key=self.requests.__getitem__)
+        observer = assignment.observer if assignment else None
+        if observer is None:
+            observer = max(sorted(self.requests), key=self.requests.__getitem__)
         self.requests -= Counter([observer])
         self.messenger.send(assignment, observer, Tag.ASSIGNMENT)
 
@@ -119,16 +129,12 @@ class Iteration:
 
     order: Order
     to_give: deque[Assignment]
+    awaited: int  # parts, or in the split layout tasks, whose results have not come
     started: float
     results: list[TaskResults] = field(default_factory=list)  # of the tasks that are complete
     stop_requested: bool = False
     working: float = 0.0  # seconds of the ranks that digest
     observer_seconds: float = 0.0
-
-    @property
-    def complete(self) -> bool:
-        """Whether all tasks are."""
-        return sum(len(each.indices) for each in self.results) == len(self.order.tasks)
 
 
 class Agent(ABC):
@@ -155,9 +161,8 @@ class Agent(ABC):
 
     async def carry_out(self, order: Order) -> Outcome:
         """Have this agent's tasks collected and digested, then the step taken."""
-        now = Iteration(order, deque(parts(order, self.team.at_once)), time.perf_counter())
-        self._begin(now)
-        while not now.complete:
+        now = self._begin(order)
+        while now.awaited:
             await Until(partial(self._goes_on, now), "tasks from the observers")
             self._take(now)
         sampled = time.perf_counter()
@@ -176,12 +181,13 @@ class Agent(ABC):
 
     def _goes_on(self, now: Iteration) -> bool:
         """Give out tasks to observers that wait for some; tell whether something has arrived."""
-        while now.to_give and self.team.has_request(len(now.to_give)):
-            self.team.assign(now.to_give.popleft())
+        to_give = now.to_give
+        while to_give and self.team.has_request(len(to_give), to_give[0].observer):
+            self.team.assign(to_give.popleft())
         return self._has_arrived()
 
     @abstractmethod
-    def _begin(self, now: Iteration) -> None:
+    def _begin(self, order: Order) -> Iteration:
         """Tell the team what begins."""
 
     @abstractmethod
@@ -201,16 +207,31 @@ class TeamAgent(Agent):
     """An agent whose observers keep the tasks that they collect, and take the step."""
 
     def __init__(
-        self, algorithms: Sequence[Algorithm], learner: Messenger, team: Team, stop: StopSignal
+        self,
+        algorithms: Sequence[Algorithm],
+        learner: Messenger,
+        team: Team,
+        stop: StopSignal,
+        episodes: int,
     ) -> None:
+        """Keep the number of ``episodes`` of a phase."""
         super().__init__(algorithms, learner, team, stop)
+        self.episodes = episodes
         self.held = ""  # digest of the state that the observers hold
+        self.alike = True  # tasks took about as many steps as each other, when last seen
         self.arrived: deque[Collected] = deque()
 
-    def _begin(self, now: Iteration) -> None:
-        order, known = now.order, self.held
-        self.held = state_digest(order.state)
+    def _begin(self, order: Order) -> Iteration:
+        known, self.held = self.held, state_digest(order.state)
         self.team.tell(order.begin(None if known == self.held else order.state))
+        number, observers = len(order.tasks), self.team.observers
+        # Tasks of unequal length are better handed out on demand.
+        together = number < len(observers) or (self.alike and number < FEW * len(observers))
+        if together and number % len(observers):
+            found = shared_parts(order, observers, self.episodes)
+        else:
+            found = parts(order, self.team.at_once)
+        return Iteration(order, deque(found), len(found), time.perf_counter())
 
     def _has_arrived(self) -> bool:
         messages = self.team.messenger.arrived(Tag.RESULT)
@@ -219,11 +240,16 @@ class TeamAgent(Agent):
 
     def _take(self, now: Iteration) -> None:
         collected = self.arrived.popleft()
-        now.results.append(collected.tasks)
+        now.awaited -= 1
+        if collected.tasks:
+            now.results.append(collected.tasks)
         now.stop_requested |= collected.stop_requested
         now.observer_seconds += collected.observer_seconds
 
     async def _step(self, now: Iteration) -> Step:
+        if now.results:
+            steps_of_tasks = np.concatenate([each.steps for each in now.results]).sum(1)
+            self.alike = steps_of_tasks.max() <= ALIKE * steps_of_tasks.mean()
         self.team.tell(TakeStep())
         steps: list[Step] = [
             (await self.team.messenger.receive(Tag.STEP, "the observers to take the step", rank))[0]
@@ -267,14 +293,16 @@ class SplitAgent(Agent):
         await super().run()
         self.receiver.close()
 
-    def _begin(self, now: Iteration) -> None:
-        order, algorithm = now.order, self.algorithms[now.order.contestant]
+    def _begin(self, order: Order) -> Iteration:
+        algorithm = self.algorithms[order.contestant]
         self.team.tell(order.begin(algorithm.played(dict(order.state))))
         self.outer_step.begin(order.state)
         self.batches = {}
         if self.gpu and not order.evaluation:
             phases = algorithm.num_phases(order.evaluation)
             self.gpu.expect(self.receiver.dtype, len(order.tasks), phases)
+        to_give = deque(parts(order, self.team.at_once))
+        return Iteration(order, to_give, len(order.tasks), time.perf_counter())
 
     def _goes_on(self, now: Iteration) -> bool:
         giving = bool(now.to_give)
@@ -300,6 +328,7 @@ class SplitAgent(Agent):
         batches[phase] = record
         if len(batches) < algorithm.num_phases(order.evaluation):
             return
+        now.awaited -= 1
         phases = [batch for _, batch in sorted(self.batches.pop(task).items())]
         now.results.append(task_result(task, [batch[0] for batch in phases]))
         if not (order.evaluation or self.gpu):
@@ -334,4 +363,32 @@ def parts(order: Order, observers: int) -> list[Assignment]:
         for first in range(start, min(start + size * observers, number), size):
             start = min(first + size, number)
             found.append(order.assignment(range(first, start)))
+    return found
+
+
+def shared_parts(order: Order, observers: Sequence[int], episodes: int) -> list[Assignment]:
+    """Return a part for each observer with an even share of the episodes.
+
+    Each has as many whole tasks. The episodes of those that are left over are cut into as many even
+    slices as there are observers; the one with the first ``episodes`` of a task owns it.
+    """
+    whole, left = divmod(len(order.tasks), len(observers))
+    edges = [left * episodes * place // len(observers) for place in range(len(observers) + 1)]
+    players: dict[int, list[Player]] = {}  # by task
+    for rank, (start, end) in zip(observers, pairwise(edges), strict=True):
+        while start < end:
+            task, first = divmod(start, episodes)
+            stop = min(episodes, first + end - start)
+            players.setdefault(task, []).append(Player(rank, first, stop))
+            start += stop - first
+    found = []
+    for place, rank in enumerate(observers):
+        tasks = [*range(place * whole, (place + 1) * whole)]
+        shares = []
+        for task, its_players in players.items():
+            if any(player.rank == rank for player in its_players):
+                shares.append(Share(len(tasks), tuple(its_players)))
+                tasks.append(len(observers) * whole + task)
+        if tasks:
+            found.append(order.assignment(tasks, shares, rank))
     return found

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,8 @@ class Tag(IntEnum):
     RESULT = 8  # observer to the agent of its team: Collected
     STEP = 9  # observer to the agent of its team: Step
     REST = 10  # principal to a rank without a role: True, the job goes on, or None to end
+    EPISODES = 11  # observer to the one that owns a task they share: Episodes
+    ADAPTED = 12  # back to it: Adapted
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,12 @@ class Order:
         """Return what an observer is to know before its first task."""
         return Begin(self.iteration, self.num_tasks, state, self.evaluation, self.contestant)
 
-    def assignment(self, chosen: range) -> "Assignment":
+    def assignment(
+        self, chosen: Sequence[int], shares: Sequence["Share"] = (), observer: int | None = None
+    ) -> "Assignment":
         """Return the order to an observer for some of the tasks, numbered within it."""
-        return Assignment(self.first + chosen.start, self.tasks[chosen.start : chosen.stop])
+        indices = tuple(self.first + task for task in chosen)
+        return Assignment(indices, self.tasks[list(chosen)], tuple(shares), observer)
 
 
 @dataclass(frozen=True)
@@ -66,17 +71,47 @@ class Begin:
     contestant: int
 
 
+class Player(NamedTuple):
+    """An observer that plays some episodes of a task."""
+
+    rank: int  # in the team
+    start: int  # of its episodes
+    stop: int
+
+
+@dataclass(frozen=True)
+class Share:
+    """A task that several observers play together; the first of them owns it."""
+
+    place: int  # of the task in an assignment
+    players: tuple[Player, ...]  # all of them
+
+
 @dataclass(frozen=True)
 class Assignment:
     """The tasks that an observer takes side by side."""
 
-    first: int  # index of the first task within the iteration
+    indices: tuple[int, ...]  # of the tasks within the iteration
     tasks: np.ndarray  # [G, task_dim]
+    shares: tuple[Share, ...] = ()  # those that it plays with others
+    observer: int | None = None  # who has to take it; None: any
 
-    @property
-    def indices(self) -> range:
-        """The tasks' indices within the iteration."""
-        return range(self.first, self.first + len(self.tasks))
+
+@dataclass(frozen=True)
+class Episodes:
+    """Episodes of a task that another observer owns."""
+
+    fields: Mapping[str, np.ndarray]  # of a trajectory batch, those with an entry for each episode
+    diverged: int
+    memory: np.ndarray | None  # [episodes, M] that they left in a recurrent policy
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What the same episodes of the next phase are played with."""
+
+    parameters: np.ndarray  # [P]
+    memory: np.ndarray | None  # [episodes, M] of a recurrent policy
 
 
 @dataclass(frozen=True)
@@ -133,9 +168,9 @@ def in_order(results: Sequence[TaskResults]) -> TaskResults:
 
 @dataclass(frozen=True)
 class Collected:
-    """What an observer reports of the tasks of an assignment, which it keeps."""
+    """What an observer reports of an assignment, whose tasks it keeps, but for those of others."""
 
-    tasks: TaskResults
+    tasks: TaskResults | None  # None without any of its own
     stop_requested: bool
     observer_seconds: float  # spent collecting
 

@@ -6,14 +6,14 @@ observers. In the split layout it sends every batch on without waiting.
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hpc_maml.algorithms.algorithm import Algorithm, State
-from hpc_maml.algorithms.collection import collect
+from hpc_maml.algorithms.collection import Collection
 from hpc_maml.envs.batched import TaskVectorEnv
 from hpc_maml.errors import InputError
 from hpc_maml.mpi.exchange import BatchSender, Messenger
@@ -30,6 +30,7 @@ from hpc_maml.roles.messages import (
     task_result,
 )
 from hpc_maml.roles.outer_step import OuterStep
+from hpc_maml.roles.sharing import Sharing
 from hpc_maml.stopping import StopSignal
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class Observer(ABC):
             elif isinstance(message, Begin):
                 self._begin(message)
             elif isinstance(message, Assignment):
-                self._carry_out(message)
+                await self._carry_out(message)
                 self.team.send(None, AGENT, Tag.REQUEST)
             else:
                 self._follow(message)
@@ -94,7 +95,7 @@ class Observer(ABC):
         self.now = begin
 
     @abstractmethod
-    def _carry_out(self, assignment: Assignment) -> None:
+    async def _carry_out(self, assignment: Assignment) -> None:
         """Collect the tasks of an assignment."""
 
     @abstractmethod
@@ -105,9 +106,11 @@ class Observer(ABC):
         """Tell whether everything has been received."""
         return all([self.team.poll(), self.world.poll()])
 
-    def _collect(self, now: Begin, played: State, assignment: Assignment) -> Iterator[np.ndarray]:
-        """Yield the batches ``[G]`` of each phase, and keep them for the archive."""
-        for batches, play in collect(
+    async def _collect(
+        self, now: Begin, played: State, assignment: Assignment, sharing: Sharing
+    ) -> AsyncIterator[np.ndarray]:
+        """Yield the batches ``[G]`` of each phase; own tasks are kept for the archive."""
+        collection = Collection(
             self.algorithms[now.contestant],
             self.make_env(len(assignment.tasks)),
             played,
@@ -116,11 +119,20 @@ class Observer(ABC):
             evaluation=now.evaluation,
             dtype=self.dtype,
             give_way=self.give_way,
-        ):
+            chosen=sharing.chosen,
+        )
+        for phase in range(collection.phases):
+            thetas = collection.play.parameters
+            batches = collection.roll_out()
+            await sharing.complete(batches, collection.play)
+            collection.learn(batches, sharing.own)
+            if phase + 1 < collection.phases:
+                await sharing.hand_back(collection.play)
             batches["stop_requested"] = self.stop.requested
             if self.archive and not now.evaluation:
-                for task, theta in enumerate(play.parameters):
-                    self.archive.keep(now.iteration + 1, batches[task : task + 1], theta)
+                for task in sharing.own:
+                    own = batches[task : task + 1]
+                    self.archive.keep(now.iteration + 1, own, thetas[task])
             yield batches
 
     def _write_rollouts(self) -> None:
@@ -148,21 +160,22 @@ class TeamObserver(Observer):
         super()._begin(begin)
         self.outer_step.begin(self.outer_step.state if begin.state is None else begin.state)
 
-    def _carry_out(self, assignment: Assignment) -> None:
+    async def _carry_out(self, assignment: Assignment) -> None:
         now, algorithm = self.now, self.algorithms[self.now.contestant]
+        sharing = Sharing(self.team, assignment, *self.dtype["lengths"].shape)
         began = time.perf_counter()
         played = algorithm.played(self.outer_step.state)
-        phases = list(self._collect(now, played, assignment))
-        seconds = time.perf_counter() - began
+        phases = [each async for each in self._collect(now, played, assignment, sharing)]
+        seconds = time.perf_counter() - began - sharing.waited
         results = []
-        for row, task in enumerate(assignment.indices):
-            results.append(task_result(task, [batches[row] for batches in phases]))
+        for row in sharing.own:
+            index = assignment.indices[row]
+            results.append(task_result(index, [batches[row] for batches in phases]))
             if not now.evaluation:
                 self.outer_step.digest(algorithm, [batches[row : row + 1] for batches in phases])
                 self.give_way()
-        self.team.send(
-            Collected(in_order(results), self.stop.requested, seconds), AGENT, Tag.RESULT
-        )
+        collected = in_order(results) if results else None
+        self.team.send(Collected(collected, self.stop.requested, seconds), AGENT, Tag.RESULT)
 
     def _follow(self, message: Pause | TakeStep) -> None:
         """Take the step, and only then write rollouts, as all others wait for the step."""
@@ -186,8 +199,10 @@ class SplitObserver(Observer):
         super().__init__(*args)
         self.sender = sender
 
-    def _carry_out(self, assignment: Assignment) -> None:
-        for batches in self._collect(self.now, dict(self.now.state or {}), assignment):
+    async def _carry_out(self, assignment: Assignment) -> None:
+        sharing = Sharing(self.team, assignment, *self.dtype["lengths"].shape)
+        played = dict(self.now.state or {})
+        async for batches in self._collect(self.now, played, assignment, sharing):
             for task in range(len(batches)):
                 self.sender.send(batches[task : task + 1])
 

@@ -120,7 +120,8 @@ def _team(topology: Topology, messenger: Messenger, *, in_team: bool) -> Team:
 
 def _team_agent(job: Job, topology: Topology, stop: StopSignal) -> TeamAgent:
     team = _team(topology, Messenger(topology.team_comm), in_team=True)
-    return TeamAgent(job.algorithms, Messenger(topology.learner_comm), team, stop)
+    learner = Messenger(topology.learner_comm)
+    return TeamAgent(job.algorithms, learner, team, stop, *job.dtype["lengths"].shape)
 
 
 def _split_agent(

@@ -32,12 +32,14 @@ def roll_out(
     give_way: Callable[[], None] = lambda: None,
     *,
     mean_actions: bool = False,
+    chosen: np.ndarray | None = None,
 ) -> np.ndarray | None:
     """Fill ``batches`` ``[G]`` with one episode per environment, for G tasks side by side.
 
     Returns the memory ``[G, B, M]`` of a recurrent policy after the episodes. Each task has
     generators of its own, so that its episodes do not depend on what stands beside it. With
-    ``mean_actions`` the policy does not sample. Fills everything that comes from the environment
+    ``mean_actions`` the policy does not sample. Of episodes that are not ``chosen``, bool
+    ``[G, B]``, all stays zero. Fills everything that comes from the environment
     and the policy; ``advantages`` stay zero. Calls ``give_way`` after every step.
     """
     num_tasks, horizon, episodes = batches["rewards"].shape
@@ -47,8 +49,10 @@ def roll_out(
         [distribution.noise(generator, (horizon, episodes)) for generator in action_generators],
         axis=1,
     )  # [T, G, B, ...]
-    observations, _ = env.reset(options={"generators": list(env_generators)})
-    alive = np.ones((num_tasks, episodes), bool)
+    played = np.ones((num_tasks, episodes), bool) if chosen is None else chosen
+    options = {"generators": list(env_generators), "reset_mask": played.ravel()}
+    observations, _ = env.reset(options=options)
+    alive = played.copy()
     given = []  # the parameters of the distribution at each step
     record = {name: batches[name] for name in batches.dtype.fields or ()}  # views
     for step in range(horizon):
@@ -83,18 +87,21 @@ def roll_out(
             if not alive.any():
                 break
         give_way()
-    _complete(record, distribution, given)
+    _complete(record, distribution, given, played)
     return memory
 
 
 def _complete(
-    record: Mapping[str, np.ndarray], distribution: Distribution, given: Sequence[Parameters]
+    record: Mapping[str, np.ndarray],
+    distribution: Distribution,
+    given: Sequence[Parameters],
+    played: np.ndarray,
 ) -> None:
     """Fill in lengths, the log-probabilities of the steps taken, and zeros after each episode."""
     # all steps at once, as one step alone is mostly the overhead of NumPy
     taken = slice(len(given))
     ended = (record["terminated"] | record["truncated"])[:, taken]
-    record["lengths"][...] = np.where(ended.any(1), ended.argmax(1) + 1, len(given))
+    record["lengths"][...] = played * np.where(ended.any(1), ended.argmax(1) + 1, len(given))
     log_probs = distribution.log_prob(
         distribution.stacked(given, axis=1), record["actions"][:, taken]
     )
