@@ -72,8 +72,8 @@ def test_what_would_be_even():
     assert uneven(20, 4) == ""
     assert uneven(20, 3) == ""  # 7, 7, 6
     assert uneven(20, 16) == (
-        "20 tasks on 16 ranks: ranks are idle for 38 % of the time; meta_batch_size=32, or 10 or "
-        "20 ranks, would be even"
+        "20 tasks on 16 ranks: ranks are idle for 38 % of the outer step, which divides no task; "
+        "meta_batch_size=32, or 10 or 20 ranks, would be even"
     )
     assert "meta_batch_size=32, or 20 ranks, would be even" in uneven(20, 32)
 

@@ -112,8 +112,8 @@ def uneven(num_tasks: int, ranks: int) -> str:
     near += [number for number in divisors if number > ranks][:1]
     return (
         f"{num_tasks} tasks on {ranks} ranks: ranks are idle for {100 * (1 - used):.0f} % of the "
-        f"time; meta_batch_size={most * ranks}, or {' or '.join(map(str, near))} ranks, would be "
-        "even"
+        f"outer step, which divides no task; meta_batch_size={most * ranks}, or "
+        f"{' or '.join(map(str, near))} ranks, would be even"
     )
 
 
