@@ -31,8 +31,8 @@ class Steps(Navigation):
     """Navigation that sleeps in every step."""
 
     def step(self, actions: np.ndarray) -> Any:
-        """Sleep, then step."""
-        time.sleep(STEP(self.num_tasks))
+        """Sleep for the episodes that are played, then step."""
+        time.sleep(STEP(self.num_tasks * self._active.mean()))
         return super().step(actions)
 
 

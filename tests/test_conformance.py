@@ -31,9 +31,14 @@ from conftest import (
 from hpc_maml import open_run
 
 ITERATIONS = 4
-# As SMALL, but for the network.
-WORDS = tuple(word for word in SMALL if not word.startswith("policy."))
-WORDS += (f"num_iterations={ITERATIONS}", "checkpoint.keep=9", "archive.rollouts=2")
+# As SMALL, but for the network, and for tasks of which observers have to share some.
+WORDS = tuple(word for word in SMALL if not word.startswith(("policy.", "meta_batch_size")))
+WORDS += (
+    "meta_batch_size=5",
+    f"num_iterations={ITERATIONS}",
+    "checkpoint.keep=9",
+    "archive.rollouts=2",
+)
 ALGORITHMS = {
     "maml_trpo": ("algorithm.name=maml_trpo",),
     "step_sizes": ("algorithm.name=maml_trpo", "algorithm.learn_step_sizes=parameter"),

@@ -68,7 +68,9 @@ def test_tasks_that_are_not_even_for_the_ranks():
     assert findings(ranks("a", 8, 8))["tasks"] == "ok: 16 on 8 ranks"
     assert findings(ranks("a", 16, 8))["tasks"] == "ok: 16 on 8 ranks"  # the others rest
     found = findings(ranks("a", 5, 8))["tasks"]
-    assert found.startswith("warning: 16 tasks on 5 ranks: ranks are idle for 20 % of the outer step")
+    assert found.startswith(
+        "warning: 16 tasks on 5 ranks: ranks are idle for 20 % of the outer step"
+    )
     assert "tasks" not in findings(ranks("a", 5, 8), SPLIT)
 
 
