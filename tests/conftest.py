@@ -53,6 +53,16 @@ def pytest_report_header() -> str:
     return f"MPI: {library} ({MPIRUN})"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """Keep the tests that share a fixture of their module together, so that it is made once."""
+    for item in items:
+        fixtures = item._fixtureinfo.name2fixturedefs.values()
+        shared = any(each[-1].scope == "module" for each in fixtures if each)
+        if shared and not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(item.location[0]))
+
+
 def environment(**changes: str) -> dict[str, str]:
     """Return the environment of a job: that of this process, without any launcher's variables.
 
