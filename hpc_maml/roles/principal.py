@@ -21,6 +21,8 @@ from hpc_maml.stopping import StopSignal
 from hpc_maml.storage.archive_plan import is_archived
 from hpc_maml.storage.archive_schema import Segment
 
+HAND_OUT = 2e-3  # seconds that agents have to hand out tasks before the principal goes on
+
 
 class Resting:
     """The principal's side of the ranks without a role, which wait for the end of the job."""
@@ -218,7 +220,7 @@ class Principal:
         tasks = self.env.sample_tasks(rng, self.config.meta_batch_size)
         self.agents.send(done, tasks, state, evaluation=False)
         working = time.perf_counter() - started
-        await Until(self.agents.messenger.poll, "the agents to take their orders")
+        await self._hand_out()
         working += await self._catch_up()
         outcomes = await self.agents.outcomes()
         step = agreed([outcome.step for outcome in outcomes if outcome.step])
@@ -232,11 +234,19 @@ class Principal:
         """Make and keep a meta-test; return whether a rank was asked to stop."""
         tasks = unseen_tasks(self.config, self.env)
         self.agents.send(0, tasks, state, evaluation=True)
-        await Until(self.agents.messenger.poll, "the agents to take their orders")
+        await self._hand_out()
         await self._catch_up()
         outcomes = await self.agents.outcomes()
         self.record.test(done, tasks, scores_of_phases(outcomes))
         return any(outcome.stop_requested for outcome in outcomes)
+
+    async def _hand_out(self) -> None:
+        """Let the agents hand out their tasks: that of this rank could not during a record."""
+        sent = time.perf_counter()
+        await Until(
+            lambda: self.agents.messenger.poll() and time.perf_counter() - sent > HAND_OUT,
+            "the agents to take their orders",
+        )
 
     async def _catch_up(self) -> float:
         """Record the last iteration; return the seconds of work that took."""
