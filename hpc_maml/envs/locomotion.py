@@ -238,7 +238,7 @@ class Locomotion(TaskVectorEnv):
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         row = self._lineage
         limit = row.action_limit
-        # half the time of clip()
+        # two calls of NumPy's core take less than clip(), which is written in Python
         scaled = (np.minimum(np.maximum(actions, -limit), limit) / limit).astype(np.float64)
         self._controls[...] = scaled
         self._effort = (scaled * scaled).sum(-1)  # here, as after the physics no cache has it

@@ -233,7 +233,7 @@ class MLP(FeedForward):
     def _nonlinearity(self, array: Array) -> Callable[[Array], Array]:
         if self.activation == "relu":
             return lambda values: values.clip(min=0)
-        # the search takes 10 us between two steps of the physics
+        # NumPy's without a search, which is made between any two steps of the physics
         return np.tanh if isinstance(array, np.ndarray) else array_namespace(array).tanh
 
     def _slope(self, activated: Array) -> Array:
