@@ -63,6 +63,17 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(item.location[0]))
 
 
+@pytest.fixture
+def few_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have reports in this process write each picture as SVG alone, which takes half of the time.
+
+    For tests that look at what else there is of a report.
+    """
+    from hpc_maml.report import writing
+
+    monkeypatch.setattr(writing, "FILES", ())
+
+
 def environment(**changes: str) -> dict[str, str]:
     """Return the environment of a job: that of this process, without any launcher's variables.
 

@@ -274,7 +274,9 @@ def test_a_run_can_be_tested_inspected_and_read(name, serial):
         np.testing.assert_allclose(found, returns[iteration - 1, task], rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["", *(pytest.param(n, marks=pytest.mark.slow) for n in RUNS)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["", *RUNS])
+@pytest.mark.usefixtures("few_files")
 def test_reports_of_all_side_by_side_and_of_each(name, serial):
     shown = [name] if name else FEW
     run(HERE, "report", *(serial[each] for each in shown), "-o", "report")
@@ -380,6 +382,7 @@ def test_a_state_of_another_shape_is_refused(group, dataset, serial):
         assert f"the {group} have other names or shapes than the algorithm's" in sentence
 
 
+@pytest.mark.usefixtures("few_files")
 def test_a_run_of_the_first_format_can_be_read_but_not_continued_or_tested():
     shutil.copytree(ROOT / "tests" / "data" / "run_format_1", "old")
     shown = run(HERE, "inspect", "old", "--tree", "--verify")

@@ -163,7 +163,7 @@ def test_the_cost_of_a_row_does_not_grow(task_dim, folder, monkeypatch):
     assert len(list(metrics.folder.iterdir())) < 30
 
 
-@pytest.mark.parametrize("done", [0, 1, 3, 29, 30, 31, 60, 95, 99])
+@pytest.mark.parametrize("done", [0, 1, 29, 30, 31, 99])
 def test_a_continued_run_drops_what_came_after_its_checkpoint(done, folder, monkeypatch):
     monkeypatch.setattr(module, "PART_ROWS", 3)
     write(folder, 99)
@@ -304,6 +304,7 @@ class TestDamage:
             _ = open_run(folder).tasks
 
 
+@pytest.mark.usefixtures("few_files")
 def test_a_run_with_parts_is_killed_continued_and_reported():
     """Of 45 iterations the first 20 are in a part; a kill before the checkpoint drops some."""
     words = [*SMALL, "num_iterations=45", "archive.rollouts=none", "checkpoint.keep=9"]

@@ -16,7 +16,7 @@ import pytest
 from conftest import BAD_INPUT, HERE, ROOT, SMALL, changed_hdf5, environment, run
 
 from hpc_maml import open_run
-from hpc_maml.report import figures
+from hpc_maml.report import figures, writing
 from hpc_maml.report.experiments import RunData, by_environment, find_runs, read_runs
 from hpc_maml.report.tables import quantities
 from hpc_maml.report.writing import write_report
@@ -92,7 +92,10 @@ def report(folders, tmp_path_factory) -> Path:
 def mixed(folders, tmp_path_factory) -> Path:
     """Return the folder of a report on three algorithms and a run of an older program."""
     folder = tmp_path_factory.mktemp("report") / "mixed"
-    assert write_report([*(folders[name] for name in ("one", "promp", "rl2")), OLD], folder) == []
+    with pytest.MonkeyPatch.context() as changed:
+        changed.setattr(writing, "FILES", ())  # as few_files does
+        runs = [*(folders[name] for name in ("one", "promp", "rl2")), OLD]
+        assert write_report(runs, folder) == []
     return folder
 
 
@@ -271,8 +274,9 @@ def test_a_run_that_goes_on_can_be_reported(folders, report):
 
 def test_no_mpi_and_no_torch(folders):
     code = (
-        "import sys; from pathlib import Path; from hpc_maml.report.writing import write_report;"
-        "write_report([Path(each) for each in sys.argv[1:]], Path('out'));"
+        "import sys; from pathlib import Path; from hpc_maml.report import writing;"
+        "writing.FILES = ();"
+        "writing.write_report([Path(each) for each in sys.argv[1:]], Path('out'));"
         "assert not {'mpi4py', 'torch'} & set(sys.modules)"
     )
     words = [sys.executable, "-c", code, str(folders["one"]), str(folders["rl2"]), str(OLD)]
@@ -476,6 +480,7 @@ class TestOldRuns:
         assert float(row["return_after"]) == open_run(OLD).per_task["post_update_return"][-1].mean()
         assert "kl_after" not in row  # nothing says that it is printed
 
+    @pytest.mark.usefixtures("few_files")
     def test_metrics_that_are_not_there(self, changed, folders, tmp_path):
         with changed_hdf5(changed / "metrics.h5") as file:
             for name in ("kl_after", "principal_busy", "sampling_seconds", "diverged_episodes"):
@@ -695,6 +700,7 @@ class TestMistakes:
         result = run(HERE, "report", "run", "-o", "taken", code=BAD_INPUT)
         assert result.stderr == "hpc_maml: The folder taken cannot be made: File exists.\n"
 
+    @pytest.mark.usefixtures("few_files")
     def test_damaged_rollouts_are_left_out_and_said(self, folder):
         (segment,) = folder.glob("rollouts/iteration_*/*.h5")
         segment.write_bytes(segment.read_bytes()[:100])

@@ -152,7 +152,7 @@ def flip_bits(folder: Path, kind: str, number: int, chance: random.Random) -> li
     return unnoticed
 
 
-@pytest.mark.parametrize("number", [30, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [20, pytest.param(300, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", FILES)
 def test_every_flipped_bit_is_noticed(kind, number, stored):
     assert flip_bits(stored, kind, number, random.Random(kind)) == []

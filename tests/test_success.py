@@ -132,6 +132,7 @@ def test_evaluate_shows_it_with_confidence(guessed):
     assert "random_success_after_0_updates" in rows
 
 
+@pytest.mark.usefixtures("few_files")
 def test_it_is_in_console_tensorboard_and_report(guessed):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -152,6 +153,7 @@ def test_it_is_in_console_tensorboard_and_report(guessed):
     assert {row["success_mean"] for row in rows} == {"1.0"}
 
 
+@pytest.mark.usefixtures("few_files")
 def test_without_success_there_is_no_word_of_it(trained):
     with h5py.File(trained / "metrics.h5") as file:
         names = [*file["iterations"], *file["tasks"]]

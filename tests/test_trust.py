@@ -45,6 +45,7 @@ def name_in(folder: Path, key: str) -> None:
 @pytest.mark.parametrize(
     "key", ["env.name", *(pytest.param(key, marks=slow) for key in NAMES if key != "env.name")]
 )
+@pytest.mark.usefixtures("few_files")
 def test_nothing_is_imported_that_only_the_run_folder_names(key, theirs):
     folder = theirs
     shutil.copy(folder / "config.yaml", "mine.yaml")
@@ -59,17 +60,17 @@ def test_nothing_is_imported_that_only_the_run_folder_names(key, theirs):
         "doctor": ("doctor", "--run-dir", folder),
     }
     for what, words in commands.items():
-        error = run(None, *words, code=BAD_INPUT).stderr
+        error = run(HERE, *words, code=BAD_INPUT).stderr
         assert error.count("\n") == 1, what
         assert f"theirs/config.yaml names {key} {NAMES[key]}: to import that runs code" in error
         assert (
             "Give --trust, or trust=True in Python, if you know who wrote the run folder" in error
         )
-    other = run(None, "--config", "mine.yaml", "--run-dir", folder, code=BAD_INPUT).stderr
+    other = run(HERE, "--config", "mine.yaml", "--run-dir", folder, code=BAD_INPUT).stderr
     assert "was started with another configuration" in other
     assert key in other
-    run(None, "inspect", folder)
-    said = run(None, "report", folder, "-o", "out").stdout
+    run(HERE, "inspect", folder)
+    said = run(HERE, "report", folder, "-o", "out").stdout
     assert ("There is no picture of trajectories: theirs names env.name" in said) == (
         key == "env.name"
     )
@@ -81,7 +82,7 @@ def test_a_baseline_is_not_trusted_either(theirs):
     name_in(theirs, "env.name")
     run(HERE, *SMALL, "num_iterations=1", "--run-dir", "mine")
     words = ("evaluate", "mine", "--tasks", "2", "--updates", "1", "--baseline", theirs)
-    assert "theirs/config.yaml names" in run(None, *words, code=BAD_INPUT).stderr
+    assert "theirs/config.yaml names" in run(HERE, *words, code=BAD_INPUT).stderr
     assert not Path("PLANTED").exists()
 
 

@@ -1,5 +1,6 @@
 """A policy: a network and a distribution of actions, with the products that algorithms need."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -50,7 +51,7 @@ class Policy:
     @cached_property
     def size(self) -> int:
         """The number of parameters, P."""
-        return sum(int(np.prod(shape)) for shape in self.shapes.values())
+        return sum(math.prod(shape) for shape in self.shapes.values())
 
     def initial_parameters(self, rng: np.random.Generator) -> np.ndarray:
         """Draw float32 theta ``[P]``; the distribution's own parameters are 0."""
@@ -63,7 +64,7 @@ class Policy:
         """Return the parameters ``[..., *shape]`` by name, as views into theta."""
         arrays, start = {}, 0
         for name, shape in self.shapes.items():
-            end = start + int(np.prod(shape))
+            end = start + math.prod(shape)
             arrays[name] = theta[..., start:end].reshape(*theta.shape[:-1], *shape)
             start = end
         return arrays

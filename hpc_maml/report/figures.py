@@ -96,6 +96,7 @@ def render(picture: Picture, kind: str) -> bytes:
         dates = {"svg": "Date", "pdf": "CreationDate"}  # the same picture gives the same file
         metadata = {dates[kind]: None} if kind in dates else None
         picture.figure.savefig(content, format=kind, dpi=160, metadata=metadata)
+    picture.figure.set_layout_engine(None)  # it is found now, which takes as long as to draw
     return content.getvalue()
 
 

@@ -11,6 +11,7 @@ from hpc_maml.report.experiments import by_environment, find_runs, read_runs
 from hpc_maml.storage.atomic_files import write_whole
 
 PAGE = "report.html"
+FILES = ("png", "pdf")  # of a picture, beside SVG, which the page shows
 TABLES = {
     "runs.csv": tables.run_rows,
     "experiments.csv": tables.experiment_rows,
@@ -48,7 +49,7 @@ def write_report(folders: Sequence[Path], to: Path, *, trust: bool = False) -> l
             for picture in pictures(environment):
                 svg = render(picture, "svg")
                 _write(to / f"{prefix}{picture.name}.svg", svg)
-                for kind in ("png", "pdf"):
+                for kind in FILES:
                     _write(to / f"{prefix}{picture.name}.{kind}", render(picture, kind))
                 drawn[environment.name].append((picture, svg))
     notes = [*left_out, *dict.fromkeys(str(each.message) for each in caught)]
