@@ -2,9 +2,9 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from mpi4py import MPI
@@ -61,7 +61,7 @@ def maml_trpo(rounds: int) -> list[Row]:
     tensors = [[Samples(*map(torch.as_tensor, each)) for each in phases] for phases in arrays]
     data = [([inner], post) for inner, post in tensors]
     theta = torch.as_tensor(state[THETA])
-    ours, few, ten, autograd, floors = [], [], [], [], []
+    ours, few, ten, autograd, floors, products = [], [], [], [], [], []
     for _ in range(rounds):
         seconds, update = timed(lambda: outer_step(algorithm, state, tasks))
         ours.append(seconds)
@@ -70,15 +70,18 @@ def maml_trpo(rounds: int) -> list[Row]:
         step = partial(plain.meta_step, problem, theta, data, algorithm.settings)
         autograd.append(timed(step)[0])
         floors.append(operations(network, arrays, update.metrics) / matrix_product_rate())
+        products.append(cost(arrays, update.metrics, product_seconds(network)))
     floor = (
         "floating-point operations at the rate of a matrix product, "
         f"{update.metrics['cg_iterations']} CG iterations, "
         f"{update.metrics['line_search_steps']} line search steps"
     )
+    shapes = "the same products alone, in the shapes that they have"
     loop = "one task after another by autograd, one core"
     plainly = "ten products, as published"
     return [
         compare("update", "s", ours, floors, floor),
+        compare("update", "s", ours, products, shapes),
         compare("update", "s", ours, autograd, loop),
         compare("update", "s", ours, ten, plainly),
         compare("update, four products by Kronecker factors", "s", few, ten, plainly),
@@ -159,28 +162,84 @@ def widths(network: MLP) -> tuple[int, ...]:
     return (network.observation_size, *network.hidden_sizes, network.output_size)
 
 
+class Products(NamedTuple):
+    """What the three products of a layer with some samples cost, in operations or in seconds."""
+
+    forward: float  # inputs by weights
+    back: float  # deltas by transposed weights
+    gradient: float  # transposed inputs by deltas
+
+
+Costs = Callable[[int], Sequence[Products]]  # of each layer, with so many samples
+
+
 def operations(
     network: MLP, tasks: Iterable[Sequence[Samples]], measured: Mapping[str, float]
 ) -> float:
-    """Return the floating-point operations in the matrix products of an exact outer step.
+    """Return the floating-point operations in the matrix products of an exact outer step."""
 
-    Each task has samples before and after one inner step. With w weights in all layers and v in all
-    but the first, a sample takes w multiplications with an addition for a forward pass, w + v for
-    its derivative along a vector, w + v for a backward pass, and w + 3 v for the derivative of
-    that. What is linearised once is not counted again.
+    def costs(number: int) -> Sequence[Products]:
+        layers = pairwise(widths(network))
+        return [Products(*[2.0 * number * rows * columns] * 3) for rows, columns in layers]
+
+    return cost(tasks, measured, costs)
+
+
+def cost(tasks: Iterable[Sequence[Samples]], measured: Mapping[str, float], costs: Costs) -> float:
+    """Return the cost of the matrix products of an exact outer step.
+
+    Each task has samples before and after one inner step. The derivative along a vector takes a
+    forward pass and, in all layers but the first, one product more; a backward pass takes two, and
+    its derivative two more. What is linearised once is not counted again.
     """
-    layers = [rows * columns for rows, columns in pairwise(widths(network))]
-    w, v = sum(layers), sum(layers[1:])
-    forward, tangent, backward, hessian = w, w + v, w + v, (w + v) + (w + 3 * v)
-    inner, post = (sum(len(each.weights) for each in phase) for phase in zip(*tasks, strict=True))
-    once = inner * (2 * forward + backward + hessian) + post * (forward + backward)
-    product = inner * 2 * hessian + post * (tangent + backward)
-    candidate = inner * (forward + backward) + post * forward
-    repeated = measured["cg_iterations"] * product + measured["line_search_steps"] * candidate
-    return 2.0 * (once + repeated)
+    total = 0.0
+    for phases in tasks:
+        inner, post = (_passes(costs(len(each.weights))) for each in phases)
+        once = 2 * inner.forward + inner.backward + inner.hessian + post.forward + post.backward
+        product = 2 * inner.hessian + post.tangent + post.backward
+        candidate = inner.forward + inner.backward + post.forward
+        total += once + measured["cg_iterations"] * product
+        total += measured["line_search_steps"] * candidate
+    return total
+
+
+class Passes(NamedTuple):
+    """What the passes through a network cost."""
+
+    forward: float
+    tangent: float
+    backward: float
+    hessian: float  # a tangent, and the derivative of the backward pass along it
+
+
+def _passes(layers: Sequence[Products]) -> Passes:
+    every, later = (Products(*map(sum, zip(*some, strict=True))) for some in (layers, layers[1:]))
+    tangent, backward = every.forward + later.forward, every.gradient + later.back
+    return Passes(
+        every.forward, tangent, backward, tangent + backward + later.gradient + later.back
+    )
 
 
 def matrix_product_rate(size: int = 512, repeats: int = 20) -> float:
     """Return the floating-point operations per second of a float32 matrix product."""
     a = np.ones((size, size), np.float32)
     return 2 * size**3 / min(timed(lambda: a @ a)[0] for _ in range(repeats))
+
+
+def product_seconds(network: MLP, repeats: int = 20) -> Costs:
+    """Return what the products of a network's layers take, each by itself and in its shape."""
+
+    def fastest(a: np.ndarray, b: np.ndarray) -> float:
+        return min(timed(lambda: a @ b)[0] for _ in range(repeats))
+
+    @cache
+    def costs(number: int) -> Sequence[Products]:
+        found = []
+        for rows, columns in pairwise(widths(network)):
+            shapes = (number, rows), (number, columns), (rows, columns)
+            inputs, deltas, weights = (np.ones((1, *shape), np.float32) for shape in shapes)
+            seconds = fastest(inputs, weights), fastest(deltas, weights.mT)
+            found.append(Products(*seconds, fastest(inputs.mT, deltas)))
+        return found
+
+    return costs

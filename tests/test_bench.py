@@ -75,7 +75,7 @@ def test_the_outer_step_of_any_algorithm(name, monkeypatch):
     monkeypatch.setattr(update, "SIZE", small)
     rows = update.measure(2, name)
     assert all(row.value > 0 and row.ratio > 0 for row in rows)
-    assert len(rows) == (4 if name == "maml_trpo" else 1)
+    assert len(rows) == (5 if name == "maml_trpo" else 1)
 
 
 def test_a_ratio_is_the_median_of_ratios_taken_side_by_side(tmp_path, capsys):
