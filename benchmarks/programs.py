@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from hpc_maml.mpi.launcher import alone
+
 ROOT = Path(__file__).parent.parent
 # words: the outer step of the publications (Finn et al. 2017; Schulman et al. 2015)
 PUBLISHED = ("gae_lambda=1", "algorithm.max_kl=0.01", "algorithm.cg_iters=10")
@@ -30,8 +32,7 @@ def run(
     models of Gymnasium, is shown if it fails: raises CalledProcessError.
     """
     # A benchmark may itself have been started as an MPI process.
-    launcher = ("PMI", "OMPI", "PMIX", "MPI_LOCAL")
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(launcher)}
+    clean = alone(in_allocation=True)
     # It may also have been started elsewhere, but these modules stand beside it.
     clean["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), clean.get("PYTHONPATH")]))
     if ranks:

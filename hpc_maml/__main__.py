@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from hpc_maml.errors import InputError
+from hpc_maml.mpi.launcher import launcher_rank
 from hpc_maml.mpi.loading import load_mpi
 from hpc_maml.standard_streams import keep_standard_streams
-
-RANK_VARIABLES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
 
 
 def start() -> NoReturn:
@@ -21,8 +20,7 @@ def start() -> NoReturn:
     # A warning that comes before the job listens (stopping.py) must wait, not kill.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
 
-    ranks = [os.environ[name] for name in RANK_VARIABLES if name in os.environ]
-    speaks = ranks[:1] in ([], ["0"])
+    speaks = launcher_rank() == 0
     output = keep_standard_streams(speaks=speaks)
 
     # Before NumPy and torch are loaded: their thread pools would take every core of the node on

@@ -14,7 +14,8 @@ from mpi4py import MPI
 
 from hpc_maml import __version__
 from hpc_maml.errors import InputError, nearest, printable
-from hpc_maml.mpi.runtime import check_world, from_rank_0, launcher_rank
+from hpc_maml.mpi.launcher import launcher_rank
+from hpc_maml.mpi.runtime import check_world, from_rank_0
 from hpc_maml.stopping import StopSignal
 
 if TYPE_CHECKING:

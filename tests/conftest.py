@@ -21,6 +21,7 @@ import pytest
 from mpi4py import MPI
 
 from hpc_maml.cli import main
+from hpc_maml.mpi.launcher import alone
 from hpc_maml.stopping import SIGNALS
 from hpc_maml.storage.hdf5_files import USER_BLOCK, user_block
 
@@ -79,11 +80,9 @@ def environment(**changes: str) -> dict[str, str]:
 
     Classes in tests/ can be named as ``module:Class``.
     """
-    launcher = ("PMI", "OMPI", "PMIX", "SLURM", "MPI_LOCAL")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(launcher)}
     allowed = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     path = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
-    return kept | allowed | {"COLUMNS": "120", "PYTHONPATH": path} | changes
+    return alone() | allowed | {"COLUMNS": "120", "PYTHONPATH": path} | changes
 
 
 def command(ranks: int | None, arguments: Sequence[str], python: Sequence[str] = ()) -> list[str]:

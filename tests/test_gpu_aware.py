@@ -8,7 +8,8 @@ import pytest
 from conftest import start
 from mpi4py import MPI
 
-from hpc_maml.mpi.gpu_sums import alone, ask_library, try_sum
+from hpc_maml.mpi.gpu_sums import ask_library, try_sum
+from hpc_maml.mpi.launcher import alone
 
 
 @pytest.mark.parametrize(
@@ -68,6 +69,8 @@ def test_settings_of_an_mpi_stay_and_its_job_does_not():
     }
     settings = {"OMPI_MCA_opal_cuda_support": "1", "UCX_TLS": "cuda", "PATH": "/bin"}
     assert alone(of_the_job | settings) == settings
+    slurm = {"SLURM_PROCID": "1"}
+    assert alone(of_the_job | settings, in_allocation=True) == settings | slurm
 
 
 def test_the_library_is_asked(monkeypatch):

@@ -6,11 +6,10 @@ what it says of itself has been wrong. So it is tried in a process whose end har
 """
 
 import ctypes
-import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +17,7 @@ from mpi4py import MPI
 
 from hpc_maml.errors import InputError, reason_of
 from hpc_maml.mpi.exact_sum import ExactSum
+from hpc_maml.mpi.launcher import alone
 from hpc_maml.mpi.topology import Topology, smallest
 
 if TYPE_CHECKING:
@@ -26,12 +26,6 @@ if TYPE_CHECKING:
 TRIAL = (sys.executable, "-m", "hpc_maml.mpi.gpu_sums")
 TRIAL_LIMIT = 120.0  # seconds; most of it is the import of torch
 WRONG_SUM = 3  # exit code
-
-# Variables by which a launcher tells a process that it belongs to a job; those that set how Open
-# MPI works (OMPI_MCA_*) must stay, but for the ones that its launcher sets for its own processes.
-LAUNCHER = ("PMI", "PRTE", "OMPI_", "SLURM", "HYDRA", "HYDI", "MPI_LOCAL", "MPIEXEC", "PALS")
-SETTINGS = ("OMPI_MCA_", "OMPI_ALLOW_RUN_AS_ROOT")
-NO_SETTINGS = tuple(f"OMPI_MCA_{name}" for name in ("ess", "orte", "prte", "pmix"))
 
 
 def sum_of_agents(
@@ -103,7 +97,7 @@ def try_sum(device: str, limit: float, command: Sequence[str] = TRIAL) -> str:
     try:
         child = subprocess.run(
             [*command, device],
-            env=alone(os.environ),
+            env=alone(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -119,16 +113,6 @@ def try_sum(device: str, limit: float, command: Sequence[str] = TRIAL) -> str:
     if child.returncode < 0:
         return f"a trial was ended by {signal.Signals(-child.returncode).name}"
     return f"a trial failed with exit code {child.returncode}" if child.returncode else ""
-
-
-def alone(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment without what would make a process a member of this job."""
-    return {
-        name: value
-        for name, value in environment.items()
-        if not name.startswith(LAUNCHER)
-        or (name.startswith(SETTINGS) and not name.startswith(NO_SETTINGS))
-    }
 
 
 def _trial(device: str) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 from mpi4py import MPI
 
 from hpc_maml.errors import InputError
+from hpc_maml.mpi import launcher
 from hpc_maml.mpi.waiting import wait
 
 T = TypeVar("T")
@@ -28,26 +29,6 @@ START_LIMIT = 600.0  # seconds rank 0 may take to prepare the job
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt, in glibc's malloc.h
 LARGEST_HEAP_BLOCK = 32 * 2**20  # bytes; glibc maps larger ones by themselves, and returns them
 
-# What a launcher tells each process it starts: (number of processes, index of this one).
-LAUNCHER_VARIABLES = (
-    ("PMI_SIZE", "PMI_RANK"),
-    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
-    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
-)
-
-
-def launcher_rank(environment: Mapping[str, str] = os.environ) -> int:
-    """Return the index that the launcher gave this process, 0 without a launcher."""
-    for _, rank in LAUNCHER_VARIABLES:
-        if rank in environment:
-            return int(environment[rank])
-    return 0
-
-
-def has_launcher(environment: Mapping[str, str] = os.environ) -> bool:
-    """Tell whether mpirun or srun started this process."""
-    return any(size in environment for size, _ in LAUNCHER_VARIABLES)
-
 
 def check_world(size: int, environment: Mapping[str, str] = os.environ) -> None:
     """Raise InputError if the launcher started more processes than the MPI world holds.
@@ -55,7 +36,7 @@ def check_world(size: int, environment: Mapping[str, str] = os.environ) -> None:
     That is what happens when ``mpirun`` or ``srun --mpi`` belongs to another MPI than the library
     that mpi4py loads: N worlds of size 1, each doing all of the work.
     """
-    for variable, _ in LAUNCHER_VARIABLES:
+    for variable, _ in launcher.VARIABLES:
         if variable not in environment:
             continue
         if (started := int(environment[variable])) > size:

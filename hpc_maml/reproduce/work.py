@@ -12,13 +12,13 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 from hpc_maml.errors import InputError
+from hpc_maml.mpi.launcher import alone
 from hpc_maml.reproduce.published_navigation import meta_test
 from hpc_maml.reproduce.runs import PlannedRun, next_words
 from hpc_maml.stopping import StopSignal
 from hpc_maml.storage.meta_tests import save
 
 STOPPED = 75  # exit code of a run that stopped early, with a checkpoint
-LAUNCHERS = ("PMI", "OMPI", "PMIX", "MPI_LOCAL")  # variables of an MPI job that is not the runs'
 
 
 class Work:
@@ -99,12 +99,15 @@ class Work:
         launcher = launcher or shutil.which("mpirun")
         if ranks > 1 and launcher:
             command = [launcher, "-np", str(ranks), *command]
-        clean = {key: each for key, each in os.environ.items() if not key.startswith(LAUNCHERS)}
         log = run.folder.parent / f"{run.folder.name}.log"
         before, start = run.done, time.monotonic()
         with log.open("ab") as output:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=clean
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=alone(in_allocation=True),
             )
             with self._lock:
                 self._busy[run] = process

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from hpc_maml.algorithms.algorithm import Metric
 from hpc_maml.errors import InputError, printable, reason_of
-from hpc_maml.mpi.runtime import has_launcher
+from hpc_maml.mpi.launcher import has_launcher
 from hpc_maml.mpi.topology import Topology, rank_ranges
 from hpc_maml.report.phases import ends_by_index
 from hpc_maml.roles.messages import Hello

@@ -21,7 +21,8 @@ from hpc_maml import __version__
 from hpc_maml.config import Config
 from hpc_maml.errors import InputError, reason_of
 from hpc_maml.mpi.gpu_sums import ask_library
-from hpc_maml.mpi.runtime import check_world, from_rank_0, has_launcher, launcher_rank, to_rank_0
+from hpc_maml.mpi.launcher import has_launcher, launcher_rank
+from hpc_maml.mpi.runtime import check_world, from_rank_0, to_rank_0
 from hpc_maml.mpi.topology import Place, Plan, Seat, plan_roles, rank_ranges, visible_gpus
 from hpc_maml.report.advice import uneven
 from hpc_maml.run import memory
