@@ -47,13 +47,13 @@ BITS = {
         "maml_trpo": "ed00127fafed25d0",
         "promp": "e5441548988d6aef",
         "pretrain": "b03f30783998456f",
-        "rl2": "4a52b8ae0c49eca4",
+        "rl2": "0adabc8f106aa99d",
     },
     ("2.4.6", "SkylakeX", "AVX512_SPR"): {
         "maml_trpo": "ed00127fafed25d0",
         "promp": "e5441548988d6aef",
         "pretrain": "b03f30783998456f",
-        "rl2": "4a52b8ae0c49eca4",
+        "rl2": "0adabc8f106aa99d",
     },
 }
 # Euclidean norm of the parameters, on any machine: rounding may end a line search elsewhere.
