@@ -23,6 +23,9 @@ WORDS = {
 }
 
 
+Scores = Mapping[PlannedRun, Mapping[str, float]]  # by name, of runs that have begun
+
+
 def write_page(
     name: str, experiment: Experiment, runs: Sequence[PlannedRun], to: Path, how: str
 ) -> Path | None:
@@ -91,9 +94,10 @@ def _page(name: str, experiment: Experiment, runs: Sequence[PlannedRun], how: st
     if any(_drawn_level(method) is not None for method in experiment.methods.values()):
         yield "Dashed lines are published values on unseen tasks."
     yield "\n## Table\n"
-    yield from _table(experiment, begun)
+    found = {run: scores(run) for run in begun}  # once: a test may end meanwhile
+    yield from _table(experiment, found)
     if _has_published(experiment):
-        yield from _verdicts(experiment, begun)
+        yield from _verdicts(experiment, found)
     yield "\n## Cost\n"
     yield from _costs(runs)
     yield "\n## Commands\n"
@@ -107,26 +111,25 @@ def _page(name: str, experiment: Experiment, runs: Sequence[PlannedRun], how: st
     yield from _closing(experiment, begun[0].run.versions)
 
 
-def _score_names(experiment: Experiment, runs: Sequence[PlannedRun]) -> list[str]:
+def _score_names(experiment: Experiment, found: Scores) -> list[str]:
     """Return the scores that were published, and success where there is success."""
     published = {each for method in experiment.methods.values() for each in method.published.scores}
-    found = dict.fromkeys(each for run in runs for each in scores(run))
-    kept = [each for each in found if each in published or "success" in each]
+    names = dict.fromkeys(each for its in found.values() for each in its)
+    kept = [each for each in names if each in published or "success" in each]
     return kept + sorted(published - set(kept))
 
 
-def _table(experiment: Experiment, runs: Sequence[PlannedRun]) -> Iterator[str]:
-    names = _score_names(experiment, runs)
+def _table(experiment: Experiment, found: Scores) -> Iterator[str]:
+    names = _score_names(experiment, found)
     yield f"| | {' | '.join(_words(each) for each in names)} |"
     yield "|---" * (len(names) + 1) + "|"
     for label, method in experiment.methods.items():
-        mine = [run for run in runs if run.label == label]
-        found = [scores(run) for run in mine]
-        for run, its in zip(mine, found, strict=True):
+        mine = {run: its for run, its in found.items() if run.label == label}
+        for run, its in mine.items():
             cells = [_number(its[each]) if each in its else "" for each in names]
             yield f"| {run.name} | {' | '.join(cells)} |"
         if len(mine) > 1:
-            cells = [_mean([its[each] for its in found if each in its]) for each in names]
+            cells = [_mean([its[each] for its in mine.values() if each in its]) for each in names]
             yield f"| **{label}, mean of {len(mine)} seeds** | {' | '.join(cells)} |"
         if method.published.scores:
             cells = [_published(method, each) for each in names]
@@ -137,11 +140,11 @@ def _table(experiment: Experiment, runs: Sequence[PlannedRun]) -> Iterator[str]:
     yield f"\n± is the 95 % confidence interval: {whose}."
 
 
-def _verdicts(experiment: Experiment, runs: Sequence[PlannedRun]) -> Iterator[str]:
+def _verdicts(experiment: Experiment, found: Scores) -> Iterator[str]:
     yield "\n| | published | ours | seeds that reach it | verdict |"
     yield "|---|---|---|---|---|"
     for label, method in experiment.methods.items():
-        mine = [scores(run) for run in runs if run.label == label]
+        mine = [its for run, its in found.items() if run.label == label]
         for score, published in method.published.scores.items():
             values = [each[score] for each in mine if score in each]
             place = f"| {label}, {_words(score)} | {_published(method, score)}"
