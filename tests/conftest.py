@@ -66,7 +66,7 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
 
 @pytest.fixture
 def few_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have reports in this process write each picture as SVG alone, which takes half of the time.
+    """Have reports in this process write each picture as SVG alone, which is quicker.
 
     For tests that look at what else there is of a report.
     """
