@@ -21,6 +21,7 @@ from hpc_maml.reproduce.experiment import Published
 from hpc_maml.reproduce.page import write_page
 from hpc_maml.reproduce.runs import WINDOW, planned, scores
 from hpc_maml.storage.meta_tests import half_width
+from hpc_maml.storage.run_folder import take_lock
 
 STOPPED = 75
 SETTINGS = [
@@ -285,6 +286,15 @@ class TestRefusals:
         write()
         said = run(HERE, "reproduce", "tiny.yaml", "--run", "2", code=BAD_INPUT).stderr
         assert "has the runs 0 to 1, not 2" in said
+
+    def test_what_another_one_makes(self):
+        write()
+        folder = Path("reproduced/tiny")
+        folder.mkdir(parents=True)
+        with take_lock(folder, "folder"):
+            said = run(HERE, "reproduce", "tiny.yaml", code=BAD_INPUT).stderr
+        assert f"The folder of runs {folder} is in use by another job." in said
+        assert [each.name for each in folder.iterdir()] == [".lock"]
 
     def test_under_mpirun(self):
         said = run(2, "reproduce", "navigation", code=BAD_INPUT).stderr

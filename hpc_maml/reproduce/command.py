@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 from hpc_maml.errors import InputError
 from hpc_maml.reproduce.benchmark import measured
@@ -13,6 +14,7 @@ from hpc_maml.reproduce.page import make_pages_folder, write_measured, write_pag
 from hpc_maml.reproduce.runs import PlannedRun, next_words, planned
 from hpc_maml.reproduce.work import STOPPED, Work, test_by_rule
 from hpc_maml.stopping import StopSignal
+from hpc_maml.storage.run_folder import take_lock
 
 DONE, FAILED = 0, 1
 SCRIPT = Path("jobs/slurm_reproduce.sh")
@@ -54,7 +56,10 @@ class Reproduction:
         """Train and test what is missing, write the page, and return the exit code."""
         if self.experiment.benchmark:
             return self._measure(stop)
-        self._make_folder()
+        with self._locked_folder():
+            return self._make(side_by_side, budget, stop)
+
+    def _make(self, side_by_side: int | None, budget: float, stop: StopSignal) -> int:
         self._say(f"{len(self.runs)} runs in {self.folder / self.name}")
         work = Work(self.runs, side_by_side, budget, stop, self._say)
         work.work()
@@ -113,12 +118,21 @@ class Reproduction:
         print(write_measured(self.name, self.experiment, *found, self.pages, self._how()))
         return DONE
 
-    def _make_folder(self) -> None:
+    def _make_folder(self) -> Path:
         folder = self.folder / self.name
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"The folder {folder} cannot be made: {error.strerror}.") from None
+        return folder
+
+    def _locked_folder(self) -> IO[str]:
+        """Return the lock of the folder, held while it is open: two would write one page."""
+        folder = self._make_folder()
+        try:
+            return take_lock(folder, "folder of runs")
+        except OSError as error:
+            raise InputError(f"The folder {folder} cannot be used: {error.strerror}.") from None
 
     def _how(self) -> str:
         """Return the command of the page."""

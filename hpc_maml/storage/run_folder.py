@@ -63,7 +63,7 @@ def open_folder(path: Path, config: "Config") -> IO[str]:
                     "move them there, or link the whole run folder."
                 )
         (path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-        lock = _take_lock(path)
+        lock = take_lock(path, "run folder")
     except OSError as error:
         raise InputError(f"The run folder {path} cannot be used: {reason_of(error)}.") from None
     return lock
@@ -159,7 +159,11 @@ def _check_continues(path: Path, config: "Config") -> None:
         )
 
 
-def _take_lock(path: Path) -> IO[str]:
+def take_lock(path: Path, what: str) -> IO[str]:
+    """Return the lock of a folder, held while it is open; ``what`` the folder is, in words.
+
+    Raises InputError where another job has it, and OSError.
+    """
     # without following a link, and without emptying what is there
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
@@ -171,7 +175,7 @@ def _take_lock(path: Path) -> IO[str]:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise InputError(f"The run folder {path} is in use by another job.") from None
+        raise InputError(f"The {what} {path} is in use by another job.") from None
     except OSError:
         pass  # a file system without locks: there is nothing to check with
     return lock
