@@ -184,9 +184,9 @@ class Record:
         """Keep an iteration."""
         self.results.append(result)
 
-    def has_test(self, done: int) -> bool:
-        """Tell whether there is a meta-test."""
-        return True
+    def lacks_test(self, done: int) -> bool:
+        """Tell whether a meta-test is missing."""
+        return False
 
     def test(self, done: int, tasks: np.ndarray, scores: Any) -> None:
         """Keep a meta-test, of which there are none."""

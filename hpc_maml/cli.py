@@ -15,7 +15,7 @@ from mpi4py import MPI
 from hpc_maml import __version__
 from hpc_maml.errors import InputError, nearest, printable
 from hpc_maml.mpi.launcher import launcher_rank
-from hpc_maml.mpi.runtime import check_world, from_rank_0
+from hpc_maml.mpi.runtime import check_world, from_rank_0, to_rank_0
 from hpc_maml.stopping import StopSignal
 
 if TYPE_CHECKING:
@@ -109,11 +109,14 @@ def only_prints(arguments: Sequence[str]) -> bool:
     return first.startswith("-") or (first in COMMANDS and first not in with_files)
 
 
-def _train(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
+def _train(
+    arguments: Sequence[str], of_all: StopSignal | None = None
+) -> Callable[[MPI.Intracomm], int]:
+    """Return the command; it is one of several that a signal stops together if there is one."""
     options = _parse_job("train", "Meta-train a policy, or go on with a run.", arguments)
 
     def run(comm: MPI.Intracomm) -> int:
-        stop = StopSignal()
+        stop = of_all or StopSignal()
         if options.time_limit:
             stop.limit_time(options.time_limit)
         stop.listen(speaks=comm.rank == 0)
@@ -525,9 +528,20 @@ def _check_alone(comm: MPI.Intracomm, name: str) -> None:
 
 
 def _to_its_end(comm: MPI.Intracomm, next_words: Callable[[], list[str]]) -> int:
-    """Carry out one command after the other, as rank 0 says, and return the last exit code."""
+    """Carry out one command after the other, as rank 0 says, and return the last exit code.
+
+    A signal on any rank stops them all, also one that came too late for the command it met.
+    """
+    from hpc_maml.run.job import STOPPED_EARLY
+
+    stop = StopSignal()
+    stop.listen(speaks=comm.rank == 0)
     while words := from_rank_0(comm, next_words):
-        if code := parse(words)(comm):
+        asked = to_rank_0(comm, stop.requested)
+        if from_rank_0(comm, lambda: any(asked)):  # noqa: B023 - called at once
+            return STOPPED_EARLY
+        command = _train(words[1:], stop) if words[0] == "train" else parse(words)
+        if code := command(comm):
             return code
     return 0
 

@@ -99,8 +99,8 @@ class ArchiveConfig(Section):
     )
     when_full: Literal["refuse", "thin"] = Field(
         "refuse",
-        description="refuse: do not start a run whose rollouts could exceed the limit; thin: "
-        "remove the oldest",
+        description="refuse: do not start a run whose rollouts would exceed the limit (before "
+        "compression, without what HDF5 adds); thin: remove the oldest",
     )
 
 

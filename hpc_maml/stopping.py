@@ -17,24 +17,29 @@ class StopSignal:
         self.speaks = False
         self._signalled = False
         self._deadline = math.inf  # on the monotonic clock
-        self._needed = 0.0  # seconds for the next iteration and a checkpoint
+        self._needed: dict[str, float] = {}  # seconds, by what they are needed for
 
     @property
     def requested(self) -> bool:
-        """Tell whether the run is to stop: by a signal, or as its time would not last."""
-        return self._signalled or time.monotonic() + self._needed > self._deadline
+        """Tell whether the run was asked to stop: by a signal, or as its time is over."""
+        return self._signalled or time.monotonic() > self._deadline
+
+    def before(self, what: str) -> bool:
+        """Tell whether the run is to stop before ``what``, also as its time would not last."""
+        needed = self._needed.get(what, 0.0)
+        return self.requested or time.monotonic() + needed > self._deadline
 
     def request(self) -> None:
         """Ask for a stop."""
         self._signalled = True
 
     def limit_time(self, seconds: float) -> None:
-        """Ask for a stop so early that the next iteration would end after so many seconds."""
+        """Ask for a stop after so many seconds, and before what would take longer."""
         self._deadline = time.monotonic() + seconds
 
-    def expect(self, seconds: float) -> None:
-        """Note how long an iteration took: the next may take as long, and half of that again."""
-        self._needed = max(self._needed, 1.5 * seconds)
+    def expect(self, what: str, seconds: float) -> None:
+        """Note how long ``what`` took: the next may take as long, and half of that again."""
+        self._needed[what] = max(self._needed.get(what, 0.0), 1.5 * seconds)
 
     def listen(self, *, speaks: bool) -> None:
         """Take over the signals of this process, and the warnings __main__ held back.

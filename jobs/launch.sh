@@ -37,10 +37,10 @@ LAUNCHER="srun --mpi=TYPE" sbatch ..., with a TYPE of srun --mpi=list.\n' \
 
 # launch WORDS...: run python -m hpc_maml WORDS on every task of the job; ends the script.
 launch() {
-    local part groups="" tasks pid="" warned=no code=75 job
+    local part groups="" tasks pid="" warned=no ended=no code=75 job
     job=${SLURM_JOB_ID:-${PBS_JOBID:-${LSB_JOBID:-}}}
     trap 'warned=yes; [ -z "$pid" ] || kill -USR1 "$pid"' USR1 # ends the iteration, with checkpoint
-    trap '[ -z "$pid" ] || kill -TERM "$pid"' TERM
+    trap 'ended=yes; [ -z "$pid" ] || kill -TERM "$pid"' TERM
     if [ -n "${SLURM_HET_SIZE:-}" ]; then # one world of all parts of a heterogeneous job
         groups="--het-group=0-$((SLURM_HET_SIZE - 1))" tasks=0
         for ((part = 0; part < SLURM_HET_SIZE; part++)); do
@@ -58,11 +58,15 @@ launch() {
     else
         find_launcher "mpirun -np $tasks" "mpiexec -n $tasks"
     fi
-    if [ "$warned" = no ]; then
+    if [ "$warned$ended" = nono ]; then
         echo "job $job, start $((${SLURM_RESTART_COUNT:-0} + 1)): $launcher"
         $launcher python -m hpc_maml "$@" </dev/null &
         pid=$!
+        [ "$warned" = no ] || kill -USR1 "$pid" # it came before there was a pid
+        [ "$ended" = no ] || kill -TERM "$pid"
         while wait "$pid"; code=$?; kill -0 "$pid" 2>/dev/null; do :; done # a signal ends a wait
+        # A launcher that does not listen yet is ended by the warning; so is a wait.
+        [ "$warned $code" != "yes $((128 + $(kill -l USR1)))" ] || code=75
     fi
     if [ "$code" = 75 ] && [ "$warned" = yes ] && [ "${REQUEUE:-no}" = yes ]; then
         scontrol requeue "$SLURM_JOB_ID" && sleep 60 # Slurm ends this script

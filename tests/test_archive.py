@@ -198,6 +198,20 @@ def test_a_limit_refuses_or_drops_the_oldest(serial_run):
     assert "The rollouts of one iteration take" in result.stderr
 
 
+def test_what_was_refused_at_the_start_is_never_removed():
+    words = (*SETTINGS, "archive.rollouts=every", "--run-dir", "run", "num_iterations=3")
+    run(HERE, *words, "archive.max_bytes=40032")  # of three without what HDF5 adds
+    assert open_run("run").rollouts.iterations == [1, 2, 3]
+    assert sum(part.stat().st_size for part in Path("run").glob("rollouts/*/*.h5")) > 40032
+    words = (*words[:-1], "num_iterations=5", "archive.max_bytes=60000")
+    said = run(HERE, *words, code=BAD_INPUT).stderr
+    assert "The rollouts of 5 iterations take 66720 bytes, more than archive.max_bytes" in said
+    run(HERE, *words, "archive.rollouts=4")  # of 4 and 5 only the latter
+    assert open_run("run").rollouts.iterations == [1, 2, 3, 5]
+    run(HERE, *words[:-2], "num_iterations=6", "archive.rollouts=none", "archive.max_bytes=9")
+    assert open_run("run").rollouts.iterations == [1, 2, 3, 5]
+
+
 # What goes wrong
 
 

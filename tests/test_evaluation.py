@@ -1,7 +1,9 @@
 """Meta-tests: what they say, that training is the same with and without, and what is kept."""
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,8 @@ from hpc_maml.config import load_config
 from hpc_maml.envs import make
 from hpc_maml.errors import InputError
 from hpc_maml.parts import make_algorithm, make_env
+from hpc_maml.roles import principal
+from hpc_maml.run.job import STOPPED_EARLY
 from hpc_maml.sampling.random_streams import Purpose, stream
 
 EVALUATION = ("evaluation.every=2", "evaluation.tasks=5", "evaluation.updates=2")
@@ -231,6 +235,40 @@ def test_a_damaged_meta_test_is_found():
     result = run(HERE, "inspect", "run", code=1)
     assert "meta-tests  of iteration 0" in result.stdout
     assert f"{path} is damaged" in result.stderr
+
+
+def test_many_step_sizes_have_a_short_name():
+    sizes = [0.1 * 0.9**step for step in range(30)]
+    words = (f"evaluation.updates={len(sizes)}", f"evaluation.step_sizes={sizes}")
+    words = (*SMALL, "evaluation.every=1", "evaluation.tasks=2", *words, "num_iterations=1")
+    run(HERE, *words, "--run-dir", "run")
+    kept = sorted(path.name for path in Path("run/evaluations").iterdir())
+    assert [test.iteration for test in open_run("run").evaluations] == [0, 1]
+    options = ("--tasks", "2", "--updates", "30", "--step-sizes", *map(str, sizes))
+    run(HERE, "evaluate", "run", *options)
+    assert kept == sorted(path.name for path in Path("run/evaluations").iterdir())
+    run(HERE, "evaluate", "run", *options[:-1], "0.5")
+    assert len(list(Path("run/evaluations").iterdir())) == len(kept) + 1
+
+
+def test_a_run_that_stops_before_its_last_meta_test_is_not_done(monkeypatch):
+    words = (*SMALL, *EVALUATION, "num_iterations=2", "metrics.tensorboard=on", "--run-dir", "run")
+    summarise = principal.summarise
+    stopped = []
+
+    def stop_in_the_last_iteration(*parts):
+        if (Path("run/metrics.h5")).exists() and not stopped:
+            stopped.append(os.kill(os.getpid(), signal.SIGTERM))
+        return summarise(*parts)
+
+    monkeypatch.setattr(principal, "summarise", stop_in_the_last_iteration)
+    said = run(HERE, *words, code=STOPPED_EARLY).stdout
+    assert "stopped early after 2 iterations" in said
+    assert [test.iteration for test in open_run("run").evaluations] == [0]
+    before = {path.name for path in Path("run/tensorboard").iterdir()}
+    assert "done: 2 iterations" in run(HERE, "--run-dir", "run").stdout
+    assert [test.iteration for test in open_run("run").evaluations] == [0, 2]
+    assert {path.name for path in Path("run/tensorboard").iterdir()} - before
 
 
 def test_a_missing_meta_test_is_made_up_for():

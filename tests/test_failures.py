@@ -10,6 +10,7 @@ import pytest
 from conftest import FAULT, HERE, SMALL, run, start
 
 from hpc_maml.envs import make
+from hpc_maml.envs.navigation import Navigation
 from hpc_maml.policies import make_policy
 from hpc_maml.policies.mlp import MLPSettings
 from hpc_maml.sampling.rollout import Play, roll_out
@@ -79,6 +80,19 @@ def test_an_exception_ends_the_job_with_one_traceback(rank, role, module, functi
     assert err.count("Traceback (most recent call last)") == 1, err
     assert f"hpc_maml: rank {rank} ({role}) on " in err
     assert "RuntimeError: planted fault" in err
+
+
+class Broken(Navigation):
+    """Navigation whose steps fail, on every rank."""
+
+    def step(self, actions):
+        raise ArithmeticError("no such step")
+
+
+def test_an_exception_that_many_ranks_meet_is_told_by_one():
+    failed = run(4, *SMALL, "env.name=test_failures:Broken", "--run-dir", "run", code=1)
+    assert failed.stderr.count("Traceback (most recent call last)") == 1, failed.stderr
+    assert "hpc_maml: rank 0 (observer) on " in failed.stderr
 
 
 def test_an_exception_in_a_serial_run_names_the_role():

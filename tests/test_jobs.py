@@ -108,6 +108,27 @@ def test_the_last_launcher_speaks_for_itself():
     assert "The last one said:\n(nothing: its worlds have another size)" in done.stderr
 
 
+@pytest.mark.usefixtures("_scripts")
+def test_a_job_that_is_ended_before_it_starts_does_not_start():
+    Path("bin").mkdir()
+    slow = Path("bin/slow")
+    slow.write_text('#!/bin/sh\ntouch tried\nsleep 1\nexec "$@"\n')
+    slow.chmod(0o755)
+    words = {"LSB_JOBID": "13", "LSB_DJOB_NUMPROC": "1", "LAUNCHER": str(slow.absolute())}
+    path = f"{MPIRUN}{os.pathsep}{os.environ['PATH']}"
+    words = environment(PATH=path, WORDS=WORDS, **words)
+    job = subprocess.Popen(
+        ["bash", "jobs/lsf_ant.sh"], env=words, stdout=subprocess.PIPE, text=True
+    )
+    while not Path("tried").exists():
+        assert job.poll() is None
+        time.sleep(0.01)
+    job.terminate()
+    assert job.communicate(timeout=60)[0] == ""
+    assert job.returncode == 75
+    assert not Path("runs").exists()
+
+
 def test_a_run_stops_before_its_time_limit():
     started = time.monotonic()
     words = (*SMALL, "num_iterations=1000000", "--run-dir", "run", "--time-limit")
@@ -123,10 +144,23 @@ def test_a_run_stops_before_its_time_limit():
 def test_the_next_iteration_must_fit():
     stop = StopSignal()
     stop.limit_time(100)
-    stop.expect(60)
+    stop.expect("an iteration", 60)
+    assert not stop.before("an iteration")
+    stop.expect("an iteration", 70)  # half of that again is 105
+    assert stop.before("an iteration")
+    assert not stop.before("a meta-test")
     assert not stop.requested
-    stop.expect(70)  # half of that again is 105
-    assert stop.requested
+
+
+def test_a_meta_test_must_fit_too(monkeypatch):
+    def before(stop, what):
+        return what == "a meta-test" and what in stop._needed  # of which one was made
+
+    monkeypatch.setattr(StopSignal, "before", before)
+    words = ("evaluation.every=1", "evaluation.tasks=2", "evaluation.updates=1")
+    run(HERE, *SMALL, *words, "--run-dir", "run", code=75)
+    assert [test.iteration for test in open_run("run").evaluations] == [0]
+    assert open_run("run").checkpoints == [1]
 
 
 @pytest.mark.parametrize("text", ["7", "h", "0h", "1:30", "-3m", "infs"])

@@ -304,6 +304,17 @@ class TestDamage:
             _ = open_run(folder).tasks
 
 
+def test_a_continued_run_says_where_it_runs():
+    """Of 42 iterations, and of 45, the first 20 are in a part that the first job had written."""
+    words = [*SMALL, "archive.rollouts=none", "checkpoint.every=15", "checkpoint.keep=9"]
+    run(HERE, *words, "--run-dir", "run", "num_iterations=42")
+    Path("run/checkpoints/iteration_000042.h5").unlink()
+    Path("run/checkpoints/iteration_000030.h5").unlink()
+    said = run(HERE, *words, "--run-dir", "run", "num_iterations=17").stdout
+    assert "continued at 15" in said
+    assert {"hosts", "layout"} <= set(open_run("run").versions)
+
+
 @pytest.mark.usefixtures("few_files")
 def test_a_run_with_parts_is_killed_continued_and_reported():
     """Of 45 iterations the first 20 are in a part; a kill before the checkpoint drops some."""

@@ -20,6 +20,7 @@ from hpc_maml.reproduce.command import Reproduction
 from hpc_maml.reproduce.experiment import Published
 from hpc_maml.reproduce.page import write_page
 from hpc_maml.reproduce.runs import WINDOW, planned, scores
+from hpc_maml.roles import principal
 from hpc_maml.storage.meta_tests import half_width
 from hpc_maml.storage.run_folder import take_lock
 
@@ -157,6 +158,25 @@ def test_a_signal_stops_all_runs_with_their_checkpoints():
     for folder in folders:
         found = open_run(folder)
         assert found.checkpoints[-1] == found.committed_iterations > 0
+
+
+def test_a_signal_in_the_last_iteration_of_a_chunk_is_not_lost(monkeypatch):
+    write(iterations=6)
+    summarise = principal.summarise
+    calls = []
+
+    def stop_in_the_second(*parts):
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return summarise(*parts)
+
+    monkeypatch.setattr(principal, "summarise", stop_in_the_second)
+    run(HERE, "reproduce", "tiny.yaml", "--run", "0", code=STOPPED)
+    assert open_run("reproduced/tiny/maml-1").committed_iterations == 2
+    run(HERE, "reproduce", "tiny.yaml", "--run", "0")
+    assert open_run("reproduced/tiny/maml-1").committed_iterations == 6
+    assert open_run("reproduced/tiny/maml-1").evaluations
 
 
 def test_training_ends_at_the_return_that_was_asked_for(made, monkeypatch):

@@ -187,6 +187,13 @@ def test_old_checkpoints_are_removed():
     assert names == ["iteration_000004.h5", "iteration_000005.h5"]
 
 
+def test_a_checkpoint_that_a_stop_left_goes_when_others_come():
+    words = (*SMALL, "checkpoint.keep=3", "checkpoint.every=4", "--run-dir", "run")
+    for iterations, left in ((6, [4, 6]), (10, [4, 8, 10]), (13, [8, 12, 13])):
+        run(HERE, *words, f"num_iterations={iterations}")
+        assert open_run("run").checkpoints == left
+
+
 def test_metrics_mean_what_they_say(trained):
     with h5py.File(trained / "metrics.h5") as file:
         table = {name: dataset[...] for name, dataset in file["iterations"].items()}

@@ -176,6 +176,12 @@ def test_a_fraction_of_the_samples_by_hand():
     fewer = thinned(whole, 0.3)  # 2 of 6: samples 0 and 3, the latter padding
     assert fewer.observations.tolist() == [[0, 3]]
     assert fewer.weights.tolist() == [[1.0, 0.0]]
+    for number in (100, 300, 1200, 1500):
+        many = Samples(*[np.arange(float(number))[None]] * 4, np.full((1, number), 1 / number))
+        for percent in range(1, 100):
+            some = thinned(many, percent / 100).observations[0]
+            assert abs(len(some) - number * percent / 100) <= 1
+            assert (np.diff(some) > 0).all()
 
 
 def test_fields_of_a_batch_are_views():

@@ -26,6 +26,7 @@ from hpc_maml.storage.atomic_files import write_text
 from hpc_maml.storage.hdf5_files import DamagedError
 from hpc_maml.storage.inspection import damages
 from hpc_maml.storage.metrics import METRICS, PART_ROWS, PER_TASK, Metrics
+from hpc_maml.storage.reader import Run
 from hpc_maml.storage.run_folder import begin, open_folder
 
 CONFIG = load_config(None, [*SMALL, "archive.rollouts=every", "meta_batch_size=2"])
@@ -156,6 +157,24 @@ def flip_bits(folder: Path, kind: str, number: int, chance: random.Random) -> li
 @pytest.mark.parametrize("kind", FILES)
 def test_every_flipped_bit_is_noticed(kind, number, stored):
     assert flip_bits(stored, kind, number, random.Random(kind)) == []
+
+
+def test_iterations_that_will_be_computed_again_are_not_missed(stored):
+    assert open_run(stored).rollouts.iterations == [1, 2, 3]
+    RolloutArchive(stored / "rollouts", CONFIG, SHAPES, 2)
+    assert open_run(stored).rollouts.iterations == [1, 2]
+    assert damages(open_run(stored), verify=True) == []
+
+
+def test_what_a_run_removes_meanwhile_is_no_damage(stored, monkeypatch):
+    read = Run.checkpoint
+
+    def removed(run, iteration):
+        (stored / f"checkpoints/iteration_{iteration:06d}.h5").unlink()
+        return read(run, iteration)
+
+    monkeypatch.setattr(Run, "checkpoint", removed)
+    assert damages(open_run(stored), verify=False) == []
 
 
 def test_the_checksum_can_be_compared_by_hand(stored):

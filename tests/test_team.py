@@ -180,6 +180,21 @@ def test_observers_without_tasks_outlast_any_wait():
     assert time.monotonic() - began > 3
 
 
+LONG_TEST = ("horizon=60", "evaluation.every=1", "evaluation.tasks=60", "evaluation.updates=1")
+
+
+@pytest.mark.parametrize("layout", ["auto", "split"])
+def test_who_waits_for_others_outlasts_a_long_meta_test(layout, request):
+    """Ranks that rest, and a principal that has a rank of its own."""
+    if layout == "auto":
+        request.getfixturevalue("one_core")
+    settings = ("env.name=test_team:Slow", *AUTO, *LONG_TEST, f"topology.layout={layout}")
+    words = ("num_iterations=1", "mpi.wait_limit=2", "--run-dir", "run")
+    run(3, *settings, *words)
+    seen = [int(line.split()[0]) for line in Path("seen").read_text().splitlines()]
+    assert seen.count(0 if layout == "auto" else 2) * 0.005 > 2 * (2 + 1)  # each of two tests
+
+
 def test_a_run_of_the_layout_before_goes_on():
     run(HERE, *SMALL, "num_iterations=1", "--run-dir", "run")
     file = Path("run/config.yaml")

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 _end_process = os._exit
 
-LONGEST_TURN = 10  # seconds a rank that waited in vain leaves to others that did
+LONGEST_TURN = 10  # seconds a rank that failed leaves to others that did
 START_LIMIT = 600.0  # seconds rank 0 may take to prepare the job
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt, in glibc's malloc.h
@@ -103,9 +103,8 @@ def abort(error: BaseException) -> NoReturn:
     else:
         body = "".join(traceback.format_exception(error))
         text, code = f"hpc_maml: {where} failed and ends the job.\n{body}", 1
-    if isinstance(error, TimeoutError):
-        # Several ranks wait for the same slow one: who would speak later is ended before.
-        time.sleep(min(rank, LONGEST_TURN))
+    # Several ranks may meet the same: who would speak later is ended before.
+    time.sleep(min(rank, LONGEST_TURN))
     with contextlib.suppress(Exception):  # whatever a user's code made of the streams
         sys.stdout.flush()
         sys.stderr.write(text)  # in one piece: lines of several ranks must not mix

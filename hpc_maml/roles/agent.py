@@ -141,12 +141,19 @@ class Agent(ABC):
     """An agent, whatever it has its observers do."""
 
     def __init__(
-        self, algorithms: Sequence[Algorithm], learner: Messenger, team: Team, stop: StopSignal
+        self,
+        algorithms: Sequence[Algorithm],
+        learner: Messenger,
+        team: Team,
+        stop: StopSignal,
+        limit: float,
     ) -> None:
+        """Keep what it works with; the principal waits ``limit`` seconds for a word at most."""
         self.algorithms = algorithms
         self.learner = learner
         self.team = team
         self.stop = stop
+        self.limit = limit
 
     async def run(self) -> None:
         """Carry out the principal's orders until it says that there are no more."""
@@ -162,9 +169,13 @@ class Agent(ABC):
     async def carry_out(self, order: Order) -> Outcome:
         """Have this agent's tasks collected and digested, then the step taken."""
         now = self._begin(order)
+        told = now.started
         while now.awaited:
             await Until(partial(self._goes_on, now), "tasks from the observers")
             self._take(now)
+            if time.perf_counter() - told > self.limit / 4:
+                told = time.perf_counter()
+                self.learner.send(None, PRINCIPAL, Tag.OUTCOME)
         sampled = time.perf_counter()
         step = None if order.evaluation else await self._step(now)
         if step and order.first:  # the state is sent by one agent
@@ -212,10 +223,11 @@ class TeamAgent(Agent):
         learner: Messenger,
         team: Team,
         stop: StopSignal,
+        limit: float,
         episodes: int,
     ) -> None:
         """Keep the number of ``episodes`` of a phase."""
-        super().__init__(algorithms, learner, team, stop)
+        super().__init__(algorithms, learner, team, stop, limit)
         self.episodes = episodes
         self.held = ""  # digest of the state that the observers hold
         self.alike = True  # tasks took about as many steps as each other, when last seen
@@ -275,12 +287,13 @@ class SplitAgent(Agent):
         learner: Messenger,
         team: Team,
         stop: StopSignal,
+        limit: float,
         receiver: BatchReceiver,
         outer_step: OuterStep,
         gpu: "Gpu | None",
         archive: ArchiveConfig,
     ) -> None:
-        super().__init__(algorithms, learner, team, stop)
+        super().__init__(algorithms, learner, team, stop, limit)
         self.receiver = receiver
         self.outer_step = outer_step
         self.gpu = gpu

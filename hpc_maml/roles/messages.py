@@ -17,7 +17,7 @@ class Tag(IntEnum):
     """Message tags; 1 is that of trajectory batches."""
 
     ORDER = 2  # principal to agent: Order, or None to end
-    OUTCOME = 3  # agent to principal: Outcome
+    OUTCOME = 3  # agent to principal: Outcome; before it now and then None, that it goes on
     REQUEST = 4  # observer to agent: ready for a task
     ASSIGNMENT = 5  # agent to observer: Begin, Assignment, Pause, TakeStep, or None to end
     HELLO = 6  # every rank to the principal: Hello

@@ -21,6 +21,7 @@ from hpc_maml.stopping import StopSignal
 from hpc_maml.storage.archive_plan import is_archived
 from hpc_maml.storage.archive_schema import Segment
 
+ITERATION, META_TEST = "an iteration", "a meta-test"  # what the time of a job is to last for
 HAND_OUT = 2e-3  # seconds that agents have to hand out tasks before the principal goes on
 
 
@@ -89,10 +90,15 @@ class Agents:
 
     async def outcomes(self) -> list[Outcome]:
         """Return what every agent reports, in the order of the agents."""
-        return [
-            (await self.messenger.receive(Tag.OUTCOME, "the outcome of an agent", rank))[0]
-            for rank in self.ranks
-        ]
+        return [await self._outcome(rank) for rank in self.ranks]
+
+    async def _outcome(self, rank: int) -> Outcome:
+        """Return what an agent reports; before it come words that it goes on."""
+        found = None
+        while found is None:
+            found, _ = await self.messenger.receive(Tag.OUTCOME, "the outcome of an agent", rank)
+            self.resting.reassure()
+        return found
 
     async def dismiss(self) -> None:
         """Tell every agent that there is nothing left to do."""
@@ -166,8 +172,8 @@ class Record(Protocol):
     def iteration(self, result: IterationResult) -> None:
         """Tell of an iteration that is written."""
 
-    def has_test(self, done: int) -> bool:
-        """Tell whether the meta-test after ``done`` iterations is kept."""
+    def lacks_test(self, done: int) -> bool:
+        """Tell whether there is to be a meta-test after ``done`` iterations, and is none."""
 
     def test(self, done: int, tasks: np.ndarray, scores: Scores) -> None:
         """Keep a meta-test of tasks ``[n, task_dim]``."""
@@ -199,12 +205,13 @@ class Principal:
         Meta-tests are made before the first iteration and after every n-th, unless they are kept.
         An iteration is recorded while the observers already work on what comes next.
         """
-        every = self.config.evaluation.every
         stopped = False
-        while not (stopped or self.stop.requested):
-            if every and done % every == 0 and not self.record.has_test(done):
+        while not stopped:
+            if self.record.lacks_test(done):
+                if self.stop.before(META_TEST):
+                    break
                 stopped = await self._test(state, done)
-            elif done < self.config.num_iterations:
+            elif done < self.config.num_iterations and not self.stop.before(ITERATION):
                 state, stopped = await self._iterate(state, done)
                 done += 1
             else:
@@ -226,18 +233,21 @@ class Principal:
         step = agreed([outcome.step for outcome in outcomes if outcome.step])
         row = summarise(tasks, outcomes) | dict(step.metrics) | {"accepted": not step.reason}
         row |= _clock(outcomes, self.agents, time.perf_counter() - started, working)
+        self.stop.expect(ITERATION, row["iteration_seconds"])
         state = dict(step.state or {})
         self.unrecorded = IterationResult(done + 1, state, row, step.reason)
         return state, any(outcome.stop_requested for outcome in outcomes)
 
     async def _test(self, state: State, done: int) -> bool:
         """Make and keep a meta-test; return whether a rank was asked to stop."""
+        started = time.perf_counter()
         tasks = unseen_tasks(self.config, self.env)
         self.agents.send(0, tasks, state, evaluation=True)
         await self._hand_out()
         await self._catch_up()
         outcomes = await self.agents.outcomes()
         self.record.test(done, tasks, scores_of_phases(outcomes))
+        self.stop.expect(META_TEST, time.perf_counter() - started)
         return any(outcome.stop_requested for outcome in outcomes)
 
     async def _hand_out(self) -> None:

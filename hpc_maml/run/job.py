@@ -121,7 +121,8 @@ def _team(topology: Topology, messenger: Messenger, *, in_team: bool) -> Team:
 def _team_agent(job: Job, topology: Topology, stop: StopSignal) -> TeamAgent:
     team = _team(topology, Messenger(topology.team_comm), in_team=True)
     learner = Messenger(topology.learner_comm)
-    return TeamAgent(job.algorithms, learner, team, stop, *job.dtype["lengths"].shape)
+    limit = job.config.mpi.wait_limit
+    return TeamAgent(job.algorithms, learner, team, stop, limit, *job.dtype["lengths"].shape)
 
 
 def _split_agent(
@@ -139,6 +140,7 @@ def _split_agent(
         Messenger(topology.learner_comm),
         _team(topology, Messenger(topology.team_comm), in_team=False),
         stop,
+        limit,
         BatchReceiver(topology.team_comm, job.dtype, REQUESTS_AHEAD, empty),
         OuterStep(config.seed, reduce),
         gpu,

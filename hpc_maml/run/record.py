@@ -180,7 +180,9 @@ class RunRecord:
     def _kept(self) -> set[int]:
         """Return the iterations whose checkpoints stay."""
         settings, there = self.config.checkpoint, list(checkpoints(self.checkpoints))
-        kept = set(there[-settings.keep :])
+        kept = {*list(filter(self._is_due, there))[-settings.keep :], *there[-1:]}
+        if len(kept) < settings.keep and self.checkpoint.iteration < self.config.num_iterations:
+            kept.update(there[-settings.keep :])  # those of stops, until there are others
         if settings.keep_every:
             kept |= {done for done in there if done % settings.keep_every == 0}
         if settings.keep_best:
@@ -190,6 +192,13 @@ class RunRecord:
             except InputError:
                 return set(there)
         return kept
+
+    def lacks_test(self, done: int) -> bool:
+        """Tell whether there is to be a meta-test after ``done`` iterations, and is none."""
+        settings = self.config.evaluation
+        if not settings.every or done % settings.every:
+            return False
+        return not meta_test_path(self.evaluations, done, settings).exists()
 
     def scheduled_test(self, done: int) -> MetaTest | None:
         """Return the scheduled meta-test after ``done`` iterations, if there is one, and kept."""

@@ -168,7 +168,7 @@ class Training:
             job.algorithm.phase,
         )
         self.watch = Watch(run.metrics.read_columns(USED))
-        if self.first < config.num_iterations:
+        if self.first < config.num_iterations or run.lacks_test(self.first):
             tests = [test for each in range(self.first + 1) if (test := run.scheduled_test(each))]
             self.sinks = Sinks(config, run.path, run.metrics, tests, self.reporter.note)
         segments = Segments(Messenger(topology.world))
@@ -195,7 +195,7 @@ class Training:
             columns = {name: each[self.first :] for name, each in columns.items()}
             for sentence in advise(columns, job.config.meta_batch_size, self.layout):
                 self._say(sentence)
-        if done < job.config.num_iterations:
+        if done < job.config.num_iterations or run.lacks_test(done):
             self._say(
                 f"stopped early after {done} iterations, with a checkpoint; "
                 f"go on with --run-dir {run.path}"
@@ -220,7 +220,6 @@ class _Record:
     def iteration(self, result: IterationResult) -> None:
         """Tell of an iteration that is written."""
         training = self.training
-        training.stop.expect(result.row["iteration_seconds"])
         training.reporter.iteration(result.done, result.row, result.reason)
         row = training.run.metrics.rows[-1]
         if sentence := training.watch.sentence(row):
@@ -232,24 +231,19 @@ class _Record:
             if callback(result.done, row):
                 training.stop.request()
 
-    def has_test(self, done: int) -> bool:
-        """Tell whether the meta-test after ``done`` iterations is kept."""
-        return self._path(done).exists()
+    def lacks_test(self, done: int) -> bool:
+        """Tell whether there is to be a meta-test after ``done`` iterations, and is none."""
+        return bool(self.training.run.lacks_test(done))
 
     def test(self, done: int, tasks: np.ndarray, scores: Scores) -> None:
         """Keep a meta-test."""
         from hpc_maml.run import console
         from hpc_maml.run.meta_testing import found_in_test
-        from hpc_maml.storage.meta_tests import RUN, save
+        from hpc_maml.storage.meta_tests import RUN, meta_test_path, save
 
         env = self.training.env
         found = found_in_test(done, self.job, env, tasks, {RUN: scores})
-        save(self._path(done), found)
+        run = self.training.run
+        save(meta_test_path(run.evaluations, done, self.job.config.evaluation), found)
         self.training.reporter.note(console.test_text(found))
-        if self.training.sinks:  # none where only a meta-test is made up for
-            self.training.sinks.put_test(found)
-
-    def _path(self, done: int) -> Path:
-        from hpc_maml.storage.meta_tests import meta_test_path
-
-        return meta_test_path(self.training.run.evaluations, done, self.job.config.evaluation)
+        self.training.sinks.put_test(found)

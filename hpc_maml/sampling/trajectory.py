@@ -110,7 +110,9 @@ def thinned(samples: Samples, fraction: float) -> Samples:
     """
     if fraction == 1:
         return samples
-    kept = (np.arange(np.ceil(samples.weights.shape[-1] * fraction)) / fraction).astype(np.int64)
+    number = samples.weights.shape[-1]
+    kept = (np.arange(np.ceil(number * fraction)) / fraction).astype(np.int64)
+    kept = kept[kept < number]  # rounded up, the last one may be beyond
     few = Samples(*(field[:, kept] for field in samples))
     return few._replace(
         weights=few.weights * (samples.weights.sum(-1) / few.weights.sum(-1))[:, None]

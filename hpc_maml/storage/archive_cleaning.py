@@ -47,6 +47,8 @@ def clean(folder: Path, iteration: int) -> list[str]:
             continue
         if _is_joined(path, late):
             path.unlink()
+            if is_plain(folder / INDEX):  # it may list the iteration
+                (folder / INDEX).unlink()
         else:
             notes.append(f"{path} is damaged: it is kept as {set_aside(path).name}.")
     for late, segments in segment_folders(folder).items():

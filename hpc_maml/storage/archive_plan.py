@@ -37,21 +37,23 @@ def _number_archived(settings: ArchiveConfig, iterations: int) -> int:
     return iterations if settings.rollouts == "every" else -(-iterations // settings.rollouts)
 
 
-def estimate(config: Config, shapes: Shapes) -> tuple[int, int]:
+def estimate(config: Config, shapes: Shapes, done: int = 0, kept: int = 0) -> tuple[int, int]:
     """Return the bytes of an archived iteration and of the whole run, before compression.
 
-    Raises InputError if they are more than archive.max_bytes allows.
+    Of the first ``done`` iterations ``kept`` are archived. Raises InputError if the bytes are more
+    than archive.max_bytes allows.
     """
     settings = config.archive
     each = config.meta_batch_size * shapes.task_bytes
-    number = _number_archived(settings, config.num_iterations)
+    more = _number_archived(settings, config.num_iterations) - _number_archived(settings, done)
+    number = kept + more
     limit = settings.max_bytes
-    if limit and number and each > limit:
+    if limit and more and each > limit:
         raise InputError(
             f"The rollouts of one iteration take {each} bytes, more than archive.max_bytes = "
             f"{limit}."
         )
-    if limit and settings.when_full == "refuse" and number * each > limit:
+    if limit and more and settings.when_full == "refuse" and number * each > limit:
         raise InputError(
             f"The rollouts of {number} iterations take {number * each} bytes, more than "
             f"archive.max_bytes = {limit}: archive fewer (archive.rollouts), or set "

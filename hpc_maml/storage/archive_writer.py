@@ -14,7 +14,7 @@ import numpy as np
 from hpc_maml.config import ArchiveConfig, Config
 from hpc_maml.errors import InputError, reason_of
 from hpc_maml.storage.archive_cleaning import clean, remove
-from hpc_maml.storage.archive_plan import Shapes, is_archived
+from hpc_maml.storage.archive_plan import Shapes, estimate, is_archived
 from hpc_maml.storage.archive_schema import (
     ADAPTED,
     FIELDS,
@@ -127,6 +127,7 @@ class RolloutArchive:
                 self.sizes[done] = _segment_bytes(path)
             except InputError as error:
                 self.notes.append(f"{error} It is left alone.")
+        estimate(config, shapes, iteration, len(self.sizes))
         self.indexed: set[int] = set()
 
     def commit(self, iteration: int, tasks: np.ndarray, segments: Sequence[Segment]) -> None:
@@ -177,8 +178,11 @@ class RolloutArchive:
         self.indexed = set(self.sizes)
 
     def _thin(self) -> None:
-        """Remove the oldest iterations until the rest fits into archive.max_bytes."""
-        limit = self.settings.max_bytes
+        """Remove the oldest iterations until the rest fits into archive.max_bytes, if it says so.
+
+        Otherwise the program has refused to begin what would not fit (``estimate``).
+        """
+        limit = self.settings.max_bytes if self.settings.when_full == "thin" else None
         while limit and sum(self.sizes.values()) > limit and len(self.sizes) > 1:
             oldest = min(self.sizes)
             try:

@@ -113,7 +113,8 @@ def damages(run: Run, *, verify: bool) -> list[InputError]:
         try:
             run.checkpoint(iteration)
         except InputError as error:
-            found.append(error)
+            if checkpoint_path(run.path / CHECKPOINTS, iteration).exists():  # not removed meanwhile
+                found.append(error)
     for path in meta_test_files(run.path / EVALUATIONS):
         try:
             read_evaluation(path)
@@ -167,4 +168,8 @@ def _list(iterations: list[int]) -> str:
 
 
 def _size(folder: Path) -> str:
-    return size_text(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
+    size = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # a run that goes on removes files
+            size += path.stat().st_size if path.is_file() else 0
+    return size_text(size)

@@ -1,5 +1,6 @@
 """Meta-tests: the returns on unseen tasks after 0, 1, ... updates, and the files that hold them."""
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -20,8 +21,9 @@ PHASES = ("updates", "episode")
 RUN, RANDOM = "run", "random"  # the policy of the run itself, and what it began with
 NAME = re.compile(
     r"iteration_(\d{6,})_tasks_(\d+)_updates_(\d+)(_episodes_\d+)?"
-    r"(_constant|_steps(_[0-9.e-]+)+)?(_mean)?\.h5"
+    r"(_constant|_steps(_[0-9.e-]+)+|_steps-[0-9a-f]{16})?(_mean)?\.h5"
 )
+LONGEST_SIZES = 100  # characters of step sizes in the name of a file
 
 # Student's t at 97.5 %, for 1 to 30 degrees of freedom
 T_QUANTILES = (
@@ -86,7 +88,9 @@ def meta_test_path(
     name = f"iteration_{iteration:06d}_tasks_{settings.tasks}_updates_{settings.updates}"
     name += f"_episodes_{episodes}" if episodes else ""
     if not isinstance(settings.step_sizes, str):
-        name += "_steps_" + "_".join(map(str, settings.step_sizes))
+        sizes = "_".join(map(str, settings.step_sizes))
+        digest = hashlib.sha256(sizes.encode()).hexdigest()[:16]
+        name += f"_steps_{sizes}" if len(sizes) <= LONGEST_SIZES else f"_steps-{digest}"
     elif settings.step_sizes == "constant":
         name += "_constant"
     return folder / f"{name}{'' if settings.last_actions == 'sampled' else '_mean'}.h5"

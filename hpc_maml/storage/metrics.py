@@ -258,6 +258,7 @@ class Metrics:
                 notes.append(f"{part.path} is damaged: it is kept as {aside}.")
         if self._stale():
             self.write(durable=True)  # first, as metrics.h5 may rely on them
+            self._table = None  # made again, with what is known of the job by then
         for part in self._stale():
             _remove(part)
         return notes
