@@ -302,6 +302,8 @@ class _PlayedEnv:
             except ValueError as error:
                 raise InputError(f"The environment cannot be used: {error}.") from None
         elif isinstance(env, TaskVectorEnv):
+            if tasks is None and not env.has_tasks:
+                raise InputError("Say which task to adapt to: policy.adapt(env, task).")
             self.env = env
             self.one = self.one and env.num_tasks == 1
             self.episodes = env.episodes_per_task

@@ -57,6 +57,19 @@ def test_fit_recovers_a_function_of_state_and_time():
     )
 
 
+def test_of_few_samples_only_time_is_fitted():
+    """With as many features as samples the advantages of any actions would be rounding."""
+    rng = np.random.default_rng(0)
+    observations, rewards = rng.standard_normal((20, 20, 198)), rng.standard_normal((20, 20))
+    lengths = np.full(20, 20)
+    found = task_advantages(observations, rewards, lengths, 0.99, 0.0)
+    assert np.corrcoef(found.ravel(), rewards.ravel())[0, 1] > 0.95
+    valid = np.ones((20, 20), bool)
+    narrow = observations[..., :48]  # 100 features, four samples for each
+    assert baseline.fit(narrow, rewards, valid)[:96].all()
+    assert not baseline.fit(narrow[:19], rewards[:19], valid[:19])[:96].any()
+
+
 def test_discounted_sums_by_hand():
     sums = discounted_sums(np.array([[1.0, 4.0], [2.0, 8.0], [3.0, 0.0]]), 0.5)
     assert sums.tolist() == [[2.75, 8.0], [3.5, 8.0], [3.0, 0.0]]

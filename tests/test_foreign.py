@@ -1,11 +1,12 @@
 """Environments from elsewhere: the documented example, odd spaces, vector ones, parameters."""
 
 import re
+from pathlib import Path
 
 import gymnasium
 import numpy as np
 import pytest
-from conftest import ROOT, SMALL, run
+from conftest import ROOT, SMALL, checkpoints, run
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
@@ -273,6 +274,13 @@ def test_the_documented_example_trains_on_any_ranks(tmp_path):
         run(ranks, *words, "--run-dir", folder)  # python -m imports from the present folder
         contents.append((tmp_path / folder / "checkpoints" / "iteration_000002.h5").read_bytes())
     assert contents[0] == contents[1]
+
+
+def test_ranks_do_not_share_the_episodes_of_a_vector_environment():
+    words = ("env.name=test_foreign:Walks", *SMALL, "meta_batch_size=3", "num_iterations=2")
+    for ranks in (1, 2):
+        run(ranks, *words, "--run-dir", f"runs/{ranks}")
+    assert checkpoints(Path("runs/1")) == checkpoints(Path("runs/2"))
 
 
 def test_an_unsuitable_environment_is_one_sentence():

@@ -16,7 +16,7 @@ import pytest
 from conftest import BAD_INPUT, HERE, ROOT, SMALL, changed_hdf5, environment, run
 
 from hpc_maml import open_run
-from hpc_maml.report import figures, writing
+from hpc_maml.report import figures, statistics, writing
 from hpc_maml.report.experiments import RunData, by_environment, find_runs, read_runs
 from hpc_maml.report.tables import quantities
 from hpc_maml.report.writing import write_report
@@ -226,9 +226,8 @@ def test_seeds_are_put_together(folders, report):
         for row in rows(report / "experiments.csv")
         if row["environment"] == "navigation"
     }
-    per_run = [row for row in rows(report / "runs.csv") if row["experiment"] == "fast_lr 0.1"]
-    values = [float(row["return_after"]) for row in per_run]
-    assert np.isclose(float(summary["fast_lr 0.1", "return_after"]["mean"]), np.mean(values))
+    ends = [each["post_update_return_mean"].iloc[3] for each in metrics]  # which all have done
+    assert np.isclose(float(summary["fast_lr 0.1", "return_after"]["mean"]), np.mean(ends))
     assert summary["fast_lr 0.2", "return_after"]["confidence_95"] == ""
 
 
@@ -261,6 +260,10 @@ def test_t_quantiles():
         density = scale * (1 + steps**2 / number) ** (-(number + 1) / 2)
         assert abs(2 * np.trapezoid(density, steps) - 0.95) < 5e-5
     assert np.isclose(half_width(np.array([1.0, 3.0])), 12.706)
+    for number, quantile in ((32, 2.0395), (40, 2.0227), (101, 1.9840)):
+        values = np.random.default_rng(0).standard_normal(number)
+        expected = quantile * values.std(ddof=1) / number**0.5
+        assert np.isclose(half_width(values), expected, rtol=6e-4)
     assert np.isnan(half_width(np.array([1.0])))
 
 
@@ -610,7 +613,7 @@ def test_few_seeds_are_dashes_and_many_an_interval_over_the_phases(folders):
     mean, *seeds = axis.lines
     assert not any(each.has_yerr for each in axis.containers)
     for line, found in zip(seeds, three.experiments[0].runs, strict=True):
-        values = found.per_task["return_after_updates"][-1].mean(0)  # of the last iteration
+        values = found.per_task["return_after_updates"][3].mean(0)  # the last that all have done
         assert np.allclose(line.get_ydata(), values)
         assert line.get_color() == mean.get_color()
     assert np.allclose(mean.get_ydata(), np.mean([each.get_ydata() for each in seeds], axis=0))
@@ -635,6 +638,35 @@ def test_returns_by_environment_steps(folders):
     metrics = open_run(folders["one"]).metrics
     assert line.get_xdata().tolist() == metrics["environment_steps_total"].tolist()
     assert line.get_ydata().tolist() == metrics["post_update_return_mean"].tolist()
+    (only,) = by_environment(read_runs([folders["one"], folders["two"]]))
+    axis = figures.sample_efficiency(only.experiments).figure.axes[0]
+    for name, seed in zip(("one", "two"), axis.lines[-2:], strict=True):
+        steps = open_run(folders[name]).metrics["environment_steps_total"].tolist()
+        assert seed.get_xdata().tolist() == steps[: len(seed.get_xdata())]
+
+
+def test_meta_tests_of_other_settings_are_not_mixed(folders):
+    for name in ("one", "three"):
+        shutil.copytree(folders[name], name)
+        for each in Path(name, "evaluations").glob("*.h5"):
+            each.unlink()
+        run(HERE, "evaluate", name, "--tasks", "3", "--updates", "1")
+    run(HERE, "evaluate", "one", "--tasks", "5", "--updates", "2", "--last-actions", "mean")
+    run(HERE, "evaluate", "one", "--checkpoint", "4", "--tasks", "3", "--updates", "1")
+    (one,) = by_environment(read_runs([Path("one")]))
+    way = statistics.tests_on_the_way(one.experiments[0])
+    assert [len(band.middle) for band in way.values()] == [2, 2]  # those of one update
+    (both,) = by_environment(read_runs([Path("one"), Path("three")]))
+    scores = statistics.final_scores(both.experiments[0])["unseen tasks"]
+    found = [
+        [test for test in open_run(name).evaluations if test.returns["run"].shape == (3, 2)][-1]
+        for name in ("one", "three")
+    ]
+    assert scores.tolist() == [test.score for test in found]
+    for each in Path("one/evaluations").glob("*_tasks_3_*"):
+        each.unlink()
+    (both,) = by_environment(read_runs([Path("one"), Path("three")]))
+    assert set(statistics.final_scores(both.experiments[0])) == {"training"}
 
 
 def test_a_folder_of_runs_of_which_some_have_not_begun(folders):
@@ -650,7 +682,8 @@ def test_a_folder_of_runs_of_which_some_have_not_begun(folders):
     assert {row["run"] for row in rows(Path("report/runs.csv"))} == {"one", "two", "three"}
     assert Path("report/learning_curves.pdf").read_bytes().startswith(b"%PDF")
     (row,) = rows(Path("report/aggregates.csv"))  # not all of the seeds were tested
-    finals = [float(each["return_after"]) for each in rows(Path("report/runs.csv"))]
+    runs = [open_run(folders[name]).metrics for name in ("one", "two", "three")]
+    finals = [each["post_update_return_mean"].iloc[3] for each in runs]  # which all have done
     assert (row["score"], row["seeds"]) == ("training", "3")
     assert float(row["interquartile_mean"]) == pytest.approx(np.mean(finals))
     assert min(finals) <= float(row["low_95"]) < float(row["high_95"]) <= max(finals)

@@ -352,6 +352,11 @@ def test_the_published_rule_counts_the_steps_of_ended_episodes(odd, episodes):
 
 def test_the_published_rule_samples_nothing_of_too_few_steps():
     assert not len(published_navigation.sampled(np.full(600, 6)))
+    lengths = np.full(600, 7)  # 4200 steps, but those of the first stream end too early
+    assert len(published_navigation.sampled(lengths))
+    lengths[::40] = 1
+    assert lengths.sum() > 4000
+    assert not len(published_navigation.sampled(lengths))
 
 
 def test_the_published_meta_test_of_a_run(tmp_path, monkeypatch):

@@ -170,18 +170,19 @@ def test_a_fraction_of_the_samples_by_hand():
     fields = [np.arange(6.0)[None]] * 4
     whole = Samples(*fields, weights)
     assert thinned(whole, 1) is whole
-    half = thinned(whole, 0.5)  # samples 0, 2 and 4
-    assert half.observations.tolist() == [[0, 2, 4]]
-    np.testing.assert_allclose(half.weights, [[1 / 3] * 3], rtol=1e-14)
-    fewer = thinned(whole, 0.3)  # 2 of 6: samples 0 and 3, the latter padding
-    assert fewer.observations.tolist() == [[0, 3]]
-    assert fewer.weights.tolist() == [[1.0, 0.0]]
+    half = thinned(whole, 0.5)  # of two neighbours one, of the first two the first
+    kept = half.observations[0].astype(int).tolist()
+    assert kept in [[0, second, third] for second in (2, 3) for third in (4, 5)]
+    np.testing.assert_allclose(half.weights, weights[:, kept] / weights[:, kept].sum(), rtol=1e-14)
     for number in (100, 300, 1200, 1500):
         many = Samples(*[np.arange(float(number))[None]] * 4, np.full((1, number), 1 / number))
         for percent in range(1, 100):
             some = thinned(many, percent / 100).observations[0]
             assert abs(len(some) - number * percent / 100) <= 1
+            assert some[0] == 0
             assert (np.diff(some) > 0).all()
+    episodes = thinned(many, 0.25).observations[0] % 20  # where steps of 20 are neighbours
+    assert set(episodes.tolist()) == set(range(20))
 
 
 def test_fields_of_a_batch_are_views():

@@ -14,6 +14,7 @@ from conftest import HERE, environment, run
 
 from hpc_maml import open_run
 from hpc_maml.algorithms.collection import collect
+from hpc_maml.envs import make
 from hpc_maml.errors import InputError
 from hpc_maml.parts import make_dtype, make_env
 from hpc_maml.sampling.advantages import task_advantages
@@ -327,6 +328,10 @@ def test_a_torch_module_can_be_trained_on(policy):
         (lambda policy: policy.trial(2).act([0, 0]), "trial is one of [2]"),
         (lambda policy: policy.trial().observe(1, False), "no action yet"),
         (lambda policy: policy.adapt("navigation"), "which task"),
+        (
+            lambda policy: policy.adapt(make("navigation", num_tasks=1, episodes_per_task=2)),
+            "which task",
+        ),
         (lambda policy: policy.adapt("navigation", [1, 2, 3]), "The task does not fit"),
         (lambda policy: policy.adapt("navigatoin", [1, 2]), "did you mean 'navigation'"),
         (lambda policy: policy.adapt("bandit", [0.5] * 5), "those that the policy learned with"),

@@ -40,6 +40,7 @@ Rest = TypeVarTuple("Rest")
 SIDE_BY_SIDE = 10  # tasks whose terms are computed together; no bit depends on it
 SQUARES = 2.0**-16  # unit of sums of squares: they must stay within what exact sums can hold
 SMALLEST_DEVIATION = 1e-6
+OF_ALL_STEPS = 0.1  # of their deviation, a step that few trials reach has at least
 
 
 class RL2Settings(AlgorithmSettings):
@@ -199,7 +200,8 @@ class RL2(Algorithm):
                 gradient, length = means[7:], norm(means[7:])
                 if "gradient_norm" not in found:
                     of_tasks = sums[6:] / len(part)
-                    found |= gradient_metrics(of_tasks[1:], float(of_tasks[0]), len(part))
+                    square = float(of_tasks[0]) / SQUARES
+                    found |= gradient_metrics(of_tasks[1:], square, len(part))
                     found["gradient_norm"] = length
                 last = dict(zip(LOSSES, means[1:6].tolist(), strict=True))
                 found.setdefault("value_loss_before", last["value_loss"])
@@ -265,13 +267,18 @@ def chosen(
             )
 
 
-def discounted_sums(terms: Array, factor: float) -> Array:
-    """Return sums ``[..., T, B]`` over this and all later steps, discounted by ``factor``."""
-    sums = array_namespace(terms).zeros_like(terms)
+def discounted_sums(terms: Array, valid: Array, factor: float) -> Array:
+    """Return sums ``[..., T, B]`` over this and all later steps, discounted by ``factor``.
+
+    In padding they are 0, and a trial stands still.
+    """
+    xp = array_namespace(terms)
+    sums = xp.zeros_like(terms)
     total = sums[..., 0, :]
     for step in reversed(range(terms.shape[-2])):
-        total = terms[..., step, :] + factor * total
-        sums[..., step, :] = total
+        real = valid[..., step, :]
+        total = xp.where(real, terms[..., step, :] + factor * total, total)
+        sums[..., step, :] = xp.where(real, total, 0)
     return sums
 
 
@@ -293,15 +300,23 @@ def return_terms(trials: Trials, gamma: float) -> Array:
     """
     xp = array_namespace(trials.rewards)
     plain = xp.astype(trials.rewards, xp.float64).sum(-2).mean(-1)[..., None]
-    returns = discounted_sums(trials.rewards, gamma) * trials.valid
+    returns = discounted_sums(trials.rewards, trials.valid, gamma)
     counts = xp.astype(trials.valid, returns.dtype).sum(-1)
     parts = (counts, returns.sum(-1), (returns * returns).sum(-1) * SQUARES)
     return xp.concat([plain, *(xp.astype(part, xp.float64) for part in parts)], axis=-1)
 
 
 def standard_of(sums: np.ndarray) -> Standard:
-    """Return the standard of sums ``[3T]``."""
-    return Standard(*_mean_and_deviation(*np.split(sums, 3)))
+    """Return the standard of sums ``[3T]``.
+
+    Of a step that not all trials reach, few returns would have a deviation by chance, and a single
+    one has none.
+    """
+    counts = sums[: len(sums) // 3]
+    mean, deviation = _mean_and_deviation(*np.split(sums, 3))
+    of_all = np.sqrt((counts * deviation**2).sum() / counts.sum())
+    least = np.where(counts < counts.max(), OF_ALL_STEPS * of_all, 0)
+    return Standard(mean, np.maximum(deviation, least))
 
 
 def targets(
@@ -373,7 +388,7 @@ def ppo_terms(
 
     Before the gradient stand the count, surrogate loss, value loss, entropy, KL divergence from the
     policy before the updates (estimated), how many ratios are clipped, and the gradient's squared
-    norm.
+    norm in units of ``1 / SQUARES``.
     """
     xp = array_namespace(trials.rewards)
     clip, layers = settings.clip, policy.unflatten(theta)
@@ -415,7 +430,7 @@ def ppo_terms(
     )
     sums = [_sum(part)[..., None] for part in parts]
     gradient = xp.concat([*gradients, *own], axis=-1)
-    return xp.concat([*sums, squared_norms(gradient), gradient], axis=-1)
+    return xp.concat([*sums, squared_norms(gradient) * SQUARES, gradient], axis=-1)
 
 
 def like(trials: Trials, theta: np.ndarray) -> Array:

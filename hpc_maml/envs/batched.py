@@ -59,6 +59,7 @@ class TaskVectorEnv(VectorEnv, ABC):
     # How episodes can be shown, methods of those environments where there is something to see.
     picture: Picture | None = None
     film: Film | None = None  # with ``visible_states`` and ``seconds_per_step``
+    episodes_apart: bool = True  # some episodes of a task can be played here, others elsewhere
 
     def __init__(
         self,
@@ -87,6 +88,11 @@ class TaskVectorEnv(VectorEnv, ABC):
         self._horizon_at = np.zeros(self.num_envs, np.int64)  # on that clock
         self._active = np.zeros(self.num_envs, np.bool_)
         self._all_active = False
+
+    @property
+    def has_tasks(self) -> bool:
+        """Whether tasks were set; otherwise every whole reset draws others."""
+        return self._tasks is not None and self._tasks_were_set
 
     @abstractmethod
     def sample_tasks(self, rng: np.random.Generator, n: int) -> np.ndarray:

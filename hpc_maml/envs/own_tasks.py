@@ -80,6 +80,8 @@ class SingleEnvsWithTasks(OwnTasks, SingleEnvs):
 class VectorEnvsWithTasks(OwnTasks, Foreign):
     """Vector environments that have tasks of their own: one for the episodes of each task."""
 
+    episodes_apart = False  # they are reset together, by one seed
+
     def __init__(self, maker: Maker, sizes: Mapping[str, Any], kwargs: Mapping[str, Any]) -> None:
         """Make the batch; ValueError if tasks cannot be drawn and set."""
         episodes = sizes["episodes_per_task"]

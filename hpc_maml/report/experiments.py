@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,13 +46,6 @@ class RunData:
         return self.metrics[name].to_numpy()
 
     @property
-    def evaluation(self) -> MetaTest | None:
-        """The meta-test of the latest checkpoint, of those the one of most policies."""
-        if not self.evaluations:
-            return None
-        return max(self.evaluations, key=lambda each: (each.iteration, len(each.returns)))
-
-    @property
     def final(self) -> slice:
         """The last tenth of the iterations, at least one: how well the run does in the end."""
         return slice(-max(1, round(len(self.metrics) / 10)), None)
@@ -76,6 +69,19 @@ class Experiment:
     def iterations(self) -> int:
         """The iterations that every run has done."""
         return min(len(each.metrics) for each in self.runs)
+
+    @property
+    def even_runs(self) -> tuple[RunData, ...]:
+        """The runs, each as far as all have got."""
+        rows = self.iterations
+        return tuple(
+            replace(
+                run,
+                metrics=run.metrics[:rows],
+                per_task={name: values[:rows] for name, values in run.per_task.items()},
+            )
+            for run in self.runs
+        )
 
     @property
     def phase(self) -> str:

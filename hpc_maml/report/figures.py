@@ -106,7 +106,8 @@ def learning_curves(experiments: Sequence[Experiment]) -> Picture:
     before, after = ends(kinds(experiments))
     for experiment, colour in _coloured(experiments):
         iterations = np.arange(1, experiment.iterations + 1)
-        _curves(left, experiment, iterations, colour, one=len(experiments) == 1)
+        of_runs = np.broadcast_to(iterations, (len(experiment.runs), experiment.iterations))
+        _curves(left, experiment, of_runs, colour, one=len(experiments) == 1)
         gain = metric(experiment, "post_update_return_mean") - metric(
             experiment, "pre_update_return_mean"
         )
@@ -137,7 +138,7 @@ def sample_efficiency(experiments: Sequence[Experiment]) -> Picture:
     figure, (axis,) = _panels(1, widths=(1,), width=6.5)
     _, after = ends(kinds(experiments))
     for experiment, colour in _coloured(experiments):
-        steps = metric(experiment, "environment_steps").cumsum(1).mean(0)
+        steps = metric(experiment, "environment_steps").cumsum(1)
         _curves(axis, experiment, steps, colour, one=len(experiments) == 1)
     _returns_axis(axis, experiments)
     axis.set_xlabel("environment steps")
@@ -154,18 +155,22 @@ def sample_efficiency(experiments: Sequence[Experiment]) -> Picture:
 
 
 def _curves(axis: Axes, experiment: Experiment, x: np.ndarray, colour: Any, *, one: bool) -> None:
-    """Draw the returns of the first and the last phase; of few seeds each, of many a band."""
+    """Draw the returns of the first and the last phase; of few seeds each, of many a band.
+
+    Those of a run by its ``x``, ``[runs, iterations]``, and the middle by their mean.
+    """
+    middle = x.mean(0)
     for phase, style, only in (("pre_update", "--", BEFORE), ("post_update", "-", AFTER)):
         band = returns(experiment, phase)
         shade = only if one else colour
-        axis.plot(x, band.middle, color=shade, linestyle=style)
+        axis.plot(middle, band.middle, color=shade, linestyle=style)
         if not (one or phase == "post_update"):
             continue
         if 1 < len(experiment.runs) < FEW_SEEDS:
-            for values in metric(experiment, f"{phase}_return_mean"):
-                axis.plot(x, values, style, color=shade, alpha=0.4, linewidth=0.7)
+            for own, values in zip(x, metric(experiment, f"{phase}_return_mean"), strict=True):
+                axis.plot(own, values, style, color=shade, alpha=0.4, linewidth=0.7)
         else:
-            axis.fill_between(x, band.low, band.high, color=shade, alpha=0.18, linewidth=0)
+            axis.fill_between(middle, band.low, band.high, color=shade, alpha=0.18, linewidth=0)
 
 
 def _returns_axis(axis: Axes, experiments: Sequence[Experiment]) -> None:
@@ -371,7 +376,7 @@ def task_returns(experiments: Sequence[Experiment]) -> Picture:
     for axis, experiment in zip(axes, experiments, strict=False):
         phases = [
             np.concatenate(
-                [run.per_task[f"{phase}_return"][run.final].ravel() for run in experiment.runs]
+                [run.per_task[f"{phase}_return"][run.final].ravel() for run in experiment.even_runs]
             )
             for phase in ("pre_update", "post_update")
         ]

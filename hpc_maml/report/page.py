@@ -122,7 +122,7 @@ def _table(environment: Environment) -> str:
             (_heading(run.name, experiment if several else None), [run]) for run in experiment.runs
         ]
         if len(experiment.runs) > 1:
-            rows.append((escape(f"mean of {experiment.label}"), experiment.runs))
+            rows.append((escape(f"mean of {experiment.label}"), experiment.even_runs))
         for name, runs in rows:
             mean = len(runs) > 1
             iterations = experiment.iterations if mean else len(runs[0].metrics)

@@ -73,10 +73,12 @@ def probability_of_improvement(ours: np.ndarray, theirs: np.ndarray) -> float:
 def final_scores(experiment: Experiment) -> dict[str, np.ndarray]:
     """Return the scores of every run ``[runs]``, by what they are of.
 
-    Mean return in the last phase of the last tenth of the iterations, and that of the last
-    meta-test, if all runs have one.
+    Mean return in the last phase of the last tenth of the iterations that all have done, and that
+    of the last meta-test, if all runs have one of the same settings.
     """
-    training = [run.per_task["post_update_return"][run.final].mean() for run in experiment.runs]
+    training = [
+        run.per_task["post_update_return"][run.final].mean() for run in experiment.even_runs
+    ]
     found = {"training": np.array(training)}
     tests = _last_tests(experiment)
     if len(tests) == len(experiment.runs):
@@ -123,7 +125,7 @@ def training_class_success(experiment: Experiment) -> dict[str, Band]:
     names = [name for name in experiment.runs[0].metrics if name.startswith(prefix)]
     return {
         name.removeprefix(prefix): over_seeds_or_tasks(
-            [run.column(name)[run.final, None] for run in experiment.runs]
+            [run.column(name)[run.final, None] for run in experiment.even_runs]
         )
         for name in names
     }
@@ -152,7 +154,7 @@ def phase_returns_of_runs(experiment: Experiment) -> list[np.ndarray]:
     """Return the returns in each phase at the end of each run, ``[iterations * tasks, phases]``."""
     return [
         (values := run.per_task["return_after_updates"][run.final]).reshape(-1, values.shape[-1])
-        for run in experiment.runs
+        for run in experiment.even_runs
     ]
 
 
@@ -195,21 +197,19 @@ def returns_of_trials(test: MetaTest, policy: str) -> np.ndarray | None:
 def tests_on_the_way(experiment: Experiment) -> dict[int, Band]:
     """Return what the run gets on unseen tasks in each phase, by iteration.
 
-    Of the phases, as many as all tests have.
+    Of tests with the same settings, those of which all runs have most.
     """
-    runs = [
-        {each.iteration: each.returns[RUN] for each in run.evaluations}
-        for run in experiment.runs
-        if run.evaluations
-    ]
-    common = [each for each in runs[0] if all(each in run for run in runs)] if runs else []
-    bands = {
-        iteration: over_seeds_or_tasks([run[iteration] for run in runs]) for iteration in common
-    }
-    phases = min((len(band.middle) for band in bands.values()), default=0)
-    return {
-        iteration: Band(*(values[:phases] for values in band)) for iteration, band in bands.items()
-    }
+    tested = [run.evaluations for run in experiment.runs if run.evaluations]
+    found: dict[int, Band] = {}
+    for settings in dict.fromkeys(test.settings for tests in tested for test in tests):
+        runs = [
+            {each.iteration: each.returns[RUN] for each in tests if each.settings == settings}
+            for tests in tested
+        ]
+        common = [each for each in runs[0] if all(each in run for run in runs)]
+        if len(common) > len(found):
+            found = {each: over_seeds_or_tasks([run[each] for run in runs]) for each in common}
+    return found
 
 
 def optima(experiment: Experiment) -> dict[str, float]:
@@ -223,7 +223,22 @@ def optima(experiment: Experiment) -> dict[str, float]:
 
 
 def _last_tests(experiment: Experiment) -> list[MetaTest]:
-    return [run.evaluation for run in experiment.runs if run.evaluation]
+    """Return the meta-test of the last tested checkpoint of every run that has one.
+
+    All are of the same settings: of those that all runs were tested with, of most policies.
+    """
+    latest = [
+        {test.settings: test for test in run.evaluations if test.iteration == last}
+        for run in experiment.runs
+        if (last := max((test.iteration for test in run.evaluations), default=None)) is not None
+    ]
+    common = (
+        [each for each in latest[0] if all(each in tests for tests in latest)] if latest else []
+    )
+    if not common:
+        return []
+    chosen = max(common, key=lambda each: min(len(tests[each].returns) for tests in latest))
+    return [tests[chosen] for tests in latest]
 
 
 def over_seeds_or_tasks(per_run: Sequence[np.ndarray]) -> Band:

@@ -140,7 +140,7 @@ def experiment_rows(environments: Iterable[Environment]) -> list[Row]:
     for environment in environments:
         for experiment in environment.experiments:
             for name, quantity in quantities([environment]).items():
-                values = np.array([quantity.of(run) for run in experiment.runs])
+                values = np.array([quantity.of(run) for run in experiment.even_runs])
                 rows.append(
                     {
                         **_place(environment, experiment),

@@ -38,7 +38,7 @@ def sampled(lengths: np.ndarray) -> np.ndarray:
     """Return the indices of the episodes that the rule samples; ``lengths`` [E] are in steps.
 
     Episode e is played in stream e mod STREAMS, after the ones before it there. There are none
-    where all episodes together are too short.
+    where the episodes of a stream are too short for its part.
     """
     ends = np.concatenate([lengths[first::STREAMS].cumsum() for first in range(STREAMS)])
     order = np.concatenate([np.arange(first, len(lengths), STREAMS) for first in range(STREAMS)])
@@ -47,6 +47,8 @@ def sampled(lengths: np.ndarray) -> np.ndarray:
     if steps[-1] < SAMPLES:
         return order[:0]
     last = ends[by_end[steps.searchsorted(SAMPLES)]]
+    if min(lengths[first::STREAMS].sum() for first in range(STREAMS)) < last:
+        return order[:0]
     return order[ends <= last]
 
 

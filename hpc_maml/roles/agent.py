@@ -226,7 +226,7 @@ class TeamAgent(Agent):
         limit: float,
         episodes: int,
     ) -> None:
-        """Keep the number of ``episodes`` of a phase."""
+        """Keep the number of ``episodes`` of a phase that ranks can share, 0 if they cannot."""
         super().__init__(algorithms, learner, team, stop, limit)
         self.episodes = episodes
         self.held = ""  # digest of the state that the observers hold
@@ -239,7 +239,7 @@ class TeamAgent(Agent):
         number, observers = len(order.tasks), self.team.observers
         # Tasks of unequal length are better handed out on demand.
         together = number < len(observers) or (self.alike and number < FEW * len(observers))
-        if together and number % len(observers):
+        if together and number % len(observers) and self.episodes:
             found = shared_parts(order, observers, self.episodes)
         else:
             found = parts(order, self.team.at_once)

@@ -39,6 +39,7 @@ class Job:
     algorithms: tuple[Algorithm, ...]  # one, or in a meta-test those that are compared
     dtype: np.dtype  # of a trajectory batch
     rollouts: Path | None = None  # folder of the archive, if there is to be one
+    episodes_apart: bool = True  # ranks can share the episodes of a task
 
     @property
     def algorithm(self) -> Algorithm:
@@ -59,7 +60,8 @@ def prepare(config: Config, env: TaskVectorEnv) -> Job:
         env.check_numbers(config.meta_batch_size, config.evaluation.tasks)
     except ValueError as error:
         raise InputError(f"{config.env.name}: {error}.") from None
-    return Job(config, (algorithm,), make_dtype(config, env))
+    dtype = make_dtype(config, env)
+    return Job(config, (algorithm,), dtype, episodes_apart=env.episodes_apart)
 
 
 def archive_shapes(job: Job) -> Shapes:
@@ -122,7 +124,8 @@ def _team_agent(job: Job, topology: Topology, stop: StopSignal) -> TeamAgent:
     team = _team(topology, Messenger(topology.team_comm), in_team=True)
     learner = Messenger(topology.learner_comm)
     limit = job.config.mpi.wait_limit
-    return TeamAgent(job.algorithms, learner, team, stop, limit, *job.dtype["lengths"].shape)
+    episodes = job.dtype["lengths"].shape[0] if job.episodes_apart else 0
+    return TeamAgent(job.algorithms, learner, team, stop, limit, episodes)
 
 
 def _split_agent(

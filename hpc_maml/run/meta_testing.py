@@ -1,6 +1,7 @@
 """The meta-test of a run that is done or going on, beside other policies on the same tasks."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -143,7 +144,7 @@ class MetaTesting:
             self.contestants[name] = (algorithm, state_of(found))
         algorithms = tuple(algorithm for algorithm, _ in self.contestants.values())
         self._begin_log()  # last, as what is refused leaves nothing behind
-        return Job(job.config, algorithms, job.dtype)
+        return replace(job, algorithms=algorithms)
 
     def _begin_log(self) -> None:
         """Say in the log of the run that a meta-test begins."""

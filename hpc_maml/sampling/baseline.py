@@ -2,6 +2,9 @@
 
 import numpy as np
 
+OF_TIME = 4  # features, the last ones
+SAMPLES = 4  # for each feature; with fewer, the fit explains what chance and actions did, too
+
 
 def features(observations: np.ndarray) -> np.ndarray:
     """Return float64 ``[T, B, 2 d + 4]`` for observations ``[T, B, d]``: state, time and 1."""
@@ -15,11 +18,14 @@ def features(observations: np.ndarray) -> np.ndarray:
 def fit(observations: np.ndarray, returns: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """Return the coefficients ``[2 d + 4]`` of the least-squares fit to ``returns[valid]``.
 
-    ``returns`` and ``valid`` are ``[T, B]``. The ridge starts at 1e-5 and grows tenfold until the
-    normal equations have a finite solution; data that is not finite gives NaN, not an error: one
-    diverged episode shows as a rejected update.
+    ``returns`` and ``valid`` are ``[T, B]``. Where these are few for so many features, only those
+    of time are fitted. The ridge starts at 1e-5 and grows tenfold until the normal equations have a
+    finite solution; data that is not finite gives NaN, not an error: one diverged episode shows as
+    a rejected update.
     """
     matrix, target = features(observations)[valid], returns[valid]
+    if len(matrix) < SAMPLES * matrix.shape[1]:
+        matrix[:, :-OF_TIME] = 0
     gram, moment = matrix.T @ matrix, matrix.T @ target
     for ridge in 1e-5 * 10.0 ** np.arange(10):
         try:

@@ -103,16 +103,20 @@ def samples(episodes: Trajectories) -> Samples:
 
 
 def thinned(samples: Samples, fraction: float) -> Samples:
-    """Return about ``fraction`` of the samples of G tasks ``[G, N, ...]``, evenly spaced.
+    """Return about ``fraction`` of the samples of G tasks ``[G, N, ...]``.
 
-    Their weights are scaled to the same sum. Neighbours in time are alike, so that even few samples
-    represent all.
+    Of as many even pieces one sample each, the first and otherwise always the same random ones:
+    neighbours in time are alike, but evenly spaced ones could be of few episodes only. The weights
+    are scaled to the same sum.
     """
     if fraction == 1:
         return samples
     number = samples.weights.shape[-1]
-    kept = (np.arange(np.ceil(number * fraction)) / fraction).astype(np.int64)
-    kept = kept[kept < number]  # rounded up, the last one may be beyond
+    pieces = int(np.ceil(number * fraction))
+    edges = np.arange(pieces + 1) * number // pieces
+    places = np.random.Generator(np.random.Philox(0)).random(pieces)
+    places[0] = 0  # a sample that is not padding
+    kept = edges[:-1] + (places * np.diff(edges)).astype(np.int64)
     few = Samples(*(field[:, kept] for field in samples))
     return few._replace(
         weights=few.weights * (samples.weights.sum(-1) / few.weights.sum(-1))[:, None]

@@ -50,6 +50,7 @@ class MetaTest:
     # By policy: share of the episodes of each phase that succeeded, [n, K], where there is success.
     success: Mapping[str, np.ndarray] = field(default_factory=dict)
     classes: tuple[str, ...] = ()  # of the tasks, which begin with an index into them
+    settings: str = ""  # with which it was made, as its file is called; known where it was read
 
     @property
     def first(self) -> int:
@@ -153,6 +154,7 @@ def read(path: Path) -> MetaTest:
             },
             success={name: values[...] for name, values in file.get("success", {}).items()},
             classes=tuple(map(str, file.attrs.get("classes", ()))),
+            settings=path.stem.partition("_tasks_")[2],
         )
         number = len(found.tasks)
         sizes = {name: (values, 2) for name, values in found.returns.items()}
@@ -192,5 +194,7 @@ def half_width(values: np.ndarray) -> np.ndarray:
     number = len(values)
     if number < 2:
         return np.full(values.shape[1:], np.nan)
-    quantile = T_QUANTILES[number - 2] if number <= len(T_QUANTILES) + 1 else 1.96
+    freedom = number - 1
+    # beyond the table its expansion for large samples, which is right to the third decimal
+    quantile = T_QUANTILES[freedom - 1] if freedom <= len(T_QUANTILES) else 1.95996 + 2.45 / freedom
     return quantile * values.std(0, ddof=1) / np.sqrt(number)
