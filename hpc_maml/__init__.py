@@ -1,6 +1,8 @@
 """Distributed hierarchical meta-reinforcement learning as an MPI batch job."""
 
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,8 +24,14 @@ HOMES = {
 }
 
 
+THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
 def __getattr__(name: str) -> Any:
     if name in HOMES:
+        if name in ("evaluate", "load_config", "train") and "numpy" not in sys.modules:
+            # As the command line does, for the same bits; before what loads NumPy is imported.
+            os.environ.update(dict.fromkeys(THREADS, "1"))
         return getattr(importlib.import_module(HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -45,8 +45,8 @@ usage: python -m hpc_maml [train] [--config FILE] [--run-dir DIR] [--time-limit 
 
 Meta-trains a policy on all ranks of an MPI job: mpirun -np N python -m hpc_maml ...
 
-exit codes: 0 done; 2 bad input; 75 stopped early by a signal, with a checkpoint: give the same
---run-dir again to go on; anything else: failed."""
+exit codes: 0 done; 1 failed, or of inspect and doctor: something is damaged or wrong; 2 bad
+input; 75 stopped early by a signal, with a checkpoint: give the same --run-dir again to go on."""
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -212,7 +212,7 @@ class Resolved(NamedTuple):
 
 
 def load_config(
-    files: Files = None, words: Sequence[str] = (), trusted: Collection[str] | None = None
+    files: Files = None, words: str | Sequence[str] = (), trusted: Collection[str] | None = None
 ) -> Config:
     """Return the checked configuration of YAML files, in order, and ``key=value`` words.
 
@@ -220,7 +220,7 @@ def load_config(
     Raises InputError for a missing or malformed file, an unknown key, a wrong type or range, and
     UntrustedError for a name that is not to be imported.
     """
-    return resolve(files, words, trusted).config
+    return resolve(files, [words] if isinstance(words, str) else words, trusted).config
 
 
 def resolve(

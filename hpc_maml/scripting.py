@@ -6,7 +6,6 @@ a launcher can start and end them.
 
 import os
 import signal
-import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hpc_maml import THREADS
 from hpc_maml.errors import InputError
 from hpc_maml.stopping import SIGNALS, StopSignal
 from hpc_maml.storage.reader import Run
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from hpc_maml.config import Config
     from hpc_maml.storage.meta_tests import MetaTest
     from hpc_maml.storage.states import Which
-
-THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def train(
@@ -46,10 +44,16 @@ def train(
         from hpc_maml.storage.run_folder import has_config, read_config
 
         folder = None if run_dir is None else Path(run_dir)
+        if not all(map(callable, callbacks)):
+            raise InputError("Callbacks are functions of the iterations done and the metrics.")
 
         def load_settings() -> Config:
             if isinstance(config, Config):
                 return config
+            if config is not None and not isinstance(config, Mapping):
+                raise InputError(
+                    f"The configuration is a dictionary or comes from load_config, not {config!r}."
+                )
             if config is not None:
                 return check_config(config)
             return read_config(folder) if folder and has_config(folder) else load_config()
@@ -77,7 +81,7 @@ def evaluate(
     step_sizes: Any = None,
     last_actions: str | None = None,
     checkpoint: "Which" = "last",
-    baselines: Sequence[Run | str | Path] = (),
+    baselines: Run | str | Path | Sequence[Run | str | Path] = (),
     trust: bool = False,
 ) -> "MetaTest":
     """Meta-test a checkpoint of a run on unseen tasks, keep the result in its folder, return it.
@@ -89,7 +93,8 @@ def evaluate(
         from hpc_maml.run.meta_testing import MetaTesting, test_settings
 
         settings = test_settings(tasks, updates, step_sizes, last_actions)
-        folders = [_folder(each) for each in baselines]
+        several = [baselines] if isinstance(baselines, Run | str | Path) else baselines
+        folders = [_folder(each) for each in several]
         testing = MetaTesting(_folder(run), settings, episodes, folders, checkpoint, trust=trust)
         testing.evaluate(world)
         found: MetaTest = testing.found
@@ -103,9 +108,8 @@ def _folder(run: Run | str | Path) -> Path:
 @contextmanager
 def _one_process() -> Iterator["MPI.Intracomm"]:
     """Load the libraries as the command does, and yield the world of this process."""
-    if "numpy" not in sys.modules:
-        os.environ.update(dict.fromkeys(THREADS, "1"))
-    elif os.environ.get(THREADS[0]) != "1" and (os.cpu_count() or 1) > 1:
+    threads = next((os.environ[name] for name in THREADS if name in os.environ), "")
+    if threads != "1" and (os.cpu_count() or 1) > 1:
         warnings.warn(
             f"NumPy was loaded without {THREADS[0]}=1: the run may differ in the last bits from "
             "one of the command line, and on other machines.",

@@ -99,6 +99,8 @@ class TrainedPolicy:
         policy is not changed by a phase, but remembers its one episode. With the ``seed`` of the
         run, the default, everything is drawn as in a meta-test. Raises InputError.
         """
+        if updates < 0:
+            raise InputError(f"There cannot be {updates} updates.")
         if episodes is not None and episodes < (1 if self.recurrent else 2):
             raise InputError("A policy is adapted on two episodes at least.")
         if self.recurrent and episodes not in (None, 1):
@@ -289,7 +291,11 @@ class _PlayedEnv:
     ) -> None:
         """Find or make it, and set the tasks; raises InputError."""
         own = isinstance(env, gymnasium.Env)  # whose tasks may be of any kind
+        if not own and not isinstance(env, str | TaskVectorEnv):
+            raise InputError(f"The environment is a name or an environment, not {env!r}.")
         tasks = None if own or task is None else np.atleast_2d(np.asarray(task, np.float64))
+        if tasks is not None and not np.isfinite(tasks).all():
+            raise InputError("The task does not fit: its numbers must be finite.")
         self.one = own or np.ndim(task) < 2
         self.repeats = 1  # of an environment that plays one episode at a time
         self.episodes = episodes

@@ -8,21 +8,35 @@ import yaml
 
 from hpc_maml.errors import InputError
 
-BOOLEAN, INTEGER, MERGE = (f"tag:yaml.org,2002:{name}" for name in ("bool", "int", "merge"))
+BOOLEAN, INTEGER, FLOAT, MERGE = (
+    f"tag:yaml.org,2002:{name}" for name in ("bool", "int", "float", "merge")
+)
+# YAML 1.2.2, section 10.3.2; the first letters of each
+INTEGERS = (re.compile(r"^([-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$"), list("-+0123456789"))
+FLOATS = (
+    re.compile(
+        r"^([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
+    ),
+    list("-+.0123456789"),
+)
 LARGEST_FILE = 2**18  # characters of a configuration file
 MOST_NODES = 5000  # keys, values and lists; PyYAML reads some 10,000 a second
 DEEPEST = 50  # levels of lists and dictionaries in each other
 
 
 class Loader(yaml.SafeLoader):
-    """YAML 1.2: ``1e-2`` is a number, ``on`` and ``off`` are words; and no key twice.
+    """YAML 1.2: ``1e-2`` and ``010`` are numbers, ``on`` and ``1:30`` words; and no key twice.
 
     Nothing stands for something else, as aliases and merge keys do: a few lines of aliases can
     stand for more than fits into memory.
     """
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (where PyYAML looks for them)
-        first: [each for each in resolvers if each[0] != BOOLEAN or first in "tTfF"]
+        first: [
+            each
+            for each in resolvers
+            if each[0] not in (INTEGER, FLOAT) and (each[0] != BOOLEAN or first in "tTfF")
+        ]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
     depth = 0  # of the node that is being composed
@@ -63,12 +77,15 @@ class Loader(yaml.SafeLoader):
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         """Return the number; raises ValueError for one that Python would not write again."""
-        value = super().construct_yaml_int(node)
+        text = self.construct_scalar(node)
+        value = int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
         str(value)
         return value
 
 
 Loader.add_constructor(INTEGER, Loader.construct_yaml_int)
+Loader.add_implicit_resolver(INTEGER, *INTEGERS)
+Loader.add_implicit_resolver(FLOAT, *FLOATS)
 
 
 class Dumper(yaml.SafeDumper):
@@ -79,13 +96,8 @@ class Dumper(yaml.SafeDumper):
         return True
 
 
-EXPONENT = (
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$"),
-    list("-+.0123456789"),
-)
-Loader.add_implicit_resolver(*EXPONENT)
-Dumper.add_implicit_resolver(*EXPONENT)
+Dumper.add_implicit_resolver(INTEGER, *INTEGERS)  # beside those of YAML 1.1
+Dumper.add_implicit_resolver(FLOAT, *FLOATS)
 
 
 def parse_yaml(text: str, where: str) -> Any:

@@ -270,6 +270,12 @@ class TestFilesAndWords:
         file.write_text("# nothing\n")
         assert load_config(file) == load_config(None) == load_config([]) == check_config({})
 
+    @pytest.mark.parametrize(
+        ("text", "number"), [("010", 10), ("008", 8), ("0o10", 8), ("0x1F", 31), ("+3", 3)]
+    )
+    def test_integers_are_those_of_yaml_1_2(self, text, number):
+        assert load_config(words=[f"seed={text}"]).seed == number
+
     def test_on_off_yes_and_no_are_words(self, tmp_path):
         words = ["metrics.tensorboard=off", "env.kwargs={a: yes, b: true, c: NO, d: '1e5'}"]
         config = load_config(None, words)
@@ -361,13 +367,15 @@ class TestMistakes:
             ("fast", "'fast' is not understood: settings are written key=value."),
             ("=1", "'=1' is not understood: settings are written key=value."),
             ("seed=[1", "is not valid YAML"),
+            ("seed=1_000", "'seed'"),
+            ("seed=1:30", "'seed'"),
             ("seed=2024-13-45", "the value of seed is not valid YAML"),
             ("seed=!!int x", "the value of seed is not valid YAML"),
             ("env.kwargs={a: 1, a: 2}", "the key 'a' occurs twice"),
-            ('seed=!!int ""', "the value of seed is not valid YAML: a tag does not fit its value"),
+            ('seed=!!int ""', "the value of seed is not valid YAML: invalid literal for int"),
             ("seed=!!map [1]", "the value of seed is not valid YAML: a tag does not fit its value"),
             ("seed=!!timestamp x", "a tag does not fit its value"),
-            ("seed=1" + 400 * ":10" + ".5", "a tag does not fit its value (OverflowError"),
+            ("seed=1" + 400 * ":10" + ".5", "must be a valid integer"),
             ("seed=0x" + 5000 * "f", "the value of seed is not valid YAML: Exceeds the limit"),
             ("env.kwargs={a: 0x" + 5000 * "f" + "}", "is not valid YAML: Exceeds the limit"),
             ("env.kwargs={<<: {a: 1}}", "merge keys (<<) are not read"),

@@ -235,6 +235,12 @@ def test_a_damaged_meta_test_is_found():
     result = run(HERE, "inspect", "run", code=1)
     assert "meta-tests  of iteration 0" in result.stdout
     assert f"{path} is damaged" in result.stderr
+    said = run(HERE, "report", "run", "-o", "out").stdout
+    assert f"{path} is damaged: " in said
+    assert "It is left out." in said
+    said = run(HERE, "--run-dir", "run", "num_iterations=2").stdout
+    assert "It is kept as iteration_000002_tasks_5_updates_2.h5.damaged." in said
+    assert [test.iteration for test in open_run("run").evaluations] == [0, 2]  # made again
 
 
 def test_many_step_sizes_have_a_short_name():

@@ -276,6 +276,40 @@ def test_the_documented_example_trains_on_any_ranks(tmp_path):
     assert contents[0] == contents[1]
 
 
+class ShortObservations(Walk):
+    """It says that there are two numbers, and returns one."""
+
+    def __init__(self):
+        super().__init__(discrete=False)
+        self.observation_space = spaces.Box(-99, 99, (2,), np.float32)
+
+    def _observation(self):
+        return self.place[0]
+
+
+class OldReset(ShortObservations):
+    """It resets as environments of Gym did."""
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(2), super().reset(seed=seed, options=options)[1], {}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "ShortObservations",
+            "returned an observation of [1] numbers, its observation_space has [2]",
+        ),
+        ("OldReset", "reset must return an observation and infos"),
+    ],
+)
+def test_what_an_environment_returns_is_checked(name, said):
+    err = run(HERE, f"env.name=test_foreign:{name}", *SMALL, code=2).stderr
+    assert f"{name}" in err
+    assert said in err
+
+
 def test_ranks_do_not_share_the_episodes_of_a_vector_environment():
     words = ("env.name=test_foreign:Walks", *SMALL, "meta_batch_size=3", "num_iterations=2")
     for ranks in (1, 2):

@@ -675,6 +675,7 @@ def test_a_folder_of_runs_of_which_some_have_not_begun(folders):
         shutil.copytree(folders[name], Path("runs", name))
     Path("runs/notes.txt").write_text("")
     Path("runs/promp/metrics.h5").unlink()
+    shutil.rmtree("runs/promp/checkpoints")
     done = run(HERE, "report", "runs")
     sentence = "The run in runs/promp has not done an iteration yet: it is left out."
     assert done.stdout == f"{sentence}\nreport/report.html\n"
@@ -711,6 +712,7 @@ class TestMistakes:
 
     def test_no_iteration_yet(self, folder):
         (folder / "metrics.h5").unlink()
+        shutil.rmtree(folder / "checkpoints")
         assert "run has not done an iteration yet." in self.refused("run")
 
     def test_damaged_metrics(self, folder):
@@ -722,11 +724,6 @@ class TestMistakes:
         with changed_hdf5(folder / "metrics.h5") as file:
             del file["tasks/pre_update_return"]
         assert "run/metrics.h5 is damaged: it has no pre_update_return." in self.refused("run")
-
-    def test_a_damaged_meta_test(self, folder):
-        (file,) = (folder / "evaluations").iterdir()
-        file.write_bytes(b"")
-        assert f"{file} is damaged" in self.refused("run")
 
     def test_a_folder_that_cannot_be_written(self, folder):
         Path("taken").write_text("")

@@ -251,7 +251,7 @@ def test_a_trial_of_updates_is_the_sum_over_all_its_episodes(made):
 
 
 def test_a_run_that_fails_is_said_and_the_others_go_on():
-    write(iterations=2, test={"tasks": 3})
+    write(iterations=2, test={"tasks": 3, "updates": 2})
     Path("reproduced/tiny/maml-1").mkdir(parents=True)
     Path("reproduced/tiny/maml-1/of-somebody.txt").write_text("kept")
     printed = run(HERE, "reproduce", "tiny.yaml", code=1).stdout
@@ -272,12 +272,12 @@ def test_one_run_on_the_ranks_of_a_job(ranks, made):
 
 
 def test_the_published_rule_is_kept_beside_the_runs():
-    method = {"rule": "published_navigation", "step_sizes": [0.1]}
+    method = {"rule": "published_navigation", "step_sizes": [0.1, 0.1]}
     write(settings=[each for each in SETTINGS if "horizon" not in each], test=method, seeds=1)
     run(HERE, "reproduce", "tiny.yaml")
     (kept,) = Path("reproduced/tiny/published_rule").iterdir()
     (found,) = planned(experiments.read("tiny.yaml"), Path("reproduced/tiny"), 1)
-    returns = published_navigation.meta_test(found.folder, [0.1]).returns["run"]
+    returns = published_navigation.meta_test(found.folder, [0.1, 0.1]).returns["run"]
     assert kept == found.test_path
     assert scores(found)["after_1"] == returns.mean(0)[1]
 
@@ -294,6 +294,7 @@ class TestRefusals:
             ({"config": "nowhere"}, "nowhere"),
             ({"settings": ["horizn=3"]}, "Unknown config key 'horizn'"),
             ({"published": {"source": "x", "scores": {"before": 1.0}}}, "no score before"),
+            ({"published": {"source": "x", "scores": {"after_3": 1}}}, "of 2 updates has no score"),
             ({"speed": 3}, "methods.maml.speed"),
             ({"test": {"rule": "published_navigation"}}, "step_sizes that are numbers"),
         ],
@@ -398,6 +399,8 @@ def test_a_benchmark_of_the_checkout_makes_a_page():
     ("words", "options", "said"),
     [
         (["estimators"], ["--run", "0"], "tiny has no runs: make it without --run and --slurm."),
+        (["estimators"], ["--budget", "5s"], "it has no --seeds, --side-by-side and --budget"),
+        (["estimators"], ["--seeds", "2"], "it has no --seeds, --side-by-side and --budget"),
         (["nothing"], [], "There is no benchmark nothing in "),
         (["estimators", "--horizon", "two"], [], "failed with exit code 2."),
     ],

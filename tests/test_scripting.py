@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,6 +80,38 @@ def test_bad_input_is_one_sentence():
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         hpc_maml.trian  # noqa: B018
     assert {"train", "evaluate", "load_config", "open_run"} <= set(dir(hpc_maml))
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: hpc_maml.train("configs/navigation.yaml"), "comes from load_config, not"),
+        (lambda: hpc_maml.train({}, "new", callbacks=[5]), "Callbacks are functions"),
+        (lambda: hpc_maml.evaluate("x", updates=2, step_sizes=0.1), "2 updates, but 1 step"),
+        (lambda: hpc_maml.evaluate("x", step_sizes=0.1), "x is not a run folder"),
+        (lambda: hpc_maml.load_config(words="sed=3"), "did you mean 'seed'"),
+    ],
+)
+def test_mistakes_in_arguments(call, said):
+    with pytest.raises(hpc_maml.InputError, match=said):
+        call()
+    assert not Path("new").exists()
+
+
+def test_a_bare_script_has_the_bits_of_the_command_line():
+    """With layers so wide that OpenBLAS gives other bits with more threads."""
+    settings = (*SMALL, "num_iterations=1", "policy.hidden_sizes=[128, 128]", "fast_batch_size=20")
+    settings = (*settings, "horizon=100")
+    run(None, *settings, "--run-dir", "command")
+    code = f"""
+import hpc_maml
+hpc_maml.train(hpc_maml.load_config(words={settings!r}), "script")
+"""
+    free = {name: value for name, value in environment().items() if name not in hpc_maml.THREADS}
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=free)
+    assert done.returncode == 0, done.stderr
+    assert checkpoints("script") == checkpoints("command")
 
 
 def test_a_script_under_mpirun_is_told_to_use_the_command():

@@ -166,6 +166,22 @@ def test_iterations_that_will_be_computed_again_are_not_missed(stored):
     assert damages(open_run(stored), verify=True) == []
 
 
+def test_a_run_that_cannot_go_on_is_not_whole():
+    run(HERE, *SMALL, "num_iterations=2", "--run-dir", "run")
+    metrics, checkpoints = Path("run/metrics.h5"), Path("run/checkpoints")
+    content = metrics.read_bytes()
+    metrics.unlink()
+    sentence = "run/metrics.h5 is missing"
+    assert sentence in run(HERE, "inspect", "run", code=1).stderr
+    assert sentence in run(HERE, "report", "run", code=BAD_INPUT).stderr
+    metrics.write_bytes(content)
+    for each in checkpoints.iterdir():
+        each.unlink()
+    sentence = "The checkpoints of the run in run are missing"
+    assert sentence in run(HERE, "inspect", "run", code=1).stderr
+    assert sentence in run(HERE, "evaluate", "run", code=BAD_INPUT).stderr
+
+
 def test_what_a_run_removes_meanwhile_is_no_damage(stored, monkeypatch):
     read = Run.checkpoint
 

@@ -462,6 +462,14 @@ class FixedBatch(nn.Linear):
         return super().forward(observations.view(2, -1))
 
 
+class InFloat64(nn.Linear):
+    def __init__(self, observation_size, output_size):
+        super().__init__(observation_size, output_size, dtype=torch.float64)
+
+    def forward(self, observations):
+        return super().forward(observations.double())
+
+
 class WithoutParameters(nn.Module):
     def __init__(self, observation_size, output_size):
         super().__init__()
@@ -570,7 +578,8 @@ REFUSED = {
     "OneTooMany": r"must return a tensor \[2, 2\] for observations \[2, 3\], not \[2, 3\]",
     "Flat": r"must return a tensor \[2, 2\] for observations \[2, 3\], not \[2\]",
     "WithValue": r"must return a tensor \[2, 2\] for observations \[2, 3\], not tuple",
-    "FixedBatch": r"cannot be applied to observations \[3, 3\]: RuntimeError: ",
+    "FixedBatch": r"cannot be applied to observations \[3, 3\] of float32: RuntimeError: ",
+    "InFloat64": "must keep the type of its input: float32 gave torch.float64",
     "WithoutParameters": "has no parameters to learn",
     "Detached": "do not depend on its parameters",
     "Counting": "changes its buffer 'calls'",
@@ -582,7 +591,7 @@ REFUSED = {
     "DifferentiableOnce": "second derivatives of .* are not those of its gradients",
     "StraightThrough": "second derivatives of .* are not those of its gradients",
     "Remembering": "cannot replace all parameters of",
-    "InFloat32": r"cannot be applied to observations \[3, 3\]: RuntimeError: .* dtype",
+    "InFloat32": r"cannot be applied to observations \[3, 3\] of float64: RuntimeError: .* dtype",
 }
 
 

@@ -11,6 +11,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import load_env_creator
 
 from hpc_maml.envs.batched import TaskVectorEnv, check_choices
+from hpc_maml.errors import InputError
 
 LONGEST_EPISODE = 1000  # where nothing else is said
 IMAGES_PER_SECOND = 30
@@ -52,6 +53,7 @@ class Foreign(TaskVectorEnv):
         self, name: str, observations: spaces.Space, actions: spaces.Space, **sizes: Any
     ) -> None:
         """Make the batch for the spaces of one environment; ValueError for unsuitable ones."""
+        self._name = name
         self._original_observations, self._original_actions = observations, actions
         try:
             flat = spaces.flatten_space(observations)
@@ -87,7 +89,14 @@ class Foreign(TaskVectorEnv):
         return super()._truncated() | self._cut_short
 
     def _flat(self, observation: Any) -> np.ndarray:
-        return spaces.flatten(self._original_observations, observation)
+        """Return an observation as an array; raises InputError for one of another shape."""
+        found = np.asarray(spaces.flatten(self._original_observations, observation))
+        if found.shape != self.single_observation_space.shape:
+            raise InputError(
+                f"{self._name} returned an observation of {list(found.shape)} numbers, its "
+                f"observation_space has {list(self.single_observation_space.shape)}."
+            )
+        return found
 
     def _original(self, actions: np.ndarray) -> np.ndarray:
         """Return actions as the environments take them, ``[num_envs, ...]``."""
@@ -141,7 +150,10 @@ class SingleEnvs(Foreign):
 
     def _start(self, chosen: np.ndarray, starts: np.ndarray) -> None:
         for row, seed in zip(np.flatnonzero(chosen), starts[:, 0], strict=True):
-            self._seen[row] = self._flat(self._envs[row].reset(seed=int(seed))[0])
+            found = self._envs[row].reset(seed=int(seed))
+            if not (isinstance(found, tuple) and len(found) == 2):
+                raise InputError(f"{self._name}: reset must return an observation and infos.")
+            self._seen[row] = self._flat(found[0])
         self._cut_short[chosen] = False
 
     def _step_all(

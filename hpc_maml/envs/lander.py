@@ -32,7 +32,10 @@ class Lander(ParameterTasks):
         vary_gravity: bool = False,
         render_mode: str | None = None,
     ) -> None:
-        """Make the batch; ValueError without Box2D."""
+        """Make the batch; ValueError without Box2D, and for what is not true or false."""
+        for name, value in (("continuous", continuous), ("vary_gravity", vary_gravity)):
+            if not isinstance(value, bool):
+                raise ValueError(f"{name} must be true or false, not {value!r}")
         if importlib.util.find_spec("Box2D") is None:
             raise ValueError("the lander needs Box2D: pip install 'hpc_maml[box2d]'")
         super().__init__(

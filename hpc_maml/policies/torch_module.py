@@ -360,7 +360,8 @@ def _apply(
 ) -> torch.Tensor:
     """Return the outputs of a module; raises InputError if they are not of the right shape."""
     shape = list(observations.shape)
-    with _explained(f"{network.name} cannot be applied to observations {shape}"):
+    dtype = str(observations.dtype).removeprefix("torch.")
+    with _explained(f"{network.name} cannot be applied to observations {shape} of {dtype}"):
         outputs = module(observations)
     expected = [shape[0], network.output_size]
     if not isinstance(outputs, torch.Tensor):
@@ -377,9 +378,17 @@ def _apply(
 def _check(network: TorchModule) -> None:
     """Raise InputError unless a network has what gradient-based adaptation needs.
 
-    All is done in float64, in which finite differences are exact enough.
+    All but one application, as runs have it, is done in float64, in which finite differences are
+    exact enough.
     """
-    module = _construct(network, seed=0).double()
+    module = _construct(network, seed=0)
+    with _draws_from(0), torch.no_grad():
+        outputs = _apply(network, module, torch.randn(3, network.observation_size))
+    if outputs.dtype != torch.float32:
+        raise InputError(
+            f"{network.name} must keep the type of its input: float32 gave {outputs.dtype}."
+        )
+    module = module.double()
     with _draws_from(0):
         observations = torch.randn(3, network.observation_size, dtype=torch.float64)
         buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}

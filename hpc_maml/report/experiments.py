@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +14,10 @@ from hpc_maml.algorithms.algorithm import Metric
 from hpc_maml.config import NEUTRAL_KEYS
 from hpc_maml.errors import InputError, printable
 from hpc_maml.storage.hdf5_files import DamagedError
-from hpc_maml.storage.meta_tests import MetaTest
+from hpc_maml.storage.meta_tests import MetaTest, meta_test_files
+from hpc_maml.storage.meta_tests import read as read_meta_test
 from hpc_maml.storage.reader import Run
-from hpc_maml.storage.run_folder import METRICS, has_config
+from hpc_maml.storage.run_folder import EVALUATIONS, METRICS, has_config
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -125,7 +127,12 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[Path], list[str]]:
     """
     found = [run for folder in folders for run in _runs_in(folder)]
     begun = [folder for folder in found if Run(folder).committed_iterations]
-    sentences = [f"The run in {each} has not done an iteration yet" for each in found]
+    sentences = [
+        f"{each / METRICS} is missing"
+        if Run(each).checkpoints
+        else f"The run in {each} has not done an iteration yet"
+        for each in found
+    ]
     left_out = [
         sentence for folder, sentence in zip(found, sentences, strict=True) if folder not in begun
     ]
@@ -195,11 +202,16 @@ def _read(folder: Path, name: str, trust: bool) -> RunData:
     if missing := [each for each in NEEDED if each not in per_task]:
         raise DamagedError(folder / METRICS, f"it has no {', '.join(missing)}")
     rows = min(len(metrics), *(len(values) for values in per_task.values()))
-    config, evaluations = run.config, run.evaluations
+    evaluations = []
+    for path in meta_test_files(folder / EVALUATIONS):
+        try:
+            evaluations.append(read_meta_test(path))
+        except DamagedError as error:
+            warnings.warn(f"{error} It is left out.", stacklevel=2)
     return RunData(
         run=run,
         name=name,
-        config=config,
+        config=run.config,
         phase=run.phase,
         metrics=metrics.iloc[:rows],
         per_task={key: values[:rows] for key, values in per_task.items()},

@@ -35,7 +35,9 @@ def write_report(folders: Sequence[Path], to: Path, *, trust: bool = False) -> l
     except ImportError:
         raise InputError("The report needs matplotlib: pip install 'hpc_maml[report]'.") from None
     begun, left_out = find_runs(folders)
-    environments = by_environment(read_runs(begun, trust=trust))
+    with warnings.catch_warnings(record=True) as damaged:
+        warnings.simplefilter("always", UserWarning)
+        environments = by_environment(read_runs(begun, trust=trust))
     try:
         to.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -52,7 +54,7 @@ def write_report(folders: Sequence[Path], to: Path, *, trust: bool = False) -> l
                 for kind in FILES:
                     _write(to / f"{prefix}{picture.name}.{kind}", render(picture, kind))
                 drawn[environment.name].append((picture, svg))
-    notes = [*left_out, *dict.fromkeys(str(each.message) for each in caught)]
+    notes = [*left_out, *dict.fromkeys(str(each.message) for each in (*damaged, *caught))]
     for name, rows in TABLES.items():
         if found := rows(environments):
             _write(to / name, tables.to_csv(found).encode())

@@ -1,5 +1,6 @@
 """The command: list the experiments, or make one, here or as a job array of Slurm."""
 
+import math
 import shlex
 import shutil
 import subprocess
@@ -47,6 +48,7 @@ class Reproduction:
         self.given = experiment
         self.name = name_of(experiment)
         self.experiment: Experiment = read(experiment)
+        self.asked_seeds = seeds
         self.seeds = seeds or self.experiment.seeds
         self.folder = folder
         self.pages = pages or folder
@@ -55,6 +57,10 @@ class Reproduction:
     def make(self, side_by_side: int | None, budget: float, stop: StopSignal) -> int:
         """Train and test what is missing, write the page, and return the exit code."""
         if self.experiment.benchmark:
+            if self.asked_seeds or side_by_side or budget < math.inf:
+                raise InputError(
+                    f"{self.name} is a benchmark: it has no --seeds, --side-by-side and --budget."
+                )
             return self._measure(stop)
         with self._locked_folder():
             return self._make(side_by_side, budget, stop)

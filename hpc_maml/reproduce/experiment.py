@@ -144,6 +144,13 @@ def read(experiment: str) -> Experiment:
                 "digits, _ and - only."
             )
         configuration(method, seed=1)  # is it accepted?
+        for score in method.published.scores:
+            updates = method.test.evaluation()["updates"]
+            if score.startswith("after_") and int(score[6:]) > updates:
+                raise InputError(
+                    f"The experiment {path}: methods.{name}: a test of {updates} updates has no "
+                    f"score {score}."
+                )
     return found
 
 

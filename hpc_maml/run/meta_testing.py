@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 def test_settings(
     tasks: int | None,
     updates: int | None,
-    step_sizes: str | Sequence[Any] | None,
+    step_sizes: str | float | Sequence[Any] | None,
     last_actions: str | None,
 ) -> dict[str, Any]:
     """Return what is asked for as keys of EvaluationConfig; sizes of steps tell their number.
@@ -46,7 +46,9 @@ def test_settings(
     """
     asked: dict[str, Any] = {"tasks": tasks, "updates": updates, "last_actions": last_actions}
     if step_sizes is not None:
-        sizes = [step_sizes] if isinstance(step_sizes, str) else list(step_sizes)
+        sizes: list[Any] = (
+            [step_sizes] if isinstance(step_sizes, str | float | int) else list(step_sizes)
+        )
         words = [each for each in sizes if isinstance(each, str)]
         if words and len(sizes) > 1:
             raise InputError("Step sizes are halved, constant, or numbers.")

@@ -19,7 +19,7 @@ from hpc_maml.storage.archive_writer import RolloutArchive
 from hpc_maml.storage.atomic_files import set_aside
 from hpc_maml.storage.checkpoint import Checkpoint, checkpoints, newest, prune, save
 from hpc_maml.storage.hdf5_files import DamagedError
-from hpc_maml.storage.meta_tests import MetaTest, best_of, meta_test_path
+from hpc_maml.storage.meta_tests import MetaTest, best_of, meta_test_files, meta_test_path
 from hpc_maml.storage.meta_tests import read as read_meta_test
 from hpc_maml.storage.metrics import Metrics
 from hpc_maml.storage.run_folder import (
@@ -82,6 +82,11 @@ class RunRecord:
                 raise
             damages.append(error)  # its rows will be computed again
         self._look_for_lost_checkpoints(found)
+        for each in meta_test_files(self.evaluations):
+            try:
+                read_meta_test(each)
+            except DamagedError as error:
+                damages.append(error)  # a scheduled one is made again, if the run comes to it
         if self.is_new:  # first, as without it a folder with other files is no run
             begin(path, config)
         self.archive = RolloutArchive(path / ROLLOUTS, config, shapes, done)

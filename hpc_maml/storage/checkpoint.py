@@ -67,8 +67,8 @@ def load(
     checkpoint, found = read(path)
     if found != fingerprint:
         raise InputError(
-            f"The checkpoint {path} belongs to a run with another configuration; "
-            "give the run folder it was written in, or remove it."
+            f"The checkpoint {path} belongs to a run with another configuration: put the one that "
+            "it was written with back into the run folder, or put the checkpoint elsewhere."
         )
     for kind, expected in (("parameters", parameters), ("state", state)):
         arrays = getattr(checkpoint, kind)

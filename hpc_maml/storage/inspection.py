@@ -17,7 +17,14 @@ from hpc_maml.storage.meta_tests import MetaTest, meta_test_files
 from hpc_maml.storage.meta_tests import read as read_evaluation
 from hpc_maml.storage.metrics_parts import PARTS
 from hpc_maml.storage.reader import JOINED, Run
-from hpc_maml.storage.run_folder import CHECKPOINTS, EVALUATIONS, FOLDERS, METRICS, ROLLOUTS
+from hpc_maml.storage.run_folder import (
+    CHECKPOINTS,
+    EVALUATIONS,
+    FOLDERS,
+    METRICS,
+    ROLLOUTS,
+    lost_checkpoints,
+)
 
 
 def describe(run: Run) -> Iterator[str]:
@@ -108,7 +115,13 @@ def without_checksum(run: Run) -> Iterator[str]:
 
 def damages(run: Run, *, verify: bool) -> list[InputError]:
     """Return what is wrong with the files of a run; ``verify`` also reads all rollouts."""
-    found = metrics_parts.damages(run.path / METRICS) if (run.path / METRICS).exists() else []
+    found: list[InputError] = []
+    if (run.path / METRICS).exists():
+        found += metrics_parts.damages(run.path / METRICS)
+        if lost := lost_checkpoints(run.path):
+            found.append(lost)
+    elif run.checkpoints:
+        found.append(InputError(f"{run.path / METRICS} is missing."))
     for iteration in run.checkpoints:
         try:
             run.checkpoint(iteration)

@@ -86,7 +86,9 @@ class Run:
         config = read_yaml(self.path / CONFIG)
         for key, kind in SHOWN_KEYS.items():
             if not isinstance(config, dict) or not isinstance(config.get(key), kind):
-                raise InputError(f"{self.path / CONFIG} is not the configuration of a run: {key}.")
+                raise InputError(
+                    f"{self.path / CONFIG} is not the configuration of a run: it has no {key}."
+                )
         if not _is_plain(config):
             raise InputError(f"{self.path / CONFIG} holds other things than texts and numbers.")
         if not isinstance(config["env"].get("name"), str) or not isinstance(

@@ -19,6 +19,8 @@ from hpc_maml.storage import checkpoint, meta_tests, metrics_parts
 from hpc_maml.storage.archive_schema import archived_iterations
 from hpc_maml.storage.atomic_files import is_leftover, remove_leftovers, write_text
 from hpc_maml.storage.checkpoint import checkpoints
+from hpc_maml.storage.hdf5_files import opened
+from hpc_maml.storage.metrics_parts import FORMAT_VERSION as METRICS_VERSION
 from hpc_maml.storage.metrics_parts import PARTS
 
 if TYPE_CHECKING:
@@ -89,6 +91,18 @@ def checkpoints_are_gone(path: Path) -> str:
         f"The checkpoints of the run in {path} are missing: put them back into "
         f"{path / CHECKPOINTS}, or start again with another --run-dir."
     )
+
+
+def lost_checkpoints(path: Path) -> InputError | None:
+    """Return what is wrong with a run whose metrics tell of a checkpoint, if it has none."""
+    if checkpoints(path / CHECKPOINTS) or not (path / METRICS).exists():
+        return None
+    try:
+        with opened(path / METRICS, METRICS_VERSION) as file:
+            last = int(file.attrs.get("last_checkpoint", 0))  # files of format 1 do not say
+    except InputError:  # which is said elsewhere
+        return None
+    return InputError(checkpoints_are_gone(path)) if last else None
 
 
 def has_config(path: Path) -> bool:

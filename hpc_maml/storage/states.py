@@ -20,7 +20,7 @@ from hpc_maml.storage.checkpoint import (
 )
 from hpc_maml.storage.hdf5_files import DamagedError
 from hpc_maml.storage.meta_tests import best_of
-from hpc_maml.storage.run_folder import CHECKPOINTS, EVALUATIONS
+from hpc_maml.storage.run_folder import CHECKPOINTS, EVALUATIONS, lost_checkpoints
 
 Which = int | Literal["last", "best"]
 """The checkpoint after that many iterations, the last, or that of the best meta-test."""
@@ -47,7 +47,7 @@ def chosen_checkpoint(
     if which == "last":
         found, damages = latest_checkpoint(path, config, algorithm)
         if found is None:
-            raise InputError(f"The run in {path} has no checkpoint yet.")
+            raise lost_checkpoints(path) or InputError(f"The run in {path} has no checkpoint yet.")
         for damage in damages:
             said = f"{damage} That of iteration {found.iteration} is used."
             print(f"hpc_maml: {said}", file=sys.stderr)
