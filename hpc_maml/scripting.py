@@ -86,7 +86,10 @@ def evaluate(
 ) -> "MetaTest":
     """Meta-test a checkpoint of a run on unseen tasks, keep the result in its folder, return it.
 
-    What is None is that of the run; see ``evaluation`` of the configuration. Classes
+    What is None is that of the run; see ``evaluation`` of the configuration. ``step_sizes`` are
+    ``"halved"`` or ``"constant"`` after the first update, or numbers, one for each update;
+    ``last_actions``, in the last phase, ``"sampled"`` or ``"mean"``; ``checkpoint`` is an
+    iteration, ``"last"`` or ``"best"``. Runs in ``baselines`` are tested on the same tasks. Classes
     ``module:Class`` that run folders name are imported only with ``trust``. Raises InputError.
     """
     with _one_process() as world:

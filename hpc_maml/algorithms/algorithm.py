@@ -62,24 +62,38 @@ class Metric:
 
 @dataclass(frozen=True)
 class Sampling:
-    """What an algorithm is told of the episodes of a task."""
+    """What an algorithm is told of the episodes of a task.
 
-    episodes: int  # of each phase, B
+    Attributes:
+        episodes: of each phase, B
+        gamma: the discount of a step
+        gae_lambda: lambda of generalised advantage estimation
+        test_updates: inner steps of a meta-test
+        test_step_sizes: of the inner steps of a meta-test after the first, or the size of each
+        last_test_actions: of the last phase of a meta-test
+    """
+
+    episodes: int
     gamma: float
     gae_lambda: float
-    test_updates: int  # inner steps of a meta-test
-    # Of the inner steps after the first, or the size of each.
+    test_updates: int
     test_step_sizes: Literal["halved", "constant"] | Sequence[float]
-    last_test_actions: Literal["sampled", "mean"] = "sampled"  # of the last phase of a meta-test
+    last_test_actions: Literal["sampled", "mean"] = "sampled"
 
 
 @dataclass(frozen=True)
 class Update:
-    """The outcome of an outer step; a rejected one has the old state."""
+    """The outcome of an outer step.
+
+    Attributes:
+        state: the new state, or the old one of a step that is rejected
+        reason: why it is rejected; empty where it is accepted
+        metrics: values by the names in ``Algorithm.metrics``
+    """
 
     state: State
-    reason: str = ""  # why it was rejected; empty: accepted
-    metrics: Mapping[str, float] = field(default_factory=dict)  # of ``Algorithm.metrics``
+    reason: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def accepted(self) -> bool:

@@ -15,11 +15,17 @@ if TYPE_CHECKING:  # what reads a run imports no environment
 
 
 class Play(NamedTuple):
-    """What the episodes of G tasks are played with."""
+    """What the episodes of G tasks are played with.
 
-    parameters: np.ndarray  # [G, P]
-    memory: np.ndarray | None = None  # [G, B, M] of a recurrent policy
-    normaliser: Normaliser | None = None  # of observations, before the policy sees them
+    Attributes:
+        parameters: of the policies, ``[G, P]``
+        memory: of a recurrent policy, ``[G, B, M]``
+        normaliser: of observations, before the policy sees them
+    """
+
+    parameters: np.ndarray
+    memory: np.ndarray | None = None
+    normaliser: Normaliser | None = None
 
 
 def roll_out(

@@ -48,27 +48,47 @@ def batch_dtype(
 
 
 class Trajectories(NamedTuple):
-    """The B episodes of a phase, time-major, with any leading task dimensions."""
+    """The B episodes of a phase, time-major, with any leading task dimensions.
 
-    observations: Array  # [..., T, B, *observation_shape]
-    actions: Array  # [..., T, B, action_dim], or [..., T, B] integers
-    rewards: Array  # [..., T, B]
-    log_probs: Array  # [..., T, B] under the behaviour policy
-    advantages: Array  # [..., T, B]
-    terminated: Array  # [..., T, B]
-    truncated: Array  # [..., T, B]
-    lengths: Array  # [..., B], in steps; what comes later is zero
-    task: Array  # [...], index within the iteration
+    Attributes:
+        observations: ``[..., T, B, *observation_shape]``
+        actions: ``[..., T, B, action_dim]``, or integers ``[..., T, B]``
+        rewards: ``[..., T, B]``
+        log_probs: ``[..., T, B]``, of the actions under the policy that played
+        advantages: ``[..., T, B]``, by ``Algorithm.advantages``
+        terminated: bool ``[..., T, B]``, true in the last step of an episode that ended
+        truncated: bool ``[..., T, B]``, true in the last step of an episode that was cut short
+        lengths: ``[..., B]``, in steps; what comes later is zero
+        task: ``[...]``, index of the task within the iteration
+    """
+
+    observations: Array
+    actions: Array
+    rewards: Array
+    log_probs: Array
+    advantages: Array
+    terminated: Array
+    truncated: Array
+    lengths: Array
+    task: Array
 
 
 class Samples(NamedTuple):
-    """What a loss reads: the N = T * B steps of a phase, with any leading task dimensions."""
+    """What a loss reads: the N = T * B steps of a phase, with any leading task dimensions.
 
-    observations: Array  # [..., N, obs_dim]
-    actions: Array  # [..., N, action_dim], or [..., N] integers
-    log_probs: Array  # [..., N] under the behaviour policy
-    advantages: Array  # [..., N]
-    weights: Array  # [..., N]: 1 / (number of real steps), 0 for padding
+    Attributes:
+        observations: ``[..., N, obs_dim]``
+        actions: ``[..., N, action_dim]``, or integers ``[..., N]``
+        log_probs: ``[..., N]``, of the actions under the policy that played
+        advantages: ``[..., N]``
+        weights: ``[..., N]``, 1 / (number of real steps), and 0 for padding
+    """
+
+    observations: Array
+    actions: Array
+    log_probs: Array
+    advantages: Array
+    weights: Array
 
 
 def trajectories(batch: np.ndarray) -> Trajectories:

@@ -38,19 +38,31 @@ class MetaTest:
     """A meta-test of the policy of a run, and of others on the same tasks.
 
     A phase is what is played after 0, 1, ... ``updates``, or an ``episode`` of a trial.
+
+    Attributes:
+        iteration: outer steps done before
+        phase: ``"updates"`` or ``"episode"``
+        tasks: ``[n, task_dim]``
+        returns: by policy, ``"run"`` first: mean returns of each phase, ``[n, K]``
+        optima: by strategy: optimal returns ``[n]``
+        how: how the run's policy adapts, in words
+        phases: what a phase is of policies that differ from the run's
+        success: by policy: share of the episodes of each phase that succeeded, ``[n, K]``, where
+            the environment says so
+        classes: of the tasks, which begin with an index into them
+        settings: with which it was made, as its file is called; known where it was read
     """
 
-    iteration: int  # outer steps done before
-    phase: str  # "updates" or "episode"
-    tasks: np.ndarray  # [n, task_dim]
-    returns: Mapping[str, np.ndarray]  # by policy: of each phase, [n, K]
-    optima: Mapping[str, np.ndarray]  # by strategy: optimal returns, [n]
-    how: str = ""  # how the run's policy adapts, in words
-    phases: Mapping[str, str] = field(default_factory=dict)  # what a phase is of other policies
-    # By policy: share of the episodes of each phase that succeeded, [n, K], where there is success.
+    iteration: int
+    phase: str
+    tasks: np.ndarray
+    returns: Mapping[str, np.ndarray]
+    optima: Mapping[str, np.ndarray]
+    how: str = ""
+    phases: Mapping[str, str] = field(default_factory=dict)
     success: Mapping[str, np.ndarray] = field(default_factory=dict)
-    classes: tuple[str, ...] = ()  # of the tasks, which begin with an index into them
-    settings: str = ""  # with which it was made, as its file is called; known where it was read
+    classes: tuple[str, ...] = ()
+    settings: str = ""
 
     @property
     def first(self) -> int:
