@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+from test_maml_trpo import every
 from test_torch_module import episodes, maml, perceptrons
 from torch.autograd.functional import hessian, hvp, jacobian
 
@@ -273,12 +274,7 @@ def test_curvature_on_a_fraction_of_the_samples():
     vector = np.random.default_rng(3).standard_normal(policy.size)
     products = fisher_vector_product(policy, group, vector)
     for ((batch,), post), found in zip(tasks, products, strict=True):
-        few, few_post = (
-            type(each)(*(field[::2] for field in each))._replace(
-                weights=each.weights[::2] / each.weights[::2].sum()
-            )
-            for each in (batch, post)
-        )
+        few, few_post = (every(each, 0.5) for each in (batch, post))
         start = torch.tensor(theta, requires_grad=True)
         # the step on all samples, its Jacobian and the KL on half of them
         at = problem.adapt(start, [batch]).detach()

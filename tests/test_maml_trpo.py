@@ -179,7 +179,7 @@ def test_curvature_on_a_fraction_of_the_samples(
 
 
 def every(batch, fraction):
-    """Return a sample of each of so many even pieces, weighted to a mean."""
+    """Return a part of the samples as ``thinned`` chooses them, weighted to a mean."""
     number = len(batch.weights)
     pieces = math.ceil(number * fraction)
     kept = []
