@@ -133,7 +133,8 @@ def _table(environment: Environment) -> str:
         f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>"
         '<p class="note">Returns are means over the last tenth of the iterations; medians and sums '
-        "are over all of them. ± is the 95 % confidence interval of the mean over seeds; of fewer "
+        "are over all of them, and means of seeds over those that all have done. ± is the 95 % "
+        "confidence interval of the mean over seeds; of fewer "
         f"than {FEW_SEEDS} seeds, the lowest and the highest stand instead.</p>"
     )
 
