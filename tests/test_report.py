@@ -669,6 +669,23 @@ def test_meta_tests_of_other_settings_are_not_mixed(folders):
     assert set(statistics.final_scores(both.experiments[0])) == {"training"}
 
 
+def test_seeds_tested_after_different_iterations_have_no_curve_of_tests(folders):
+    found = {}
+    for name, source, tested in (("a", "one", [5]), ("b", "three", [4]), ("c", "one", [4, 5])):
+        found[name] = Path(shutil.copytree(folders[source], name))
+        for each in (found[name] / "evaluations").glob("*.h5"):
+            each.unlink()
+        for done in tested:
+            words = ("--checkpoint", str(done), "--tasks", "3", "--updates", "1")
+            run(HERE, "evaluate", name, *words)
+    (pair,) = by_environment(read_runs([found["a"], found["b"]]))
+    (alone,) = by_environment(read_runs([found["c"]]))
+    picture = figures.meta_test([*pair.experiments, *alone.experiments])
+    after, during = picture.figure.axes
+    assert len(after.containers + after.lines) > 1
+    assert {tuple(line.get_xdata()) for line in during.lines} == {(4, 5)}
+
+
 def test_a_folder_of_runs_of_which_some_have_not_begun(folders):
     Path("runs").mkdir()
     for name in ("one", "two", "three", "promp"):

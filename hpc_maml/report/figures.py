@@ -266,6 +266,8 @@ def _during_training(axis: Axes, kind: str, shown: Coloured) -> None:
     labels: dict[str, set[int]] = {}  # by line style, the phases drawn
     for experiment, colour in shown:
         tests = tests_on_the_way(experiment)
+        if not tests:  # its runs were not tested after the same iterations
+            continue
         phases = len(next(iter(tests.values())).middle)
         chosen = sorted({0, min(1, phases - 1) if kind == UPDATES else 0, phases - 1})
         for phase, style in zip(chosen, ("--", "-", ":"), strict=False):
