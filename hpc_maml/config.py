@@ -24,7 +24,7 @@ from hpc_maml.errors import InputError, nearest, shown
 from hpc_maml.names import UntrustedError, is_ones_own
 from hpc_maml.policies import NETWORKS, network_class
 from hpc_maml.policies.network import NetworkSettings
-from hpc_maml.settings import Count, Positive, Section, UnitInterval
+from hpc_maml.settings import Count, Positive, Section, UnitInterval, broken_rule
 from hpc_maml.yaml_text import DEEPEST, Dumper, parse_yaml, read_yaml
 
 OLD_LAYOUT = "colocated"  # before there were teams
@@ -471,12 +471,7 @@ def _sentence(error: ValidationError, config: type[Config], names: Mapping[str, 
     key = ".".join(path)
     if complaint["type"] == "missing":
         return f"Config key '{key}' has no default: give it a value."
-    rule = complaint["msg"].replace("Input should be", "must be", 1)
-    rule = rule.replace("Value error, ", "is refused: ", 1)  # by a check of a user's own
-    alternatives = [e["msg"] for e in error.errors() if e["loc"][: len(path)] == tuple(path)]
-    if len(alternatives) > 1:
-        rule = " or ".join(alternatives).replace("Input should be", "must be", 1)
-        rule = rule.replace("Input should be ", "")
+    rule = broken_rule([e for e in error.errors() if e["loc"][: len(path)] == tuple(path)])
     return f"Config key '{key}' {rule} (got {shown(given)})."
 
 

@@ -290,12 +290,18 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("changes", "said"),
         [
-            ({"iterations": 0}, "methods.maml.iterations"),
+            ({"iterations": 0}, "'methods.maml.iterations' must be greater than or equal to 1"),
+            ({"itertions": 3}, "'methods.maml.itertions' (did you mean 'iterations'?)"),
+            ({"published": {"source": "x"}}, "'methods.maml.published.scores' has no default"),
+            (
+                {"test": {"step_sizes": "halvd"}},
+                "step_sizes' must be 'halved' or 'constant' or a valid list (got 'halvd').",
+            ),
             ({"config": "nowhere"}, "nowhere"),
             ({"settings": ["horizn=3"]}, "Unknown config key 'horizn'"),
             ({"published": {"source": "x", "scores": {"before": 1.0}}}, "no score before"),
             ({"published": {"source": "x", "scores": {"after_3": 1}}}, "of 2 updates has no score"),
-            ({"speed": 3}, "methods.maml.speed"),
+            ({"speed": 3}, "unknown key 'methods.maml.speed'."),
             ({"test": {"rule": "published_navigation"}}, "step_sizes that are numbers"),
         ],
     )

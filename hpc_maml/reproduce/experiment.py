@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from hpc_maml.config import MOST_TASKS, MOST_UPDATES, Config, load_config
 from hpc_maml.errors import InputError, nearest, shown
-from hpc_maml.settings import Count, Positive, Section
+from hpc_maml.settings import Count, Positive, Section, broken_rule
 from hpc_maml.yaml_text import read_yaml
 
 CONFIGS = Path(str(files("hpc_maml"))) / "configs"
@@ -132,11 +132,7 @@ def read(experiment: str) -> Experiment:
     try:
         found = Experiment.model_validate(data)
     except ValidationError as error:
-        complaint = error.errors()[0]
-        key = ".".join(map(str, complaint["loc"]))
-        raise InputError(
-            f"The experiment {path}: {key}: {complaint['msg']} (got {shown(complaint['input'])})."
-        ) from None
+        raise InputError(f"The experiment {path}: {_sentence(error)}.") from None
     for name, method in found.methods.items():
         if not re.fullmatch(r"[\w-]+", name):
             raise InputError(
@@ -152,6 +148,26 @@ def read(experiment: str) -> Experiment:
                     f"score {score}."
                 )
     return found
+
+
+def _sentence(error: ValidationError) -> str:
+    """Turn the first complaint of a failed validation into a sentence without its end."""
+    complaint = error.errors()[0]
+    path = [str(part) for part in complaint["loc"]]  # as methods, maml, test, tasks
+    sections: dict[str, type[Section]]
+    sections = {"": Experiment, "methods": Method, "test": MetaTestSettings, "published": Published}
+    if complaint["type"] == "extra_forbidden":
+        section = sections.get(path[-2] if len(path) > 1 else "", Method)
+        return f"unknown key '{'.'.join(path)}'{nearest(path[-1], section.model_fields)}"
+    if complaint["type"] == "missing":
+        return f"'{'.'.join(path)}' has no default: give it a value"
+    if not path:  # of the whole
+        return complaint["msg"].removeprefix("Value error, ")
+    # One complaint for each alternative is named after it, behind the key.
+    known = {name for each in sections.values() for name in each.model_fields}
+    key = ".".join(path[: 1 + max(place for place, part in enumerate(path) if part in known)])
+    rule = broken_rule([e for e in error.errors() if ".".join(map(str, e["loc"])).startswith(key)])
+    return f"'{key}' {rule} (got {shown(complaint['input'])})"
 
 
 def configuration(method: Method, seed: int) -> Config:
