@@ -15,6 +15,7 @@ import numpy as np
 from array_api_compat import array_namespace, device
 
 from hpc_maml.policies.network import Array, Layers
+from hpc_maml.policies.sums import sum_columns, sum_rows
 
 Parameters = Any  # of a distribution: of a Gaussian two arrays, of choices one
 
@@ -171,7 +172,7 @@ class Gaussian(Distribution):
         xp = array_namespace(actions)
         standardised = (actions - parameters.mean) * xp.exp(-parameters.log_std)
         log_density = -0.5 * standardised * standardised - parameters.log_std
-        return log_density.sum(-1) - 0.5 * math.log(2 * math.pi) * self.action_size
+        return sum_columns(log_density) - 0.5 * math.log(2 * math.pi) * self.action_size
 
     def kl_divergence(self, p: MeanAndDeviation, q: MeanAndDeviation) -> Array:
         """Return KL(p || q) ``[..., N]``."""
@@ -179,7 +180,7 @@ class Gaussian(Distribution):
         shift = (p.mean - q.mean) * xp.exp(-q.log_std)
         difference = p.log_std - q.log_std
         # expm1: variances that nearly agree must not cancel to noise in float32
-        return (0.5 * (xp.expm1(2 * difference) + shift * shift) - difference).sum(-1)
+        return sum_columns(0.5 * (xp.expm1(2 * difference) + shift * shift) - difference)
 
     def entropy(self, parameters: MeanAndDeviation) -> Array:
         """Return the entropy ``[..., 1]``, the same for all observations."""
@@ -194,7 +195,7 @@ class Gaussian(Distribution):
         standardised = (actions - parameters.mean) * inverse_std
         weighted = weights[..., None] * standardised
         log_std = weighted * standardised - weights[..., None]
-        return MeanAndDeviation(weighted * inverse_std, log_std.sum(-2)[..., None, :])
+        return MeanAndDeviation(weighted * inverse_std, sum_rows(log_std)[..., None, :])
 
     def log_prob_tangent(
         self, parameters: MeanAndDeviation, actions: Array, change: MeanAndDeviation
@@ -204,7 +205,7 @@ class Gaussian(Distribution):
         inverse_std = xp.exp(-parameters.log_std)
         standardised = (actions - parameters.mean) * inverse_std
         by_mean = standardised * inverse_std * change.mean
-        return (by_mean + (standardised * standardised - 1) * change.log_std).sum(-1)
+        return sum_columns(by_mean + (standardised * standardised - 1) * change.log_std)
 
     def log_prob_curvature(
         self,
@@ -220,7 +221,7 @@ class Gaussian(Distribution):
         """
         expected = self.fisher_metric(parameters, change, weights)
         mean, log_std = cotangent
-        cross = (mean * change.mean).sum(-2)[..., None, :]
+        cross = sum_rows(mean * change.mean)[..., None, :]
         return MeanAndDeviation(
             -expected.mean - 2 * mean * change.log_std,
             -expected.log_std - 2 * (cross + log_std * change.log_std),
@@ -239,7 +240,7 @@ class Gaussian(Distribution):
         shift = (p.mean - q.mean) * inverse_std
         mean = -weights[..., None] * shift * inverse_std
         log_std = -(xp.expm1(2 * (p.log_std - q.log_std)) + shift * shift)
-        return MeanAndDeviation(mean, (weights[..., None] * log_std).sum(-2)[..., None, :])
+        return MeanAndDeviation(mean, sum_rows(weights[..., None] * log_std)[..., None, :])
 
     def entropy_gradient(self, parameters: MeanAndDeviation, weights: Array) -> MeanAndDeviation:
         """Return the gradient of the weighted entropies by (mean, log_std): sigma only."""
@@ -293,7 +294,7 @@ class Categorical(Distribution):
         """Return normalised log-probabilities, the log-softmax of the network's output."""
         xp = array_namespace(outputs)
         shifted = outputs - xp.max(outputs, axis=-1, keepdims=True)
-        return shifted - xp.log(xp.exp(shifted).sum(-1)[..., None])
+        return shifted - xp.log(sum_columns(xp.exp(shifted))[..., None])
 
     def change(self, layers: Layers, tangents: Layers, outputs: Array) -> Array:
         """Return the derivative of the outputs, in which all below is expressed."""
@@ -329,11 +330,11 @@ class Categorical(Distribution):
 
     def kl_divergence(self, p: Array, q: Array) -> Array:
         """Return KL(p || q) ``[..., N]``."""
-        return (array_namespace(p).exp(p) * (p - q)).sum(-1)
+        return sum_columns(array_namespace(p).exp(p) * (p - q))
 
     def entropy(self, parameters: Array) -> Array:
         """Return the entropy ``[..., N]``."""
-        return -(array_namespace(parameters).exp(parameters) * parameters).sum(-1)
+        return -sum_columns(array_namespace(parameters).exp(parameters) * parameters)
 
     def log_prob_gradient(self, parameters: Array, actions: Array, weights: Array) -> Array:
         """Return the gradient of the sum over n of weights_n log pi by the network's output."""
@@ -345,7 +346,7 @@ class Categorical(Distribution):
         """Return the derivative of each log pi along a change of the output, ``[..., N]``."""
         xp = array_namespace(parameters)
         chosen = xp.take_along_axis(change, actions[..., None], axis=-1)[..., 0]
-        return chosen - (xp.exp(parameters) * change).sum(-1)
+        return chosen - sum_columns(xp.exp(parameters) * change)
 
     def log_prob_curvature(
         self, parameters: Array, cotangent: Array, weights: Array, change: Array
@@ -374,7 +375,7 @@ class Categorical(Distribution):
     def fisher_metric(self, parameters: Array, tangent: Array, weights: Array) -> Array:
         """Return weights (diag(p) - p p^T) times ``tangent``, a change of the output."""
         p = array_namespace(parameters).exp(parameters)
-        return weights[..., None] * p * (tangent - (p * tangent).sum(-1)[..., None])
+        return weights[..., None] * p * (tangent - sum_columns(p * tangent)[..., None])
 
     def fisher_roots(self, parameters: Array) -> list[Array]:
         """Return sqrt(p_k) (e_k - p) for each choice k."""

@@ -15,6 +15,7 @@ from array_api_compat import array_namespace, device
 from pydantic import Field
 
 from hpc_maml.policies.network import NAME, Array, Layers, Network, NetworkSettings, Sizes
+from hpc_maml.policies.sums import sum_rows
 from hpc_maml.settings import Count
 
 INITIAL_INPUT_LIMIT = 1.0  # few inputs differ from 0: what is one-hot must combine
@@ -279,14 +280,14 @@ class GRU(Network):
         by_inputs = slopes.reshape(*leading, steps * trials, 3 * hidden)
         gradients = {
             "input_weight": _rows(at.inputs).mT @ by_inputs,
-            "input_bias": by_inputs.sum(-2),
+            "input_bias": sum_rows(by_inputs),
             "recurrent_weight": recurrent_weight,
             "readout_weight": at.read.mT @ by_features,
-            "readout_bias": by_features.sum(-2),
+            "readout_bias": sum_rows(by_features),
             "output_weight": at.features.mT @ outputs,
-            "output_bias": outputs.sum(-2),
+            "output_bias": sum_rows(outputs),
             "value_weight": at.features.mT @ values,
-            "value_bias": values.sum(-2),
+            "value_bias": sum_rows(values),
         }
         return [gradients[name].reshape(*leading, -1) for name in self.shapes]
 

@@ -29,6 +29,7 @@ from hpc_maml.policies.preconditioner import (
     second_moments,
     triangle_size,
 )
+from hpc_maml.policies.sums import sum_rows
 from hpc_maml.settings import Count
 
 
@@ -140,7 +141,7 @@ class MLP(FeedForward):
         deltas = [delta]
         for layer in reversed(range(self._depth)):
             weight_gradient = at.activations[layer].mT @ delta
-            gradients = [_flat(weight_gradient), delta.sum(-2), *gradients]
+            gradients = [_flat(weight_gradient), sum_rows(delta), *gradients]
             if layer:
                 delta = delta @ at.layers[f"weight_{layer}"].mT
                 delta *= at.slopes[layer - 1]
@@ -163,7 +164,7 @@ class MLP(FeedForward):
             weight_gradient = at.activations[layer].mT @ delta
             if layer:
                 weight_gradient += pushed.input_changes[layer].mT @ pulled.deltas[layer]
-            gradients = [_flat(weight_gradient), delta.sum(-2), *gradients]
+            gradients = [_flat(weight_gradient), sum_rows(delta), *gradients]
             if layer:
                 name = f"weight_{layer}"
                 delta = delta @ at.layers[name].mT
