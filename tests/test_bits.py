@@ -32,28 +32,28 @@ CASES = {
 # By what defines the bits: the libraries, and the kernels that they choose on this processor.
 BITS = {
     ("2.4.6", "Haswell", "X86_V3"): {
-        "maml_trpo": "ad9422820fbf89a6",
-        "promp": "9123d94720ebb647",
-        "pretrain": "0fb57df3fa102008",
-        "rl2": "956a7b6de308011b",
+        "maml_trpo": "2f957a8589f69364",
+        "promp": "23e06cc76e62dc12",
+        "pretrain": "700dbb3a7e0fef65",
+        "rl2": "0a43d1126a142461",
     },
     ("2.4.6", "Haswell", "AVX512_ICL"): {
-        "maml_trpo": "aec9148a05849a54",
-        "promp": "9123d94720ebb647",
-        "pretrain": "4b1b39779c057170",
-        "rl2": "956a7b6de308011b",
+        "maml_trpo": "ee256ec406bd6a95",
+        "promp": "23e06cc76e62dc12",
+        "pretrain": "700dbb3a7e0fef65",
+        "rl2": "0a43d1126a142461",
     },
     ("2.4.6", "SkylakeX", "AVX512_ICL"): {
-        "maml_trpo": "ed00127fafed25d0",
-        "promp": "e5441548988d6aef",
-        "pretrain": "b03f30783998456f",
-        "rl2": "0adabc8f106aa99d",
+        "maml_trpo": "b3203772e945d117",
+        "promp": "34def4e6f9b90563",
+        "pretrain": "21353e8bb3868638",
+        "rl2": "49933ea6f9f11040",
     },
     ("2.4.6", "SkylakeX", "AVX512_SPR"): {
-        "maml_trpo": "ed00127fafed25d0",
-        "promp": "e5441548988d6aef",
-        "pretrain": "b03f30783998456f",
-        "rl2": "0adabc8f106aa99d",
+        "maml_trpo": "b3203772e945d117",
+        "promp": "34def4e6f9b90563",
+        "pretrain": "21353e8bb3868638",
+        "rl2": "49933ea6f9f11040",
     },
 }
 # Euclidean norm of the parameters, on any machine: rounding may end a line search elsewhere.
