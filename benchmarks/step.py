@@ -321,6 +321,7 @@ def draw(found: Found, path: Path) -> None:
                     label=short(rows[0].settings) if side == "train" else None,
                 )
             axis.set_xscale("log")
+            axis.xaxis.set_major_formatter("{x:g}")  # powers of ten are mathematics, which is off
             axis.set_xlabel("seconds of a core")
         axes[0].set_title("q on the tasks that directions are made from")
         axes[1].set_title("q on other tasks")
