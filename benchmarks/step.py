@@ -299,6 +299,7 @@ def draw(found: Found, path: Path) -> None:
     """Draw q over seconds, a line for each row; raises ImportError."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
 
     from hpc_maml.report.figures import PALETTE, STYLE, STYLES, Picture, render
 
@@ -321,7 +322,8 @@ def draw(found: Found, path: Path) -> None:
                     label=short(rows[0].settings) if side == "train" else None,
                 )
             axis.set_xscale("log")
-            axis.xaxis.set_major_formatter("{x:g}")  # powers of ten are mathematics, which is off
+            # powers of ten would be mathematics, which is off
+            axis.xaxis.set(major_formatter="{x:g}", minor_formatter=LogFormatter())
             axis.set_xlabel("seconds of a core")
         axes[0].set_title("q on the tasks that directions are made from")
         axes[1].set_title("q on other tasks")
