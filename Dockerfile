@@ -1,6 +1,7 @@
 # The image holds the program with an MPI and all it needs, and runs as an ordinary user.
 #
 #   docker build -t hpc_maml .
+#   mkdir -p runs
 #   docker run --rm -v "$PWD/runs:/work/runs" --user "$(id -u):$(id -g)" hpc_maml \
 #       mpirun -np 4 python -m hpc_maml --config configs/navigation.yaml
 #

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.table import Row, show, write
+from benchmarks.table import Row, check_file, show, write
 
 
 def bench(
@@ -19,6 +19,8 @@ def bench(
     ``algorithm`` is the one whose outer step is measured; ``picture`` is where ``scale`` draws.
     """
     rows: list[Row] = []
+    if json:
+        check_file(json)
     for name in names:
         rows += (found := measure(name, rounds, build, algorithm, picture))
         show(found)

@@ -10,6 +10,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from hpc_maml.errors import InputError, reason_of
+
 
 @dataclass(frozen=True)
 class Row:
@@ -69,3 +71,11 @@ def show(rows: Sequence[Row]) -> None:
 def write(rows: Sequence[Row], path: Path) -> None:
     """Write rows as a JSON list."""
     path.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+
+
+def check_file(path: Path) -> None:
+    """Raise InputError if a file cannot be written, before anything is measured."""
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {reason_of(error)}.") from None

@@ -29,7 +29,12 @@ def start() -> NoReturn:
     os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
     # For the command too: modules of one's own stand in the current folder.
-    folder = str(Path.cwd())
+    try:
+        folder = str(Path.cwd())
+    except OSError as error:
+        if speaks:
+            print(f"hpc_maml: the current folder is gone: {error.strerror}.", file=sys.stderr)
+        sys.exit(2)
     if not (folder in sys.path or sys.flags.safe_path):
         sys.path.insert(0, folder)
 

@@ -92,7 +92,8 @@ def parse(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
         raise SystemExit(0)
     if arguments and arguments[0] in COMMANDS:
         return COMMANDS[arguments[0]](arguments[1:])
-    if arguments and not arguments[0].startswith("-") and "=" not in "".join(arguments[:2]):
+    first, second = (*arguments, "", "")[:2]
+    if first and not first.startswith("-") and "=" not in first and not second.startswith("="):
         error = InputError(
             f"{arguments[0]!r} is not a command{nearest(arguments[0], COMMANDS)}: there are "
             f"{', '.join(COMMANDS)}; settings are written key=value."
@@ -105,8 +106,8 @@ def parse(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
 def only_prints(arguments: Sequence[str]) -> bool:
     """Tell whether the work of a command is what it prints: the others keep theirs in files."""
     with_files = ("train", "evaluate", "report", "demo", "jobs", "reproduce")
-    first = arguments[0] if arguments else "train"
-    return first.startswith("-") or (first in COMMANDS and first not in with_files)
+    first = arguments[0] if arguments else "train"  # which an option or a setting begins, too
+    return first in ("-h", "--help", "--version", *COMMANDS) and first not in with_files
 
 
 def _train(
@@ -153,13 +154,10 @@ def _parse_job(name: str, description: str, arguments: Sequence[str]) -> argpars
         metavar="DIR",
         help="run folder; if it exists, the run goes on, by default with its own configuration",
     )
-    if name == "train":
-        parser.add_argument(
-            "--time-limit",
-            type=_seconds,
-            metavar="TIME",
-            help="stop with a checkpoint before so much time has passed, such as 7.5h, 30m, 90s",
-        )
+    time_limit = "stop with a checkpoint before so much time has passed, such as 7.5h, 30m, 90s"
+    if name != "train":
+        time_limit = "as train has it; nothing here depends on it"
+    parser.add_argument("--time-limit", type=_seconds, metavar="TIME", help=time_limit)
     _add_trust(parser)
     parser.add_argument(
         "settings", nargs="*", metavar="key=value", help="for example algorithm.max_kl=0.02"
@@ -495,6 +493,9 @@ def _reproduce(arguments: Sequence[str]) -> Callable[[MPI.Intracomm], int]:
         help="only train and test run number I, from 0, on all ranks of this job",
     )
     options = parser.parse_args(arguments)
+
+    if options.experiment is None and options != parser.parse_args([]):
+        parser.error("name the experiment, before --slurm and its options")
 
     def run(comm: MPI.Intracomm) -> int:
         if options.run is not None:

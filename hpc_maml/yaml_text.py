@@ -8,8 +8,9 @@ import yaml
 
 from hpc_maml.errors import InputError
 
-BOOLEAN, INTEGER, FLOAT, MERGE = (
-    f"tag:yaml.org,2002:{name}" for name in ("bool", "int", "float", "merge")
+NULL, BOOLEAN, INTEGER, FLOAT, TEXT, LIST, MAPPING, MERGE, DATE = (
+    f"tag:yaml.org,2002:{name}"
+    for name in ("null", "bool", "int", "float", "str", "seq", "map", "merge", "timestamp")
 )
 # YAML 1.2.2, section 10.3.2; the first letters of each
 INTEGERS = (re.compile(r"^([-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$"), list("-+0123456789"))
@@ -27,6 +28,7 @@ DEEPEST = 50  # levels of lists and dictionaries in each other
 class Loader(yaml.SafeLoader):
     """YAML 1.2: ``1e-2`` and ``010`` are numbers, ``on`` and ``1:30`` words; and no key twice.
 
+    Dates are words, and tags of other things than texts, numbers, lists and keys are not known.
     Nothing stands for something else, as aliases and merge keys do: a few lines of aliases can
     stand for more than fits into memory.
     """
@@ -35,9 +37,14 @@ class Loader(yaml.SafeLoader):
         first: [
             each
             for each in resolvers
-            if each[0] not in (INTEGER, FLOAT) and (each[0] != BOOLEAN or first in "tTfF")
+            if each[0] not in (INTEGER, FLOAT, DATE) and (each[0] != BOOLEAN or first in "tTfF")
         ]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    yaml_constructors = {  # noqa: RUF012 (likewise)
+        tag: constructor
+        for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
+        if tag in (None, NULL, BOOLEAN, INTEGER, FLOAT, TEXT, LIST, MAPPING)
     }
     depth = 0  # of the node that is being composed
     number = 0  # of the nodes so far

@@ -69,7 +69,8 @@ launch() {
         [ "$warned $code" != "yes $((128 + $(kill -l USR1)))" ] || code=75
     fi
     if [ "$code" = 75 ] && [ "$warned" = yes ] && [ "${REQUEUE:-no}" = yes ]; then
-        scontrol requeue "$SLURM_JOB_ID" && sleep 60 # Slurm ends this script
+        [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+        scontrol requeue "$job" && sleep 60 # Slurm ends this script; of an array, this task alone
     fi
     exit "$code"
 }

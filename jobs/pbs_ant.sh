@@ -11,6 +11,7 @@
 #PBS -l walltime=08:00:00
 #PBS -j oe
 #PBS -r y
+#PBS -V
 ##PBS -A account
 ##PBS -q queue
 

@@ -14,6 +14,9 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
 #SBATCH --nodes=1 --ntasks=3 --cpus-per-task=1 --gres=gpu:2
+##SBATCH --account=account
+##SBATCH --partition=partition
+##SBATCH --mem-per-cpu=1G
 #SBATCH hetjob
 #SBATCH --ntasks=32 --cpus-per-task=1 --time=04:00:00
 ##SBATCH --account=account

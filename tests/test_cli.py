@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 import h5py
 import pytest
 from conftest import BAD_INPUT, HERE, ROOT, SMALL, command, environment, run
+
+from hpc_maml.cli import only_prints
 
 slow = pytest.mark.slow
 LINE = re.compile(
@@ -55,6 +58,12 @@ def test_names_stand_above_the_columns(words, columns):
     ("words", "sentence"),
     [
         ("trian", "'trian' is not a command (did you mean 'train'?)"),
+        ("tran seed=3", "'tran' is not a command (did you mean 'train'?)"),
+        ("reproduce --slurm navigation", "name the experiment, before --slurm"),
+        ("reproduce --run 0", "name the experiment"),
+        (f"reproduce {'x' * 300}.yaml", "cannot be read: File name too long"),
+        (f"jobs {'x' * 300}", "cannot be written: File name too long"),
+        ("bench --json nowhere/x.json", "nowhere/x.json cannot be written: No such file"),
         ("algorithm.fast_lr = 0.1", "without spaces around the =: algorithm.fast_lr=0.1."),
         ("seed= 2 horizon=3", "without spaces around the =: seed=2 horizon=3."),
         ("seed =2", "without spaces around the =: seed=2."),
@@ -70,6 +79,20 @@ def test_hints_for_what_is_written_otherwise(words, sentence):
     refused = run(HERE, *words.split(), code=BAD_INPUT)
     assert sentence in refused.stderr
     assert not refused.stdout
+
+
+def test_a_folder_that_is_gone_is_one_sentence(tmp_path):
+    program = shlex.join(command(None, ["--version"]))
+    line = f"mkdir gone && cd gone && rmdir ../gone && {program}"
+    done = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (BAD_INPUT, "")
+    assert done.stderr == "hpc_maml: the current folder is gone: No such file or directory.\n"
+
+
+def test_whose_work_is_what_they_print():
+    assert all(map(only_prints, (["-h"], ["--version"], ["config", "seed=3"], ["doctor"])))
+    kept = ([], ["--config", "f"], ["seed=3"], ["train", "--help"], ["evaluate", "run"])
+    assert not any(map(only_prints, kept))
 
 
 def test_a_hint_comes_from_one_rank():

@@ -276,6 +276,13 @@ class TestFilesAndWords:
     def test_integers_are_those_of_yaml_1_2(self, text, number):
         assert load_config(words=[f"seed={text}"]).seed == number
 
+    def test_dates_are_words(self, tmp_path):
+        config = load_config(None, ["env.kwargs={start: 2020-01-01, at: 2020-01-01 10:00:00}"])
+        assert config.env.kwargs == {"start": "2020-01-01", "at": "2020-01-01 10:00:00"}
+        file = tmp_path / "c.yaml"
+        file.write_text(to_yaml(config))
+        assert load_config(file) == config
+
     def test_on_off_yes_and_no_are_words(self, tmp_path):
         words = ["metrics.tensorboard=off", "env.kwargs={a: yes, b: true, c: NO, d: '1e5'}"]
         config = load_config(None, words)
@@ -369,12 +376,14 @@ class TestMistakes:
             ("seed=[1", "is not valid YAML"),
             ("seed=1_000", "'seed'"),
             ("seed=1:30", "'seed'"),
-            ("seed=2024-13-45", "the value of seed is not valid YAML"),
+            ("seed=2024-13-45", "must be a valid integer (got '2024-13-45')"),
             ("seed=!!int x", "the value of seed is not valid YAML"),
             ("env.kwargs={a: 1, a: 2}", "the key 'a' occurs twice"),
             ('seed=!!int ""', "the value of seed is not valid YAML: invalid literal for int"),
             ("seed=!!map [1]", "the value of seed is not valid YAML: a tag does not fit its value"),
-            ("seed=!!timestamp x", "a tag does not fit its value"),
+            ("seed=!!timestamp x", "could not determine a constructor for the tag"),
+            ("env.kwargs={a: !!binary aGk=}", "could not determine a constructor for the tag"),
+            ("env.kwargs={a: !!set {b}}", "could not determine a constructor for the tag"),
             ("seed=1" + 400 * ":10" + ".5", "must be a valid integer"),
             ("seed=0x" + 5000 * "f", "the value of seed is not valid YAML: Exceeds the limit"),
             ("env.kwargs={a: 0x" + 5000 * "f" + "}", "is not valid YAML: Exceeds the limit"),

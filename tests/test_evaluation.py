@@ -32,6 +32,14 @@ def runs(tmp_path_factory) -> Path:
     return top
 
 
+def test_a_result_that_could_not_be_kept_is_not_computed(runs):
+    shutil.copytree(runs / "untested", "copy")
+    Path("copy/evaluations").write_text("")
+    refused = run(HERE, "evaluate", "copy", code=BAD_INPUT)
+    assert "copy/evaluations cannot be written: File exists." in refused.stderr
+    assert "evaluate" not in Path("copy/log.txt").read_text()
+
+
 def test_training_is_the_same_with_meta_tests(runs):
     assert checkpoints(runs / "tested")
     assert checkpoints(runs / "tested") == checkpoints(runs / "untested")

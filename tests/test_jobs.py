@@ -129,6 +129,26 @@ def test_a_job_that_is_ended_before_it_starts_does_not_start():
     assert not Path("runs").exists()
 
 
+@pytest.mark.usefixtures("_scripts")
+@pytest.mark.parametrize(
+    ("array", "queued"),
+    [({}, "12"), ({"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"}, "12_3")],
+)
+def test_what_is_queued_again_is_the_warned_job_alone(array, queued):
+    """The last task of an array has the number of the array, which stands for all of it."""
+    Path("bin").mkdir()
+    for name, text in (
+        ("python", 'case "$*" in "-m hpc_maml"*) kill -USR1 $PPID; sleep 1; exit 75;; esac'),
+        ("scontrol", 'echo "$@" >asked; exit 1'),
+    ):
+        Path("bin", name).write_text(f"#!/bin/sh\n{text}\n")
+        Path("bin", name).chmod(0o755)
+    path = f"{Path('bin').absolute()}{os.pathsep}{os.environ['PATH']}"
+    words = {"SLURM_JOB_ID": "12", "SLURM_NTASKS": "1", "LAUNCHER": "env", "REQUEUE": "yes"}
+    done = submit("jobs/slurm_ant.sh", PATH=path, **words, **array)
+    assert (done.returncode, Path("asked").read_text()) == (75, f"requeue {queued}\n"), done.stderr
+
+
 def test_a_run_stops_before_its_time_limit():
     started = time.monotonic()
     words = (*SMALL, "num_iterations=1000000", "--run-dir", "run", "--time-limit")

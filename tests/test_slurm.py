@@ -220,6 +220,23 @@ class TestPreemption:
         text = self.goes_on(cluster, job, undisturbed, LONG)
         assert "stopped early after " in text, text
 
+    def test_a_warned_task_of_an_array_is_queued_again_alone(self, cluster):
+        words = ("--config", "configs/navigation.yaml", *SETTINGS)
+        sweep = {"KEY": "algorithm.max_kl", "VALUES": "0.01 0.02", "SEEDS": "1", "REQUEUE": "yes"}
+        job = cluster.submit("--array=0-1", "-n1", "jobs/slurm_sweep.sh", *words, **sweep)
+        folders = [f"runs/sweep-{job}/algorithm.max_kl={max_kl}-seed=1" for max_kl in (0.01, 0.02)]
+        for folder in folders:
+            wait_for_checkpoint(cluster, folder, 2)
+        cluster.on(LOGIN, "scancel", "--batch", "--signal=USR1", f"{job}_1")
+        ends = "stopped early after "
+        cluster.wait_for(lambda: ends in log(f"sweep-{job}_1.log"), "task 1 to stop", 120)
+        PACE.unlink()
+        for task, restarts in enumerate(("0", "1")):
+            name = f"sweep-{job}_{task}.log"
+            ended = wait_for_end(cluster, f"{job}_{task}", name)
+            assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", restarts), log(name)
+        assert ends not in log(f"sweep-{job}_0.log")
+
     def test_scancel_signal(self, cluster, job, undisturbed):
         cluster.on(LOGIN, "scancel", "--batch", "--signal=USR1", job)
         assert "stopped early after " in self.goes_on(cluster, job, undisturbed)

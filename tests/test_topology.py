@@ -3,6 +3,7 @@
 import pytest
 
 from hpc_maml.errors import InputError
+from hpc_maml.mpi import topology
 from hpc_maml.mpi.topology import Seat, plan_roles, rank_ranges
 
 
@@ -70,6 +71,20 @@ SIZES_AND_AGENTS = [
     *((size, agents) for size in range(1, 40) for agents in (1, 2, 3) if agents <= size),
     *((size, "auto") for size in range(1, 40)),
 ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "seen"),
+    [(None, "0 1"), ("1", "1"), ("", ""), ("-1", ""), ("NoDevFiles", ""), ("1,-1,0", "1")],
+)
+def test_the_gpus_that_a_process_may_use(asked, seen, monkeypatch, tmp_path):
+    for name in ("nvidia0", "nvidia1", "nvidiactl"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(topology, "Path", lambda _: tmp_path)
+    environment = {} if asked is None else {"CUDA_VISIBLE_DEVICES": asked}
+    for version, found in (("2.13.0", seen), ("2.13.0+cu128", seen), ("2.13.0+cpu", "")):
+        monkeypatch.setattr(topology, "version", lambda _, version=version: version)
+        assert " ".join(topology.visible_gpus(environment)) == found
 
 
 @pytest.mark.parametrize("layout", ["split", "team", "auto"])

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -342,7 +343,23 @@ def smallest(comm: MPI.Comm, value: int, limit: float) -> int:
 
 
 def visible_gpus(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
-    """Return the names of the GPUs of this host that a process may use, without touching any."""
+    """Return the names of the GPUs that a process may use, without touching any.
+
+    There are none for a torch that was built for CPUs.
+    """
+    return () if torch_is_for_cpus() else gpu_devices(environment)
+
+
+def torch_is_for_cpus() -> bool:
+    """Tell whether the version of torch says so; to import it would take seconds."""
+    try:
+        return version("torch").endswith("+cpu")
+    except PackageNotFoundError:
+        return False
+
+
+def gpu_devices(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """Return the names of the GPUs of this host that the environment lets a process see."""
     dev = Path("/dev")
     devices = sorted(path.name.removeprefix("nvidia") for path in dev.glob("nvidia[0-9]*"))
     if (dev / "kfd").exists():  # ROCm
@@ -350,7 +367,8 @@ def visible_gpus(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]
     elif (dev / "dxg").exists():  # WSL, which does not tell how many
         devices = ["0"]
     if devices and "CUDA_VISIBLE_DEVICES" in environment:
-        return tuple(filter(None, environment["CUDA_VISIBLE_DEVICES"].split(",")))
+        names = map(str.strip, environment["CUDA_VISIBLE_DEVICES"].split(","))
+        return tuple(takewhile(lambda name: name not in ("", "-1", "NoDevFiles"), names))
     return tuple(devices)
 
 

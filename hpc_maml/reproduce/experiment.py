@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from hpc_maml.config import MOST_TASKS, MOST_UPDATES, Config, load_config
-from hpc_maml.errors import InputError, nearest, shown
+from hpc_maml.errors import InputError, nearest, reason_of, shown
 from hpc_maml.settings import Count, Positive, Section, broken_rule
 from hpc_maml.yaml_text import read_yaml
 
@@ -121,7 +121,11 @@ def name_of(experiment: str) -> str:
 def read(experiment: str) -> Experiment:
     """Return an experiment by its name, or out of a file of one's own; raises InputError."""
     path = Path(experiment) if experiment.endswith(".yaml") else FOLDER / f"{experiment}.yaml"
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {reason_of(error)}.") from None
+    if not there:
         raise InputError(
             f"There is no experiment {experiment}{nearest(experiment, names())}: there are "
             f"{', '.join(names())}, and files NAME.yaml of your own."

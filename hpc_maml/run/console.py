@@ -204,7 +204,14 @@ def meta_test_tables(found: MetaTest) -> tuple[str, list[dict[str, Any]]]:
     def cell(values: np.ndarray, name: str, unit: str = "reward") -> str:
         mean, half = float(values.mean()), float(half_width(values))
         name = name.replace(" ", "_")
-        rows.append({"name": name, "value": mean, "unit": unit, "confidence_95": half})
+        rows.append(
+            {
+                "name": name,
+                "value": mean,
+                "unit": unit,
+                "confidence_95": None if np.isnan(half) else half,
+            }
+        )
         return f"{mean:.2f} ± {half:.2f}" if unit == "reward" else _share(mean, half)
 
     def add_row(

@@ -23,7 +23,15 @@ from hpc_maml.errors import InputError, reason_of
 from hpc_maml.mpi.gpu_sums import ask_library
 from hpc_maml.mpi.launcher import has_launcher, launcher_rank
 from hpc_maml.mpi.runtime import check_world, from_rank_0, to_rank_0
-from hpc_maml.mpi.topology import Place, Plan, Seat, plan_roles, rank_ranges, visible_gpus
+from hpc_maml.mpi.topology import (
+    Place,
+    Plan,
+    Seat,
+    gpu_devices,
+    plan_roles,
+    rank_ranges,
+    visible_gpus,
+)
 from hpc_maml.report.advice import uneven
 from hpc_maml.run import memory
 from hpc_maml.run.job import make_env, prepare
@@ -247,10 +255,10 @@ def _gpus(
 
 def check_run_folder(path: Path) -> list[Check]:
     """Try what a run does with its folder, in the nearest folder that exists."""
-    while not path.exists() and path != path.parent:
-        path = path.parent
     subject = "run folder"
     try:
+        while not path.exists() and path != path.parent:
+            path = path.parent
         with tempfile.TemporaryDirectory(prefix=".doctor-", dir=path) as name:
             locks = _can_lock(Path(name))
             seconds = _time_of(lambda: _write_durably(Path(name)))
@@ -340,6 +348,7 @@ def check_libraries(gpus: bool) -> list[Check]:
         from importlib.metadata import version as version_of
 
         version = version_of("torch")
+        gpus = gpus or bool(gpu_devices())  # those that are there, whatever torch is for
         seen = importlib.import_module("torch").cuda.device_count() if gpus else None
     except Exception as error:
         return [*checks, Check("error" if gpus else "warning", "torch", f"{error}")]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from hpc_maml.config import (
     differing_keys,
 )
 from hpc_maml.envs.batched import TaskVectorEnv
-from hpc_maml.errors import InputError, printable
+from hpc_maml.errors import InputError, printable, reason_of
 from hpc_maml.mpi.runtime import from_rank_0
 from hpc_maml.mpi.topology import Topology
 from hpc_maml.parts import make_algorithm, make_env
@@ -145,8 +146,21 @@ class MetaTesting:
             found = chosen_checkpoint(path, other, algorithm)
             self.contestants[name] = (algorithm, state_of(found))
         algorithms = tuple(algorithm for algorithm, _ in self.contestants.values())
+        self._check_folder()
         self._begin_log()  # last, as what is refused leaves nothing behind
         return replace(job, algorithms=algorithms)
+
+    def _check_folder(self) -> None:
+        """Raise InputError if the result could not be kept, before it is computed."""
+        from hpc_maml.storage.run_folder import EVALUATIONS
+
+        folder = self.run_dir / EVALUATIONS
+        try:
+            folder.mkdir(exist_ok=True)
+            with TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise InputError(f"{folder} cannot be written: {reason_of(error)}.") from None
 
     def _begin_log(self) -> None:
         """Say in the log of the run that a meta-test begins."""

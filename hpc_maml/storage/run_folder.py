@@ -8,6 +8,7 @@ import errno
 import fcntl
 import os
 import re
+import sys
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -191,5 +192,6 @@ def take_lock(path: Path, what: str) -> IO[str]:
     except BlockingIOError:
         raise InputError(f"The {what} {path} is in use by another job.") from None
     except OSError:
-        pass  # a file system without locks: there is nothing to check with
+        said = f"{path} is on a file system without locks: nothing keeps two jobs out of it."
+        print(f"hpc_maml: {said}", file=sys.stderr)
     return lock
