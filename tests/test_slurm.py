@@ -226,7 +226,7 @@ class TestPreemption:
         job = cluster.submit("--array=0-1", "-n1", "jobs/slurm_sweep.sh", *words, **sweep)
         folders = [f"runs/sweep-{job}/algorithm.max_kl={max_kl}-seed=1" for max_kl in (0.01, 0.02)]
         for folder in folders:
-            wait_for_checkpoint(cluster, folder, 2)
+            wait_for_checkpoint(cluster, folder, 5)
         cluster.on(LOGIN, "scancel", "--batch", "--signal=USR1", f"{job}_1")
         ends = "stopped early after "
         cluster.wait_for(lambda: ends in log(f"sweep-{job}_1.log"), "task 1 to stop", 120)
