@@ -44,8 +44,8 @@ def train(
         from hpc_maml.storage.run_folder import has_config, read_config
 
         folder = None if run_dir is None else Path(run_dir)
-        if not all(map(callable, callbacks)):
-            raise InputError("Callbacks are functions of the iterations done and the metrics.")
+        if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
+            raise InputError("Callbacks are functions of iterations done and metrics, in a list.")
 
         def load_settings() -> Config:
             if isinstance(config, Config):
@@ -95,6 +95,8 @@ def evaluate(
     with _one_process() as world:
         from hpc_maml.run.meta_testing import MetaTesting, test_settings
 
+        if episodes is not None and (type(episodes) is not int or episodes < 2):
+            raise InputError(f"episodes must be a number from 2 on, not {episodes!r}.")
         settings = test_settings(tasks, updates, step_sizes, last_actions)
         several = [baselines] if isinstance(baselines, Run | str | Path) else baselines
         folders = [_folder(each) for each in several]

@@ -10,6 +10,7 @@ returns the parameters, then the new memory.
 """
 
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +128,26 @@ def write_onnx(module: TorchPolicy, path: Path) -> Path:
             )
     except ImportError as error:
         raise InputError(f"to_onnx needs {error.name}: pip install 'hpc_maml[onnx]'.") from None
+    except Exception as error:  # of torch, about a network that it cannot follow
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise InputError(
+            f"torch cannot export this network: {type(error).__name__}: {reason}."
+        ) from None
     model: Any = program and program.model_proto
+    graph = model.graph
+    for value in (*graph.input, *graph.output):
+        sizes = value.type.tensor_type.shape.dim
+        if value.name != "log_std" and not (sizes and sizes[0].dim_param):
+            raise InputError(
+                f"torch cannot export this network for batches of any size: its {value.name} "
+                "would always have the rows of the example."
+            )
+    temporary = path.with_name(f"{path.name}.partial")
     try:
-        path.write_bytes(model.SerializeToString())
+        temporary.write_bytes(model.SerializeToString())
+        temporary.replace(path)
     except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
         raise InputError(f"{path} cannot be written: {error.strerror}.") from None
     return path

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 import numpy as np
 from gymnasium import Space
+from gymnasium.spaces import Discrete
 
 from hpc_maml.algorithms import Algorithm
 from hpc_maml.algorithms.algorithm import State
 from hpc_maml.algorithms.collection import collect_phase
 from hpc_maml.config import Config, EnvConfig
-from hpc_maml.envs.batched import TaskVectorEnv
-from hpc_maml.envs.foreign import GivenEnv
-from hpc_maml.errors import InputError
+from hpc_maml.envs.batched import TaskVectorEnv, check_choices
+from hpc_maml.envs.foreign import GivenEnv, layer_with
+from hpc_maml.errors import InputError, shown
 from hpc_maml.parts import make_algorithm, make_dtype, make_env
 from hpc_maml.policies.distributions import Parameters
 from hpc_maml.sampling.rollout import Play
@@ -107,6 +108,12 @@ class TrainedPolicy:
             raise InputError("A recurrent policy remembers one episode of each phase.")
         number = 1 if self.recurrent else episodes or self.config.fast_batch_size
         played = _PlayedEnv(self, env, task, number)
+        if played.episodes != number and (episodes is not None or self.recurrent):
+            raise InputError(
+                f"The environment has {played.episodes} episodes of each task, not {number}."
+            )
+        if played.episodes < 2 and not self.recurrent:
+            raise InputError("A policy is adapted on two episodes at least.")
         if self.parameters.ndim == 2 and len(self.parameters) != played.env.num_tasks:
             raise InputError(f"This is a policy of {len(self.parameters)} tasks: give as many.")
         with_episodes = self.config.model_copy(update={"fast_batch_size": played.episodes})
@@ -211,6 +218,7 @@ class Trial:
         self.batch = batch
         self.memory: np.ndarray | None = None  # [*tasks, N, M]
         self._actions: np.ndarray | None = None  # [*tasks, N, ...], whose results are not yet known
+        self._first_action = int(getattr(policy.action_space, "start", 0))
         if size := policy.algorithm.policy.memory_size:
             shape = (*policy._tasks, int(np.prod(batch)), size)
             begun = np.zeros(size, np.float32) if policy.memory is None else policy.memory
@@ -243,12 +251,12 @@ class Trial:
         if deterministic:
             actions = distribution.most_probable(parameters)
         else:
-            noise = distribution.noise(rng or np.random.default_rng(), rows.shape[:-1])
+            noise = distribution.noise(np.random.default_rng(rng), rows.shape[:-1])
             actions = distribution.sample(parameters, noise)
         self._actions = actions
         own = self.policy.action_space.shape or ()
         found: np.ndarray = actions.reshape((*self.policy._tasks, *self.batch, *own))
-        return found[()]
+        return (found + self._first_action)[()] if self._first_action else found[()]
 
     def observe(self, rewards: Any, ended: Any, actions: Any = None) -> None:
         """Remember the result of the last actions: rewards, and whether the episode ended.
@@ -259,24 +267,41 @@ class Trial:
         if self._actions is None:
             raise InputError("There is no action yet: call trial.act(observation) first.")
         if actions is not None:
-            self._actions = _like(self._actions, actions, "actions")
+            own = self.policy.action_space.shape or ()
+            taken = self._shaped(self._actions, actions, own, "actions") - self._first_action
+            if isinstance(self.policy.action_space, Discrete):
+                try:
+                    check_choices(taken, self.policy.action_space.n)
+                except ValueError as error:
+                    raise InputError(f"The actions do not fit: {error}.") from None
+            self._actions = taken.astype(self._actions.dtype)
         if self.memory is not None:
             lead = self.memory.shape[:-1]
             self.memory = self.policy.algorithm.policy.network.remember(
                 self.memory,
                 self._actions,
-                _like(np.empty(lead, np.float32), rewards, "rewards"),
-                _like(np.empty(lead, np.bool_), ended, "ended"),
+                self._shaped(np.empty(lead, np.float32), rewards, (), "rewards"),
+                self._shaped(np.empty(lead, np.bool_), ended, (), "ended"),
             )
         self._actions = None
 
-
-def _like(expected: np.ndarray, values: Any, name: str) -> np.ndarray:
-    """Return values in the shape and type of an array; raises InputError."""
-    given = np.asarray(values, expected.dtype)
-    if given.size != expected.size:
-        raise InputError(f"There must be {expected.size} numbers of {name}, not {given.size}.")
-    return given.reshape(expected.shape)
+    def _shaped(
+        self, expected: np.ndarray, values: Any, own: tuple[int, ...], name: str
+    ) -> np.ndarray:
+        """Return values ``[*tasks, *batch, *own]`` in the shape of an array; raises InputError."""
+        kind = expected.dtype if expected.dtype == np.bool_ else np.float64
+        try:
+            given = np.asarray(values, kind)
+        except (TypeError, ValueError):
+            raise InputError(f"The {name} are no numbers: {shown(values)}.") from None
+        shape = (*self.policy._tasks, *self.batch, *own)
+        if given.shape != shape:
+            raise InputError(f"The {name} must be {list(shape)}, not {list(given.shape)}.")
+        if not np.isfinite(given).all():
+            raise InputError(f"The {name} must be finite.")
+        if expected.dtype.kind in "iu" and (given != np.floor(given)).any():
+            raise InputError(f"The {name} must be integers.")
+        return given.astype(expected.dtype).reshape(expected.shape)
 
 
 class _PlayedEnv:
@@ -368,7 +393,7 @@ def _make(config: Config, name: str, num_tasks: int, episodes: int) -> TaskVecto
 
 
 def _set_task(env: gymnasium.Env, task: Any) -> None:
-    set_task = getattr(env.unwrapped, "set_task", None)
+    set_task = getattr(layer_with(env, "set_task"), "set_task", None)
     if set_task is None:
         raise InputError("The environment has no set_task: leave the task out.")
     set_task(task)

@@ -294,9 +294,61 @@ class OldReset(ShortObservations):
         return np.zeros(2), super().reset(seed=seed, options=options)[1], {}
 
 
+class OldStep(ShortObservations):
+    """It steps as environments of Gym did."""
+
+    def _observation(self):
+        return self.place.ravel()
+
+    def step(self, action):
+        return self._observation(), 0.0, False, {}
+
+
+class ManyRewards(OldStep):
+    def step(self, action):
+        return self._observation(), [1.0, 2.0], False, False, {}
+
+
+class NoSuccess(OldStep):
+    reports_success = True
+
+    def step(self, action):
+        return self._observation(), 0.0, False, False, {}
+
+
+class Tenfold(gymnasium.Wrapper):
+    """Tasks ten times as large as those of the environment inside."""
+
+    def __init__(self):
+        super().__init__(gymnasium.wrappers.TimeLimit(Walk(), 5))
+
+    def sample_tasks(self, rng, n):
+        return np.full(n, 0.3)
+
+    def set_task(self, task):
+        self.env.unwrapped.set_task(10 * task)
+
+
+def test_the_outermost_layer_that_has_tasks_sets_them():
+    env = envs.make(f"{HERE}:Tenfold", **SIZES)
+    tasks = env.sample_tasks(np.random.default_rng(0), 2)
+    assert tasks.tolist() == [[0.3], [0.3]]
+    env.set_tasks(tasks)
+    assert {each.unwrapped.reach for each in env._envs} == {3.0}
+
+
+def test_an_id_may_stand_for_a_class_itself():
+    gymnasium.register("WalkItself-v0", entry_point=Walk)
+    env = envs.make("WalkItself-v0", **SIZES, task_ranges={"limit": [5, 6]})
+    env.set_tasks([[5.0], [6.0]])
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
+        ("OldStep", "step must return an observation, a reward, whether the episode terminated"),
+        ("ManyRewards", "step must return one reward, not [1.0, 2.0]"),
+        ("NoSuccess", "reports_success, but infos have no success"),
         (
             "ShortObservations",
             "returned an observation of [1] numbers, its observation_space has [2]",

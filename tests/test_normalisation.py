@@ -97,6 +97,24 @@ def test_a_number_that_never_changes_is_divided_by_the_smallest_deviation():
     assert normaliser(state)(np.array([[5e-4]])) == pytest.approx(5.0)
 
 
+@pytest.mark.parametrize("constant", [9.81, -0.7, 0.3])
+def test_the_variance_of_a_number_that_never_changes_is_not_negative(constant):
+    rng = np.random.default_rng(0)
+    for steps, episodes, tasks in ((37, 7, 11), (100, 20, 20), (5, 3, 2)):
+        changing = rng.standard_normal((tasks, steps, episodes, 1))
+        seen = np.concatenate([changing, np.full_like(changing, constant)], axis=-1)
+        phase = Trajectories(*[None] * 9)._replace(
+            observations=seen.astype(np.float32),
+            rewards=np.zeros((tasks, steps, episodes)),
+            lengths=np.full((tasks, episodes), steps),
+        )
+        state = initial_statistics(2)
+        for _ in range(3):
+            state = updated(state, moments([phase], state["observation_mean"]).sum(0))
+            assert (state["observation_variance"] >= 0).all()
+            assert np.isfinite(normaliser(state)(seen.astype(np.float32))).all()
+
+
 def test_moments_by_hand():
     # one task, two steps of two episodes, the second of which has one step
     episodes = Trajectories(*[None] * 9)._replace(

@@ -87,6 +87,8 @@ def test_bad_input_is_one_sentence():
     [
         (lambda: hpc_maml.train("configs/navigation.yaml"), "comes from load_config, not"),
         (lambda: hpc_maml.train({}, "new", callbacks=[5]), "Callbacks are functions"),
+        (lambda: hpc_maml.train({}, "new", callbacks=print), "Callbacks are functions"),
+        (lambda: hpc_maml.evaluate("x", episodes=0), "episodes must be a number from 2 on, not 0"),
         (lambda: hpc_maml.evaluate("x", updates=2, step_sizes=0.1), "2 updates, but 1 step"),
         (lambda: hpc_maml.evaluate("x", step_sizes=0.1), "x is not a run folder"),
         (lambda: hpc_maml.load_config(words="sed=3"), "did you mean 'seed'"),

@@ -4,6 +4,7 @@ import copy
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import gymnasium
@@ -19,6 +20,7 @@ from hpc_maml.errors import InputError
 from hpc_maml.parts import make_dtype, make_env
 from hpc_maml.sampling.advantages import task_advantages
 from hpc_maml.sampling.trajectory import trajectories
+from hpc_maml.torch_export import write_onnx
 from hpc_maml.trained_policy import TrainedPolicy
 
 WORDS = ("meta_batch_size=3", "fast_batch_size=4", "horizon=9", "num_iterations=2", "device=cpu")
@@ -34,6 +36,9 @@ RUNS = {
     "rl2": ("algorithm.name=rl2", "policy.hidden_size=6", "algorithm.episodes_per_trial=2"),
     "rl2_discrete": ("env.name=bandit", "algorithm.name=rl2", "policy.hidden_size=6"),
 }
+
+
+BATCH = partial(make, "navigation")
 
 
 @pytest.fixture(scope="module")
@@ -339,6 +344,16 @@ def test_a_torch_module_can_be_trained_on(policy):
         (lambda policy: policy.adapt("navigatoin", [1, 2]), "did you mean 'navigation'"),
         (lambda policy: policy.adapt("bandit", [0.5] * 5), "those that the policy learned with"),
         (lambda policy: policy.adapt("navigation", [0, 1], episodes=1), "two episodes"),
+        (
+            lambda policy: policy.adapt(BATCH(num_tasks=1, episodes_per_task=1), [0, 1]),
+            "two episodes",
+        ),
+        (
+            lambda policy: policy.adapt(
+                BATCH(num_tasks=1, episodes_per_task=4), [0, 1], episodes=9
+            ),
+            "has 4 episodes of each task, not 9",
+        ),
         (lambda policy: policy.adapt(gymnasium.make("Pendulum-v1"), 1), "has no set_task"),
         (lambda policy: policy.adapt(gymnasium.make("Pendulum-v1")), "of this environment are Box"),
         (lambda policy: policy.adapt(Unsuitable()), "The environment cannot be used: actions of"),
@@ -367,5 +382,69 @@ def test_a_recurrent_policy_acts_in_trials(policy):
     trial.act([0, 0])
     with pytest.raises(InputError, match="The result of the last action is missing"):
         trial.act([0, 0])
-    with pytest.raises(InputError, match="1 numbers of rewards, not 2"):
+    with pytest.raises(InputError, match=r"The rewards must be \[\], not \[2\]"):
         trial.observe([1, 2], False)
+
+
+@pytest.mark.parametrize("policy", ["rl2_discrete"], indirect=True)
+def test_what_a_trial_is_told_is_checked(policy):
+    trial = policy.trial((2, 3))
+    for rewards, ended, actions, said in (
+        (np.zeros((3, 2)), np.zeros((2, 3)), None, "must be [2, 3], not [3, 2]"),
+        (np.full((2, 3), np.nan), np.zeros((2, 3)), None, "must be finite"),
+        (np.zeros((2, 3)), np.zeros((2, 3)), np.full((2, 3), 7), "integers from 0 to 4"),
+        (np.zeros((2, 3)), np.zeros((2, 3)), np.full((2, 3), 1.5), "must be integers"),
+        (np.zeros((2, 3)), np.zeros((2, 3)), "left", "are no numbers"),
+    ):
+        trial._actions = np.zeros(6, np.int64)
+        with pytest.raises(InputError) as error:
+            trial.observe(rewards, ended, actions)
+        assert said in str(error.value)
+
+
+@pytest.mark.parametrize("policy", ["rl2_discrete"], indirect=True)
+def test_choices_are_counted_from_where_the_environment_begins(policy):
+    later = replace(policy, action_space=gymnasium.spaces.Discrete(5, start=-2))
+    here, there = policy.trial(4), later.trial(4)
+    seen = observations(policy, 4)
+    for _ in range(3):
+        actions = here.act(seen)
+        assert np.array_equal(there.act(seen), actions - 2)
+        here.observe(np.ones(4), np.zeros(4), actions)
+        there.observe(np.ones(4), np.zeros(4), actions - 2)
+        assert np.array_equal(here.memory, there.memory)
+
+
+def test_a_drawn_action_follows_from_a_seed(policy):
+    drawn = [policy([0, 0], deterministic=False, rng=rng) for rng in (3, np.random.default_rng(3))]
+    assert np.array_equal(*drawn)
+
+
+class Rows(torch.nn.Module):
+    """One row after the other, which an export writes out."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = torch.nn.Linear(2, 2)
+
+    def forward(self, x):
+        return torch.stack([self.inner(row) for row in x])
+
+
+class Branch(Rows):
+    """It decides by numbers, which an export cannot."""
+
+    def forward(self, x):
+        return self.inner(x) if x.abs().max() < 1e6 else x
+
+
+@pytest.mark.parametrize(
+    ("network", "said"), [(Rows, "for batches of any size"), (Branch, "cannot export this network")]
+)
+def test_what_cannot_be_exported_leaves_the_file(network, said, policy, tmp_path):
+    module = policy.to_torch()
+    good = policy.to_onnx(tmp_path / "policy.onnx").read_bytes()
+    module.network = network()
+    with pytest.raises(InputError, match=said):
+        write_onnx(module, tmp_path / "policy.onnx")
+    assert [each.read_bytes() for each in tmp_path.glob("policy.onnx*")] == [good]

@@ -79,6 +79,7 @@ class TaskVectorEnv(VectorEnv, ABC):
         self.num_threads = num_threads
         self.single_observation_space = single_observation_space
         self.single_action_space = single_action_space
+        self.policy_action_space = single_action_space  # as a policy's caller hands actions on
         self.observation_space = batch_space(single_observation_space, self.num_envs)
         self.action_space = batch_space(single_action_space, self.num_envs)
         self._tasks: np.ndarray | None = None  # [num_envs, task_dim]

@@ -26,8 +26,16 @@ def maker_of_id(env_id: str) -> Maker:
 def creator_of(maker: Maker) -> Callable[..., Any]:
     """Return the class, or the entry point behind an ID, that takes the keyword arguments."""
     if isinstance(maker, partial):
-        return load_env_creator(gymnasium.spec(maker.args[0]).entry_point)
+        entry_point = gymnasium.spec(maker.args[0]).entry_point
+        return entry_point if callable(entry_point) else load_env_creator(entry_point)
     return maker
+
+
+def layer_with(env: Any, name: str) -> Any:
+    """Return the outermost of an environment and its wrappers that has an attribute, or it."""
+    while not hasattr(env, name) and isinstance(env, gymnasium.Wrapper):
+        env = env.env
+    return env
 
 
 def title(maker: Maker) -> str:
@@ -75,6 +83,8 @@ class Foreign(TaskVectorEnv):
             ),
             single_action_space=flat_actions,
         )
+        if isinstance(actions, spaces.Discrete):
+            self.policy_action_space = spaces.Discrete(actions.n, start=actions.start)
         self._seen = np.zeros(self.observation_space.shape, np.float32)
         self._cut_short = np.zeros(self.num_envs, np.bool_)
         self._succeeded = np.zeros(self.num_envs, np.bool_)
@@ -136,7 +146,8 @@ class SingleEnvs(Foreign):
     def __init__(self, name: str, envs: Sequence[gymnasium.Env], **sizes: Any) -> None:
         """Make the batch of environments of one kind."""
         self._envs = list(envs)
-        self.reports_success = bool(getattr(envs[0].unwrapped, "reports_success", False))
+        reporting = layer_with(envs[0], "reports_success")
+        self.reports_success = bool(getattr(reporting, "reports_success", False))
         super().__init__(name, envs[0].observation_space, envs[0].action_space, **sizes)
 
     def image(self, row: int) -> np.ndarray:
@@ -146,7 +157,7 @@ class SingleEnvs(Foreign):
     @property
     def seconds_per_step(self) -> float:
         """The time that a step takes in a film, where the environment says so."""
-        return 1 / float(self._envs[0].metadata.get("render_fps", IMAGES_PER_SECOND))
+        return 1 / float(self._envs[0].metadata.get("render_fps") or IMAGES_PER_SECOND)
 
     def _start(self, chosen: np.ndarray, starts: np.ndarray) -> None:
         for row, seed in zip(np.flatnonzero(chosen), starts[:, 0], strict=True):
@@ -160,11 +171,20 @@ class SingleEnvs(Foreign):
         self, actions: np.ndarray, active: np.ndarray, rewards: np.ndarray, terminated: np.ndarray
     ) -> None:
         for row in np.flatnonzero(active):
-            observation, rewards[row], terminated[row], self._cut_short[row], info = self._envs[
-                row
-            ].step(actions[row])
+            found = self._envs[row].step(actions[row])
+            if not (isinstance(found, tuple) and len(found) == 5):
+                raise InputError(
+                    f"{self._name}: step must return an observation, a reward, whether the episode "
+                    "terminated and was truncated, and infos."
+                )
+            observation, reward, terminated[row], self._cut_short[row], info = found
+            if np.size(reward) != 1:
+                raise InputError(f"{self._name}: step must return one reward, not {reward!r}.")
+            rewards[row] = np.asarray(reward).item()
             self._seen[row] = self._flat(observation)
             if self.reports_success:
+                if "success" not in info:
+                    raise InputError(f"{self._name} reports_success, but infos have no success.")
                 self._succeeded[row] = info["success"]
 
 

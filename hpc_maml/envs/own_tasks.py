@@ -12,6 +12,7 @@ from hpc_maml.envs.foreign import (
     Foreign,
     Maker,
     SingleEnvs,
+    layer_with,
     make_one,
     title,
 )
@@ -30,7 +31,7 @@ class OwnTasks:
         self.task_dim = sample[0].size
 
     def _sample(self, rng: np.random.Generator, n: int) -> np.ndarray:
-        return self._checked(self._task_source.sample_tasks(rng, n), n)
+        return self._checked(layer_with(self._task_source, "sample_tasks").sample_tasks(rng, n), n)
 
     def _checked(self, tasks: Any, n: int) -> np.ndarray:
         """Return n drawn tasks as an array; ValueError if they are no numbers of one shape."""
@@ -40,7 +41,7 @@ class OwnTasks:
             tasks = np.zeros(())
         shape = self._task_shape if self._task_shape is not None else tasks.shape[1:]
         if tasks.shape != (n, *shape) or not tasks.size:
-            name = type(self._task_source).__name__
+            name = type(layer_with(self._task_source, "sample_tasks")).__name__
             raise ValueError(f"sample_tasks(rng, n) of {name} must return n tasks, all numbers")
         return tasks
 
@@ -50,9 +51,10 @@ class OwnTasks:
 
     def sample_test_tasks(self, rng: np.random.Generator, n: int) -> np.ndarray:
         """Draw n tasks of a meta-test, by the environment's ``sample_test_tasks`` if it has one."""
-        if not hasattr(self._task_source, "sample_test_tasks"):
+        source = layer_with(self._task_source, "sample_test_tasks")
+        if not hasattr(source, "sample_test_tasks"):
             return self.sample_tasks(rng, n)
-        return self._checked(self._task_source.sample_test_tasks(rng, n), n).reshape(n, -1)
+        return self._checked(source.sample_test_tasks(rng, n), n).reshape(n, -1)
 
     def _original_task(self, task: np.ndarray) -> Any:
         """Return a task ``[task_dim]`` in the shape in which it was drawn."""
@@ -66,15 +68,15 @@ class SingleEnvsWithTasks(OwnTasks, SingleEnvs):
         """Make the batch; ValueError if tasks cannot be drawn and set."""
         count = sizes["num_tasks"] * sizes["episodes_per_task"]
         envs = [make_one(maker, **kwargs) for _ in range(count)]
-        require(envs[0].unwrapped, title(maker), ("sample_tasks", "set_task"))
-        self._read_tasks(envs[0].unwrapped)
+        require(envs[0], title(maker), ("sample_tasks", "set_task"))
+        self._read_tasks(envs[0])
         super().__init__(title(maker), envs, **sizes)
 
     def set_tasks(self, tasks: np.ndarray) -> None:
         """Set the tasks, ``[num_tasks, task_dim]``; ValueError for any other shape."""
         super().set_tasks(tasks)
         for env, task in zip(self._envs, self._tasks, strict=True):
-            env.unwrapped.set_task(self._original_task(task))
+            layer_with(env, "set_task").set_task(self._original_task(task))
 
 
 class VectorEnvsWithTasks(OwnTasks, Foreign):
@@ -110,7 +112,7 @@ class VectorEnvsWithTasks(OwnTasks, Foreign):
     @property
     def seconds_per_step(self) -> float:
         """The time that a step takes in a film, where the environment says so."""
-        return 1 / float(self._envs[0].metadata.get("render_fps", IMAGES_PER_SECOND))
+        return 1 / float(self._envs[0].metadata.get("render_fps") or IMAGES_PER_SECOND)
 
     def _rows(self) -> list[slice]:
         size = self.episodes_per_task
@@ -159,7 +161,9 @@ def success_of(infos: Mapping[str, Any], ended: np.ndarray) -> np.ndarray:
 
 def require(env: Any, name: str, methods: Sequence[str]) -> None:
     """Raise ValueError for methods that an environment lacks."""
-    missing = [method for method in methods if not callable(getattr(env, method, None))]
+    missing = [
+        method for method in methods if not callable(getattr(layer_with(env, method), method, None))
+    ]
     if missing:
         raise ValueError(
             f"{name} has no {' and no '.join(missing)}, and the configuration no "

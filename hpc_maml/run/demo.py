@@ -133,7 +133,7 @@ def _film(
         playing = progress.add_task("playing", total=job.algorithm.num_phases(True))
         for batches in _phases(config, job, filmed, state, tasks):
             states.append(np.stack(filmed.states))
-            returns.append(batches["rewards"].sum(1).mean(-1))
+            returns.append(batches["rewards"].sum(1)[:, 0])
             progress.advance(playing)
         images = _images(env, filmed, states, returns, tasks, job.algorithm.phase, progress)
     milliseconds = round(1000 * every * env.seconds_per_step)

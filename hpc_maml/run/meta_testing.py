@@ -179,7 +179,7 @@ class MetaTesting:
                 "device": "cpu",
                 "archive": config.archive.model_copy(update={"adapted_parameters": False}),
                 "evaluation": self._evaluation(run),
-                "fast_batch_size": self.episodes or run.fast_batch_size,
+                "fast_batch_size": run.fast_batch_size if self.episodes is None else self.episodes,
             }
         )
 

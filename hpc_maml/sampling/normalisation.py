@@ -74,7 +74,8 @@ def updated(state: Mapping[str, np.ndarray], sums: np.ndarray) -> dict[str, np.n
     number = sums[0] * UNIT
     shift, square = np.split(sums[1:] * UNIT / number, 2)
     share = number / (count + number)
-    variance = (1 - share) * old_variance + share * (square - shift * shift)
+    own_variance = np.maximum(square - shift * shift, 0)  # of what never changes, by rounding less
+    variance = (1 - share) * old_variance + share * own_variance
     return {
         "observation_count": np.asarray(count + number),
         "observation_mean": old_mean + share * shift,

@@ -216,7 +216,7 @@ class Run:
             config,
             algorithm,
             env.single_observation_space,
-            env.single_action_space,
+            env.policy_action_space,
             state,
             found.iteration,
             state[THETA],
