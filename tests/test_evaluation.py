@@ -36,7 +36,7 @@ def test_a_result_that_could_not_be_kept_is_not_computed(runs):
     shutil.copytree(runs / "untested", "copy")
     Path("copy/evaluations").write_text("")
     refused = run(HERE, "evaluate", "copy", code=BAD_INPUT)
-    assert "copy/evaluations cannot be written: File exists." in refused.stderr
+    assert "copy/evaluations cannot be written: Not a directory." in refused.stderr
     assert "evaluate" not in Path("copy/log.txt").read_text()
 
 

@@ -113,11 +113,18 @@ def test_a_run_without_a_signal_says_so_and_stays(name):
 
 
 @pytest.mark.parametrize(
-    "line", ["note: 2020-01-01", "note: !!binary AAAA", "1: a", "note: {1: a}"]
+    ("line", "said"),
+    [
+        ("note: !!binary AAAA", "could not determine a constructor for the tag"),
+        ("1: a", "holds other things than texts and numbers"),
+        ("note: {1: a}", "holds other things than texts and numbers"),
+    ],
 )
-def test_a_configuration_of_other_things_than_texts_and_numbers(line, copied):
+def test_a_configuration_of_other_things_than_texts_and_numbers(line, said, copied):
     file = copied / "config.yaml"
     file.write_text(f"{file.read_text()}{line}\n")
     for words in (("inspect", copied), ("report", copied, "-o", "out")):
         error = run(HERE, *words, code=BAD_INPUT).stderr
-        assert error == f"hpc_maml: {file} holds other things than texts and numbers.\n"
+        assert said in error
+        assert str(file) in error
+        assert error.count("\n") == 1

@@ -156,8 +156,7 @@ class MetaTesting:
 
         folder = self.run_dir / EVALUATIONS
         try:
-            folder.mkdir(exist_ok=True)
-            with TemporaryFile(dir=folder):
+            with TemporaryFile(dir=folder if folder.exists() else self.run_dir):
                 pass
         except OSError as error:
             raise InputError(f"{folder} cannot be written: {reason_of(error)}.") from None
