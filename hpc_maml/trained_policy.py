@@ -62,12 +62,12 @@ class TrainedPolicy:
         observations: Any,
         *,
         deterministic: bool = True,
-        rng: np.random.Generator | None = None,
+        rng: int | np.random.Generator | None = None,
     ) -> np.ndarray:
         """Return actions ``[*batch, *action]`` for observations ``[*batch, *observation]``.
 
-        They are the most probable ones, or drawn by ``rng`` where ``deterministic`` is false. A
-        policy of G tasks takes ``[G, *batch, *observation]``. Raises InputError for another shape
+        They are the most probable ones, or drawn by ``rng``, a generator or a seed, where
+        ``deterministic`` is false. A policy of G tasks takes ``[G, *batch, *observation]``. Raises InputError for another shape
         and for a recurrent policy.
         """
         if self.recurrent:
@@ -229,7 +229,7 @@ class Trial:
         observations: Any,
         *,
         deterministic: bool = True,
-        rng: np.random.Generator | None = None,
+        rng: int | np.random.Generator | None = None,
     ) -> np.ndarray:
         """Return actions for observations, as the policy does; raises InputError."""
         if self.policy._batch(observations) != self.batch:

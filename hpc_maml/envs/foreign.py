@@ -32,7 +32,7 @@ def creator_of(maker: Maker) -> Callable[..., Any]:
 
 
 def layer_with(env: Any, name: str) -> Any:
-    """Return the outermost of an environment and its wrappers that has an attribute, or it."""
+    """Return the outermost layer of wrappers that has an attribute, the innermost if none has."""
     while not hasattr(env, name) and isinstance(env, gymnasium.Wrapper):
         env = env.env
     return env
