@@ -67,8 +67,8 @@ class TrainedPolicy:
         """Return actions ``[*batch, *action]`` for observations ``[*batch, *observation]``.
 
         They are the most probable ones, or drawn by ``rng``, a generator or a seed, where
-        ``deterministic`` is false. A policy of G tasks takes ``[G, *batch, *observation]``. Raises InputError for another shape
-        and for a recurrent policy.
+        ``deterministic`` is false. A policy of G tasks takes ``[G, *batch, *observation]``.
+        Raises InputError for another shape and for a recurrent policy.
         """
         if self.recurrent:
             raise InputError(
