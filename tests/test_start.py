@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, environment, run
@@ -84,3 +85,20 @@ def test_freed_memory_is_kept_for_the_next_arrays():
     )
     done = run(None, python=("-c", code))
     assert int(done.stdout) < 1000
+
+
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
+
+
+@pytest.mark.skipif(not HUGE_PAGES.exists(), reason="a kernel without huge pages")
+def test_memory_to_come_is_asked_to_be_on_huge_pages():
+    code = (
+        "import re; from hpc_maml.mpi.runtime import keep_freed_memory\n"
+        "def asked():\n"
+        "    text = open('/proc/self/smaps').read()\n"
+        "    areas = re.findall(r'Size: +(\\d+) kB(?:.*\\n)+?VmFlags:(.*)', text)\n"
+        "    return sum(int(size) for size, flags in areas if 'hg' in flags.split())\n"
+        "before = asked(); keep_freed_memory(2**28); print(asked() - before)"
+    )
+    done = run(None, python=("-c", code))
+    assert abs(int(done.stdout) - 2**18) < 20  # kB

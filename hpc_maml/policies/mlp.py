@@ -49,7 +49,6 @@ class Linearised(NamedTuple):
 
     layers: Layers
     activations: list[Array]  # [..., N, width], the input of each layer, and the output of the last
-    slopes: list[Array]  # [..., N, width], of the nonlinearity before each layer but the first
 
     @property
     def outputs(self) -> Array:
@@ -74,12 +73,14 @@ class Pulled(NamedTuple):
 
     gradients: list[Array]  # [..., n], by each parameter matrix
     deltas: list[Array]  # [..., N, width], by the output of each layer
-    curvatures: list[Array | float]  # [..., N, width], of delta by output before each layer but one
 
 
 @dataclass(frozen=True)
 class MLP(FeedForward):
-    """A multilayer perceptron."""
+    """A multilayer perceptron.
+
+    The slopes of its nonlinearities are computed where they are needed: to read them takes as long.
+    """
 
     observation_size: int
     output_size: int
@@ -117,9 +118,7 @@ class MLP(FeedForward):
 
     def linearise(self, layers: Layers, observations: Array) -> Linearised:
         """Return the outputs, with what derivatives need."""
-        activations = self._activations(layers, observations)
-        slopes = [self._slope(inputs) for inputs in activations[1:-1]]
-        return Linearised(layers, activations, slopes)
+        return Linearised(layers, self._activations(layers, observations))
 
     def push(self, at: Linearised, tangents: Layers) -> Pushed:
         """Return the derivatives of each layer's output and of its input along ``tangents``."""
@@ -129,7 +128,7 @@ class MLP(FeedForward):
             change = at.activations[layer] @ tangents[f"weight_{layer}"]
             change += tangents[f"bias_{layer}"]
             if layer:
-                input_changes.append(changes[-1] * at.slopes[layer - 1])
+                input_changes.append(self._slope(at.activations[layer]) * changes[-1])
                 change += input_changes[layer] @ at.layers[f"weight_{layer}"]
             changes.append(change)
         return Pushed(changes, input_changes)
@@ -144,12 +143,9 @@ class MLP(FeedForward):
             gradients = [_flat(weight_gradient), sum_rows(delta), *gradients]
             if layer:
                 delta = delta @ at.layers[f"weight_{layer}"].mT
-                delta *= at.slopes[layer - 1]
+                delta *= self._slope(at.activations[layer])
                 deltas.append(delta)
-        deltas = deltas[::-1]
-        hidden = zip(at.activations[1:-1], deltas[:-1], strict=True) if again else ()
-        curvatures = [self._curvature(activated, delta) for activated, delta in hidden]
-        return Pulled(gradients, deltas, curvatures)
+        return Pulled(gradients, deltas[::-1])
 
     def pull_derivative(
         self, at: Linearised, pulled: Pulled, tangents: Layers, pushed: Pushed, cotangent: Array
@@ -169,8 +165,10 @@ class MLP(FeedForward):
                 name = f"weight_{layer}"
                 delta = delta @ at.layers[name].mT
                 delta += pulled.deltas[layer] @ tangents[name].mT
-                delta *= at.slopes[layer - 1]
-                delta += pulled.curvatures[layer - 1] * pushed.changes[layer - 1]
+                activated = at.activations[layer]
+                delta *= self._slope(activated)
+                if self.activation == "tanh":  # whose slope, a factor of the other delta, changes
+                    delta -= 2 * activated * pulled.deltas[layer - 1] * pushed.changes[layer - 1]
         return gradients
 
     @property
@@ -201,7 +199,7 @@ class MLP(FeedForward):
                 outputs[layer] = outputs[layer] + second_moments(delta, weights)
                 if layer:
                     delta = delta @ at.layers[f"weight_{layer}"].mT
-                    delta *= at.slopes[layer - 1]
+                    delta *= self._slope(at.activations[layer])
         return xp.concat([*inputs, *outputs], axis=-1)
 
     def preconditioner(self, terms: np.ndarray, damping: float) -> Inverse:
@@ -240,10 +238,6 @@ class MLP(FeedForward):
     def _slope(self, activated: Array) -> Array:
         """Return the derivative of the nonlinearity, from its value."""
         return 1 - activated * activated if self.activation == "tanh" else activated > 0
-
-    def _curvature(self, activated: Array, delta: Array) -> Array | float:
-        """Return the derivative of ``delta``, which contains the slope, by the layer's output."""
-        return -2 * activated * delta if self.activation == "tanh" else 0.0
 
 
 def _flat(matrix: Array) -> Array:

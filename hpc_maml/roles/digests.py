@@ -1,6 +1,6 @@
 """The digests of a rank's tasks: kept while there is room, and computed anew beyond it.
 
-What a task keeps for an outer step by MAML-TRPO is some fifteen times its trajectory batches, so
+What a task keeps for an outer step by MAML-TRPO is some ten times its trajectory batches, so
 for many tasks on one rank it is what the memory is spent on.
 """
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from mpi4py import MPI
@@ -27,6 +27,9 @@ from hpc_maml.roles.outer_step import OuterStep
 from hpc_maml.roles.principal import Agents, Resting, rest
 from hpc_maml.stopping import StopSignal
 from hpc_maml.storage.archive_plan import Shapes
+
+if TYPE_CHECKING:
+    from hpc_maml.run.memory import Needs
 
 DONE, BAD_INPUT, STOPPED_EARLY = 0, 2, 75  # exit codes; anything else: failed
 
@@ -74,15 +77,20 @@ def archive_shapes(job: Job) -> Shapes:
 Principal = Callable[[Agents, Topology], Coroutine[Until, None, None]]
 
 
-def run_job(world: MPI.Intracomm, job: Job, principal: Principal, stop: StopSignal) -> None:
-    """Take up the roles of this rank and run them to their end; ``principal`` runs on rank 0."""
+def run_job(
+    world: MPI.Intracomm, job: Job, needs: "Needs", principal: Principal, stop: StopSignal
+) -> None:
+    """Take up the roles of this rank and run them to their end; ``principal`` runs on rank 0.
+
+    ``needs`` is the memory of the job.
+    """
     config = job.config
     limit = config.mpi.wait_limit
     asked = config.topology
     topology = build_topology(world, asked.agents, asked.layout, limit, config.device)
     place, in_team = topology.place, topology.plan.layout == "team"
     greeting = Messenger(topology.world)
-    keep_freed_memory()
+    keep_freed_memory(int(needs.of_rank(place, topology.plan)[1]))
     spin = SPIN if topology.owns_core else 0.0
     running = Roles(limit, spin)
     hello = Hello("cpu", topology.threads)

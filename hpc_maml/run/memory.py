@@ -14,7 +14,7 @@ from hpc_maml.run.job import Job
 PROGRAM, PROGRAM_ALONE = 100e6, 40e6
 # What a rank keeps of a task for the products of an outer step, times its trajectory batches
 # (docs/design.md, section 4); of all tasks together it is KEPT_DIGESTS at most.
-DIGEST, KEPT_DIGESTS = 15, 1e9
+DIGEST, KEPT_DIGESTS = 10, 1e9
 MEGABYTE = 2**20
 
 

@@ -99,13 +99,14 @@ class MetaTesting:
         Raises InputError on every rank.
         """
         job = from_rank_0(world, self._prepare)
-        warnings_of(world, job.config, memory.needs_of_test(job))  # or what will go wrong, raised
+        needs = memory.needs_of_test(job)
+        warnings_of(world, job.config, needs)  # or what will go wrong, raised
 
         async def principal(agents: Agents, topology: Topology) -> None:
             await self._lead(job, agents, topology)
 
         try:
-            run_job(world, job, principal, StopSignal())
+            run_job(world, job, needs, principal, StopSignal())
         except BaseException as error:
             if self.log:
                 self.log.write(f"{type(error).__name__}: {error}")

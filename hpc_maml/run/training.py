@@ -67,7 +67,8 @@ class Training:
     def train(self) -> int:
         """Meta-train on every rank; return the exit code. Raises InputError on every rank."""
         job = from_rank_0(self.world, self._prepare)
-        for warning in warnings_of(self.world, job.config, memory.needs(job)):
+        needs = memory.needs(job)
+        for warning in warnings_of(self.world, job.config, needs):
             if self.world.rank == 0:
                 self._say(f"warning: {warning}")
         job = from_rank_0(self.world, lambda: self._open(job))
@@ -76,7 +77,7 @@ class Training:
             await self._lead(job, agents, topology)
 
         try:
-            run_job(self.world, job, principal, self.stop)
+            run_job(self.world, job, needs, principal, self.stop)
         except BaseException as error:
             self._note_failure(error)
             raise
