@@ -142,9 +142,9 @@ def keep_freed_memory(expected: int = 2**30) -> None:
 
     Fetching memory again, page by page, took as long as the arithmetic of the outer step, and a
     fifth of the time of RL^2, whose arrays together exceed what glibc keeps by itself. On small
-    pages the outer step took 1.4 times as long, as it reads more arrays than a core has addresses
-    of pages for. ``expected`` is how many bytes of the heap are asked to be on huge ones; none of
-    them is taken before it is used.
+    pages the outer step took 1.05 to 1.8 times as long, by what else the machine did, as it reads
+    more pages than a core remembers the addresses of. ``expected`` is how many bytes of the heap to
+    come shall be on huge ones; none of them is taken before it is used.
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library
         libc = ctypes.CDLL(None)
