@@ -3,6 +3,8 @@
 It needs neither MPI nor, but for networks that are torch modules and for export, torch.
 """
 
+import operator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -80,8 +82,12 @@ class TrainedPolicy:
         )
 
     def trial(self, batch: int | tuple[int, ...] = ()) -> "Trial":
-        """Return a new trial, or ``batch`` of them side by side, for each task."""
-        return Trial(self, (batch,) if isinstance(batch, int) else tuple(batch))
+        """Return a new trial, or ``batch`` of them side by side, for each task.
+
+        Raises InputError for numbers that are none.
+        """
+        each = batch if isinstance(batch, Sequence | np.ndarray) else (batch,)
+        return Trial(self, tuple(_whole_number("batch", number) for number in each))
 
     def adapt(
         self,
@@ -100,9 +106,10 @@ class TrainedPolicy:
         policy is not changed by a phase, but remembers its one episode. With the ``seed`` of the
         run, the default, everything is drawn as in a meta-test. Raises InputError.
         """
-        if updates < 0:
-            raise InputError(f"There cannot be {updates} updates.")
-        if episodes is not None and episodes < (1 if self.recurrent else 2):
+        updates = _whole_number("updates", updates)
+        seed = self.config.seed if seed is None else _whole_number("seed", seed)
+        least = 1 if self.recurrent else 2
+        if episodes is not None and _whole_number("episodes", episodes) < least:
             raise InputError("A policy is adapted on two episodes at least.")
         if self.recurrent and episodes not in (None, 1):
             raise InputError("A recurrent policy remembers one episode of each phase.")
@@ -125,7 +132,6 @@ class TrainedPolicy:
         if self.memory is not None and play.memory is not None:
             kept = np.broadcast_to(self.memory[..., None, :], play.memory.shape)
             play = play._replace(memory=kept.copy())
-        seed = self.config.seed if seed is None else seed
         with np.errstate(over="ignore", invalid="ignore"):  # a divergence is seen by its NaN
             for phase in range(self.updates, self.updates + updates):
                 batches, memory = played.collect(algorithm, play, phase, seed, with_episodes)
@@ -318,7 +324,12 @@ class _PlayedEnv:
         own = isinstance(env, gymnasium.Env)  # whose tasks may be of any kind
         if not own and not isinstance(env, str | TaskVectorEnv):
             raise InputError(f"The environment is a name or an environment, not {env!r}.")
-        tasks = None if own or task is None else np.atleast_2d(np.asarray(task, np.float64))
+        try:
+            tasks = None if own or task is None else np.atleast_2d(np.asarray(task, np.float64))
+        except (TypeError, ValueError):
+            raise InputError(
+                "The task does not fit: it is [task_dim] or [G, task_dim] numbers."
+            ) from None
         if tasks is not None and not np.isfinite(tasks).all():
             raise InputError("The task does not fit: its numbers must be finite.")
         self.one = own or np.ndim(task) < 2
@@ -383,6 +394,17 @@ class _PlayedEnv:
                 parts = [batches[name] for batches, _ in found]
                 joined[name] = np.concatenate(parts, axis=1 if name == "lengths" else 2)
         return joined, found[-1][1]
+
+
+def _whole_number(name: str, given: Any) -> int:
+    """Return a whole number; raises InputError for anything else, and below 0."""
+    try:
+        number = operator.index(given)
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise InputError(f"{name} must be a whole number, 0 or more, not {given!r}.")
+    return number
 
 
 def _make(config: Config, name: str, num_tasks: int, episodes: int) -> TaskVectorEnv:

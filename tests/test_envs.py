@@ -584,6 +584,10 @@ def test_unknown_names_are_answered_with_those_there_are():
         envs.make("bandit", **sizes, arms=1)
     with pytest.raises(ValueError, match=r"rewards are bernoulli or gaussian, not 'beta'"):
         envs.make("bandit", **sizes, rewards="beta")
+    with pytest.raises(ValueError, match=r"rewards are bernoulli or gaussian, not \['beta'\]"):
+        envs.make("bandit", **sizes, rewards=["beta"])
+    with pytest.raises(ValueError, match=r"there is no lineage \['original'\]; there is"):
+        envs.make("ant_vel", **sizes, lineage=["original"])
 
 
 def test_wrong_arrays_are_refused():

@@ -11,6 +11,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from hpc_maml import envs
+from hpc_maml.errors import InputError
 
 SIZES = {"num_tasks": 2, "episodes_per_task": 3}
 HERE = __name__
@@ -82,6 +83,18 @@ class RestartedWalks(Walks):
 
 class Taskless(Walk):
     sample_tasks = None
+
+
+class Bounded(Taskless):
+    def __init__(self, limit=10):
+        if limit > 20:
+            raise ValueError("at most 20.")
+        super().__init__(limit=limit)
+
+
+class Wordless(Walk):
+    def render(self):
+        return None
 
 
 class WordyTasks(Walk):
@@ -252,11 +265,24 @@ def test_our_own_ids_work_as_any_other():
         ("Pendulum-v1", {"task_ranges": {"g": [2, 1]}}, r"must be name: \[lowest, highest\]"),
         ("Pendulum-v1", {"task_ranges": ["g"]}, r"must be name: \[lowest, highest\]"),
         ("Pendulum-v1", {"task_ranges": {}}, r"must be name: \[lowest, highest\]"),
+        (
+            f"{HERE}:Bounded",
+            {"task_ranges": {"limit": [1, 30]}},
+            r"Bounded refuses limit=30 \(ValueError: at most 20\)",
+        ),
     ],
 )
 def test_what_does_not_suit_is_refused_with_a_reason(name, kwargs, sentence):
     with pytest.raises(ValueError, match=sentence):
         envs.make(name, **SIZES, **kwargs)
+
+
+@pytest.mark.parametrize("drawn", [None, "a tree", np.zeros((3, 4)), [np.zeros((3, 4, 3), "u1")]])
+def test_what_render_returns_must_be_an_image(drawn, monkeypatch):
+    env = envs.make(f"{HERE}:Wordless", **SIZES)
+    monkeypatch.setattr(Wordless, "render", lambda self: drawn)
+    with pytest.raises(InputError, match=r"Wordless: render must return an image, uint8 \[height"):
+        env.image(0)
 
 
 def test_the_documented_example_trains_on_any_ranks(tmp_path):

@@ -433,6 +433,10 @@ def test_the_welds_on_any_mujoco():
             r"Meta-World has no task 'pick-plaace' \(did you mean 'pick-place'\?\)",
         ),
         (("env.name=metaworld_ml1", "env.kwargs.goal_seed=-1"), "goal_seed must be an integer"),
+        (
+            ("env.name=metaworld_ml1", f"env.kwargs.goal_seed={2**64}"),
+            r"goal_seed must be an integer from 0 to 2\^64 - 1",
+        ),
         (("env.name=metaworld_ml1", "horizon=501"), "500 steps at most, not 501"),
         (
             ("env.name=metaworld_ml10", "meta_batch_size=15"),

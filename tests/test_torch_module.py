@@ -1,6 +1,7 @@
 """Torch modules as networks, against the closed form, autograd and finite differences."""
 
 import pickle
+import random
 from types import SimpleNamespace
 
 import numpy as np
@@ -418,6 +419,40 @@ def test_the_buffers_are_the_same_whoever_constructs_the_module():
     torch.rand(5)
     found = policy.forward(policy.unflatten(theta), observations).mean
     assert found.tobytes() == expected.tobytes()
+
+
+class Scattered(torch.nn.Module):
+    """Its weights and a fixed projection are drawn by NumPy and by Python."""
+
+    def __init__(self, observation_size, output_size):
+        super().__init__()
+        fixed = [random.gauss(0, 1) for _ in range(observation_size)]
+        self.register_buffer("fixed", torch.tensor(fixed))
+        self.last = torch.nn.Parameter(torch.tensor(np.random.randn(1, output_size)).float())  # noqa: NPY002
+
+    def forward(self, observations):
+        return (observations * self.fixed).sum(-1, keepdim=True) @ self.last
+
+
+def test_draws_of_numpy_and_python_follow_from_the_seed_too():
+    policy = policy_of("Scattered")
+    np.random.seed(3)  # noqa: NPY002
+    random.seed(3)
+    expected = np.random.rand(), random.random()  # noqa: NPY002
+    np.random.seed(3)  # noqa: NPY002
+    random.seed(3)
+    one, same, other = (
+        policy.initial_parameters(np.random.default_rng(seed)) for seed in (0, 0, 1)
+    )
+    outputs = []
+    for _ in range(2):
+        torch_module._module.cache_clear()
+        observations = np.ones((4, OBSERVATION), np.float32)
+        outputs.append(policy.forward(policy.unflatten(one), observations).mean.tobytes())
+    assert (np.random.rand(), random.random()) == expected  # noqa: NPY002
+    assert one.tobytes() == same.tobytes()
+    assert one.tobytes() != other.tobytes()
+    assert outputs[0] == outputs[1]
 
 
 def test_what_it_keeps_is_counted():

@@ -45,7 +45,7 @@ class Bandit(TaskVectorEnv):
         """Make the batch; ValueError for a number of arms or rewards that there are not."""
         if not isinstance(arms, int) or not 2 <= arms <= MOST_ARMS:
             raise ValueError(f"a bandit has 2 to {MOST_ARMS} arms, not {arms!r}")
-        if rewards not in REWARDS:
+        if rewards not in list(REWARDS):  # it may be of any type
             raise ValueError(f"rewards are {' or '.join(REWARDS)}, not {rewards!r}")
         self.task_dim = arms
         self.rewards = rewards

@@ -13,7 +13,7 @@ from gymnasium.vector.utils import batch_space
 
 def lineage_row(lineages: Mapping[str, Any], lineage: str) -> Any:
     """Return the row of a lineage table; ValueError lists the lineages there are."""
-    if lineage not in lineages:
+    if lineage not in list(lineages):  # which may be of any type
         raise ValueError(f"there is no lineage {lineage!r}; there is {', '.join(lineages)}")
     return lineages[lineage]
 

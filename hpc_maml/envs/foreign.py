@@ -108,6 +108,16 @@ class Foreign(TaskVectorEnv):
             )
         return found
 
+    def _image(self, drawn: Any) -> np.ndarray:
+        """Return what ``render`` gave as an array; raises InputError if it is no image."""
+        found = np.asarray(drawn)
+        if found.dtype != np.uint8 or found.ndim != 3 or found.shape[-1] != 3:
+            what = f"{found.dtype} {list(found.shape)}" if found.ndim else type(drawn).__name__
+            raise InputError(
+                f"{self._name}: render must return an image, uint8 [height, width, 3], not {what}."
+            )
+        return found
+
     def _original(self, actions: np.ndarray) -> np.ndarray:
         """Return actions as the environments take them, ``[num_envs, ...]``."""
         space = self._original_actions
@@ -152,7 +162,7 @@ class SingleEnvs(Foreign):
 
     def image(self, row: int) -> np.ndarray:
         """Return an image of an episode, uint8 ``[height, width, 3]``; needs ``rgb_array``."""
-        return np.asarray(self._envs[row].render())
+        return self._image(self._envs[row].render())
 
     @property
     def seconds_per_step(self) -> float:

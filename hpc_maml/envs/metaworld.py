@@ -174,8 +174,8 @@ class Metaworld(TaskVectorEnv):
         self._names = {TRAINING: tuple(training_classes), TEST: tuple(test_classes)}
         self.classes = tuple(dict.fromkeys((*training_classes, *test_classes)))
         self.training_classes = tuple(training_classes) if len(training_classes) > 1 else ()
-        if not isinstance(goal_seed, int) or goal_seed < 0:
-            raise ValueError(f"goal_seed must be an integer from 0 on, not {goal_seed!r}")
+        if type(goal_seed) is not int or not 0 <= goal_seed < 2**64:
+            raise ValueError(f"goal_seed must be an integer from 0 to 2^64 - 1, not {goal_seed!r}")
         if horizon and horizon > HORIZON:
             raise ValueError(f"an episode of Meta-World has {HORIZON} steps at most, not {horizon}")
         stop_timers()

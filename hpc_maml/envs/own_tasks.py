@@ -107,7 +107,8 @@ class VectorEnvsWithTasks(OwnTasks, Foreign):
     def image(self, row: int) -> np.ndarray:
         """Return an image, uint8 ``[height, width, 3]``, of an episode."""
         task, episode = divmod(row, self.episodes_per_task)
-        return np.asarray(self._envs[task].render()[episode])
+        drawn = self._envs[task].render()
+        return self._image(drawn[episode] if isinstance(drawn, Sequence | np.ndarray) else drawn)
 
     @property
     def seconds_per_step(self) -> float:

@@ -41,6 +41,20 @@ class ParameterTasks(SingleEnvs):
                     f"{nearest(name, known)}"
                 )
         self._arguments = [name for name in self._names if name in arguments]
+        for corner in self._ranges:
+            self._try(dict(zip(self._names, corner.tolist(), strict=True)))
+
+    def _try(self, task: Mapping[str, float]) -> None:
+        """Raise ValueError if the constructor refuses a task."""
+        given = {name: task[name] for name in self._arguments}
+        if not given:
+            return
+        try:
+            make_one(self._maker, **self._kwargs | given).close()
+        except Exception as error:
+            words = ", ".join(f"{name}={value:g}" for name, value in given.items())
+            why = f"{type(error).__name__}: {' '.join(str(error).split()).rstrip('.')}"
+            raise ValueError(f"{title(self._maker)} refuses {words} ({why})") from error
 
     def task_words(self, task: np.ndarray) -> str:
         """Return the parameters by name."""

@@ -4,7 +4,7 @@ The class is constructed as ``MyModule(observation_size, output_size, **kwargs)`
 observations ``[N, observation_size]`` to outputs ``[N, output_size]``: means of a Gaussian, or
 numbers for the softmax of discrete actions. It is used in evaluation mode. Its parameters that
 require a gradient are learned. What else it needs, buffers and frozen parameters, is as the class
-constructs it with torch's seed at 0, the same in every process.
+constructs it with the seed of torch, NumPy and Python at 0, the same in every process.
 
 On a CPU each task is computed alone, from copies of its arrays: the bits of a matrix product may
 depend on how its operands lie in memory, and torch aligns what it allocates. On a GPU all tasks
@@ -15,6 +15,7 @@ outputs times c is linear in c. Hence its own graph also gives the derivative J 
 as the gradient of (J^T c) . t by c. Forward mode would compute the network anew each time.
 """
 
+import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -331,10 +332,17 @@ def _construct(network: TorchModule, seed: int) -> torch.nn.Module:
 
 @contextmanager
 def _draws_from(seed: int) -> Iterator[None]:
-    """Have torch draw from a seed on the CPU; afterwards its generator is as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
+    """Have torch draw from a seed on the CPU, and NumPy and Python too; then all is as it was."""
+    of_numpy, of_python = np.random.get_state(), random.getstate()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002
+            random.seed(seed)
+            yield
+    finally:
+        np.random.set_state(of_numpy)  # noqa: NPY002
+        random.setstate(of_python)
 
 
 @contextmanager
