@@ -268,7 +268,7 @@ def test_our_own_ids_work_as_any_other():
         (
             f"{HERE}:Bounded",
             {"task_ranges": {"limit": [1, 30]}},
-            r"Bounded refuses limit=30 \(ValueError: at most 20\)",
+            r"Bounded refuses limit=29.71 \(ValueError: at most 20\)",
         ),
     ],
 )

@@ -41,8 +41,10 @@ class ParameterTasks(SingleEnvs):
                     f"{nearest(name, known)}"
                 )
         self._arguments = [name for name in self._names if name in arguments]
-        for corner in self._ranges:
-            self._try(dict(zip(self._names, corner.tolist(), strict=True)))
+        lowest, highest = self._ranges
+        for share in (0.01, 0.99):  # the ends themselves are hardly drawn, and may be excluded
+            task = lowest + share * (highest - lowest)
+            self._try(dict(zip(self._names, task.tolist(), strict=True)))
 
     def _try(self, task: Mapping[str, float]) -> None:
         """Raise ValueError if the constructor refuses a task."""
