@@ -629,3 +629,20 @@ def test_the_names_alone_do_not_import_mujoco():
     program = "import sys, hpc_maml.envs; sys.exit('mujoco' in sys.modules)"
     root = Path(envs.__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", program], cwd=root, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("lineage", ["original", "gymnasium", "pytorch"])
+@pytest.mark.parametrize(("name", "height"), [("half_cheetah_vel", 1), ("ant_vel", 2)])
+def test_the_arena_of_a_simulation_holds_three_times_the_most_contacts(name, height, lineage):
+    env = envs.make(name, num_tasks=1, episodes_per_task=1, lineage=lineage)
+    model = env.simulations.model
+    data, rng = mujoco.MjData(model), np.random.default_rng(1)
+    most = 0
+    for _ in range(200):
+        mujoco.mj_resetData(model, data)
+        data.qpos[height] = -2.0  # all geometry is in the floor
+        data.qpos[model.jnt_qposadr[-model.nu :]] += rng.choice([-5, 5], model.nu)  # at its limits
+        mujoco.mj_forward(model, data)
+        most = max(most, data.maxuse_arena)
+    assert data.ncon >= model.ngeom - 1
+    assert model.narena / 7 < most < model.narena / 3

@@ -60,6 +60,7 @@ class TaskVectorEnv(VectorEnv, ABC):
     picture: Picture | None = None
     film: Film | None = None  # with ``visible_states`` and ``seconds_per_step``
     episodes_apart: bool = True  # some episodes of a task can be played here, others elsewhere
+    bytes_per_env: float = 0.0  # memory of each episode's simulation, where it is worth counting
 
     def __init__(
         self,

@@ -18,6 +18,10 @@ RESET_VELOCITY_NOISE = 0.1  # standard deviation
 HEALTHY_HEIGHT = (0.2, 1.0)  # of the ant's torso, in m
 CONTACT_COST = 5.0e-4
 TORSO = 1  # the body every other one hangs on
+# Bytes for contacts and the stack of a simulation: three times what the ant needs with all of its
+# geometry in the floor. MuJoCo's own 6 to 15 MB would spread simulations over as many huge pages.
+ARENA = 2**18
+SIMULATION = 600e3  # bytes of a simulation with its arena, about
 
 
 class Part(NamedTuple):
@@ -125,6 +129,8 @@ class Locomotion(TaskVectorEnv):
         # Persistent: a step goes on from the stages computed after the one before, at no cost.
         persistent = row.stage != mujoco.mjtStage.mjSTAGE_NONE
         self.simulations = Batch(model, num_tasks * episodes_per_task, num_threads, persistent)
+        if persistent:
+            self.bytes_per_env = SIMULATION
         self._bind()
         start = model.numeric(row.initial_positions).data if row.initial_positions else model.qpos0
         self._initial_positions = start.copy()
@@ -153,6 +159,7 @@ class Locomotion(TaskVectorEnv):
     def _edit(self, spec: mujoco.MjSpec) -> None:
         """Change the model before it is compiled."""
         row = self._lineage
+        spec.memory = ARENA
         if row.timestep:
             spec.option.timestep = row.timestep
         if row.geom_solimp:

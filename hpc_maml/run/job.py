@@ -43,6 +43,7 @@ class Job:
     dtype: np.dtype  # of a trajectory batch
     rollouts: Path | None = None  # folder of the archive, if there is to be one
     episodes_apart: bool = True  # ranks can share the episodes of a task
+    bytes_per_env: float = 0.0  # memory of a simulation
 
     @property
     def algorithm(self) -> Algorithm:
@@ -64,7 +65,13 @@ def prepare(config: Config, env: TaskVectorEnv) -> Job:
     except ValueError as error:
         raise InputError(f"{config.env.name}: {error}.") from None
     dtype = make_dtype(config, env)
-    return Job(config, (algorithm,), dtype, episodes_apart=env.episodes_apart)
+    return Job(
+        config,
+        (algorithm,),
+        dtype,
+        episodes_apart=env.episodes_apart,
+        bytes_per_env=env.bytes_per_env,
+    )
 
 
 def archive_shapes(job: Job) -> Shapes:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpc_maml.mpi.topology import Place, Plan
+from hpc_maml.roles.agent import MOST_SIDE_BY_SIDE
 from hpc_maml.roles.messages import REQUESTS_AHEAD
 from hpc_maml.run.job import Job
 
@@ -26,6 +27,7 @@ class Needs:
     task: int  # the trajectory batches of all phases of a task
     batch: int  # those of one phase
     state: int  # parameters and all else that the algorithm keeps
+    simulations: float = 0.0  # those of as many tasks as an observer plays side by side
 
     def of_rank(self, place: Place, plan: Plan) -> tuple[float, float]:
         """Return the bytes of a rank, what it surely needs and what it probably needs."""
@@ -39,6 +41,7 @@ class Needs:
         if place.observer:
             least += self.batch
             probable += (1 + REQUESTS_AHEAD) * self.task + 2 * self.state
+            probable += 2 * self.simulations  # of the most tasks, and of some other numbers
         if place.principal:
             probable += 4 * self.state
         return least, probable
@@ -46,16 +49,23 @@ class Needs:
 
 def needs(job: Job) -> Needs:
     """Return the sizes of a training job."""
-    batch = job.dtype.itemsize
+    tasks, batch = job.config.meta_batch_size, job.dtype.itemsize
     phases = job.algorithm.num_phases(False)
-    return Needs(job.config.meta_batch_size, phases * batch, batch, 4 * job.algorithm.policy.size)
+    state = 4 * job.algorithm.policy.size
+    return Needs(tasks, phases * batch, batch, state, _simulations(job, tasks))
 
 
 def needs_of_test(job: Job) -> Needs:
     """Return the sizes of a meta-test: an observer has all phases of a task, and keeps none."""
     phases = max(algorithm.num_phases(True) for algorithm in job.algorithms)
     task = phases * job.dtype.itemsize
-    return Needs(0, task, task, 4 * sum(each.policy.size for each in job.algorithms))
+    state = 4 * sum(each.policy.size for each in job.algorithms)
+    return Needs(0, task, task, state, _simulations(job, job.config.evaluation.tasks))
+
+
+def _simulations(job: Job, tasks: int) -> float:
+    episodes = job.config.fast_batch_size
+    return min(tasks, MOST_SIDE_BY_SIDE) * episodes * job.bytes_per_env
 
 
 def of_node(needs: Needs, plan: Plan, here: Sequence[int]) -> tuple[float, float]:
