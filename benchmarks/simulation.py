@@ -25,6 +25,7 @@ from hpc_maml.roles import observer
 from hpc_maml.roles import principal as principals
 from hpc_maml.roles.principal import Agents, IterationResult, Principal, Segments, greet
 from hpc_maml.run import job as jobs
+from hpc_maml.run.memory import Needs
 from hpc_maml.sampling.rollout import Play
 from hpc_maml.sampling.trajectory import batch_dtype
 from hpc_maml.stopping import StopSignal
@@ -287,12 +288,17 @@ def simulate(
         for module, name, stand_in in (
             (jobs, "build_topology", lambda comm, *_: topologies[comm.rank]),
             (jobs, "make_env", lambda *_: None),
+            (jobs, "keep_freed_memory", lambda *_: None),
             (jobs, "choose_gpu", lambda *_: Gpu() if has_gpus else None),
             (observer, "Collection", Collection),
             (principals, "in_thread", in_thread),
         ):
             stack.enter_context(patch.object(module, name, stand_in))
-        world.run(lambda rank: jobs.run_job(topologies[rank].world, job, principal, StopSignal()))
+        world.run(
+            lambda rank: jobs.run_job(
+                topologies[rank].world, job, Needs(0, 0, 0, 0), principal, StopSignal()
+            )
+        )
     seconds = [result.row["iteration_seconds"] for result in record.results]
     return Simulated(
         seconds=float(np.median(seconds[1:])),

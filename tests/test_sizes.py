@@ -70,8 +70,11 @@ def test_a_long_run_starts_at_once():
 
 
 def test_needs_by_hand():
-    """Of 10 tasks with batches of 1 GB in each of two phases, on one agent and two observers."""
-    needs = Needs(tasks=10, task=2 * 10**9, batch=10**9, state=0)
+    """Of 10 tasks with batches of 1 GB in each of two phases, on one agent and two observers.
+
+    The simulations of an observer take 100 MB.
+    """
+    needs = Needs(tasks=10, task=2 * 10**9, batch=10**9, state=0, simulations=10**8)
     seats = [Seat(0), Seat(0), Seat(0), Seat(1)]
     plan = plan_roles(seats, 1, "split")
     assert [place.roles for place in plan.places] == [
@@ -82,7 +85,7 @@ def test_needs_by_hand():
     ]
     least, probable = memory.of_node(needs, plan, [0, 1, 2])
     assert least == 3 * 40e6 + 20e9 + 1e9
-    assert probable == 3 * 100e6 + (20e9 + 1e9 + 30e9) + 3 * 2e9
+    assert probable == 3 * 100e6 + (20e9 + 1e9 + 20e9) + 3 * 2e9 + 2e8
     assert memory.of_node(needs, plan, [3])[0] == 40e6 + 1e9
     team = plan_roles(seats, "auto", "team")
     assert memory.of_node(needs, team, [0, 1, 2])[0] == 3 * (40e6 + 3 * 2e9 + 1e9)
@@ -94,7 +97,10 @@ def test_the_needs_of_a_configuration():
     # observation 8, action 8, reward, log-probability and advantage 4 each, two ends
     assert needs.batch == pytest.approx(20 * 10**6 * (8 + 8 + 3 * 4 + 2), rel=1e-4)
     assert needs.task == 2 * needs.batch
-    assert needs.tasks == 20
+    assert (needs.tasks, needs.simulations) == (20, 0)
+    config = load_config(None, ["env.name=ant_vel", "env.kwargs.lineage=original"])
+    needs = memory.needs(prepare(config, make_env(config, 1)))
+    assert needs.simulations == 10 * 20 * 600e3
 
 
 def test_the_limit_of_a_node(tmp_path):
