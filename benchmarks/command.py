@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.table import Row, check_file, show, write
+from hpc_maml.errors import InputError
 
 
 def bench(
@@ -19,8 +20,11 @@ def bench(
     ``algorithm`` is the one whose outer step is measured; ``picture`` is where ``scale`` draws.
     """
     rows: list[Row] = []
-    if json:
-        check_file(json)
+    if picture and "scale" not in names:
+        raise InputError("--picture is of scale: name that, too.")
+    for file in (json, picture):
+        if file:
+            check_file(file)
     for name in names:
         rows += (found := measure(name, rounds, build, algorithm, picture))
         show(found)

@@ -332,7 +332,7 @@ def draw_picture(rows: Sequence[Row], path: Path) -> None:
     axes[0].set_ylabel("relative to the exact value")
     handles = axes[1].get_legend_handles_labels()
     figure.legend(*handles, loc="outside right center", fontsize="x-small")
-    figure.savefig(path)
+    figure.savefig(path, format="svg")
 
 
 def main() -> int:

@@ -159,7 +159,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         axis.xaxis.set_major_formatter("{x:.0f}")
         axis.grid(alpha=0.3)
         axis.legend(fontsize="small")
-        figure.savefig(path)
+        figure.savefig(path, format="svg")
 
 
 def check_matplotlib() -> None:

@@ -30,6 +30,12 @@ def test_the_interquartile_mean_of_many_samples():
     np.testing.assert_allclose(interquartile_mean(scores), expected)
 
 
+def test_a_score_that_is_not_known_makes_the_mean_unknown():
+    scores = np.array([[np.nan], [-10.0], [-20.0], [-30.0]])
+    assert np.isnan(interquartile_mean(scores))
+    assert np.isnan(bootstrapped(scores, interquartile_mean)).all()
+
+
 def test_the_bootstrap_draws_the_runs_of_each_task_by_themselves():
     seen = {}
 

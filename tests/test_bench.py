@@ -381,6 +381,18 @@ def test_the_table_of_the_estimators(tmp_path):
     assert (result.returncode, "--picture needs matplotlib" in result.stderr) == (2, True)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("scale", "--picture", "nowhere/a.svg"), "nowhere/a.svg cannot be written"),
+        (("rollout", "--picture", "a.svg"), "--picture is of scale: name that, too."),
+    ],
+)
+def test_a_picture_that_cannot_be_is_said_before_anything_is_measured(words, said):
+    result = run(None, "bench", *words, code=2)
+    assert said in result.stderr
+
+
 PROGRAMS = [
     path.stem
     for path in sorted((ROOT / "benchmarks").glob("*.py"))

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -16,7 +17,7 @@ import pytest
 from conftest import BAD_INPUT, HERE, ROOT, SMALL, changed_hdf5, environment, run
 
 from hpc_maml import open_run
-from hpc_maml.report import figures, statistics, writing
+from hpc_maml.report import figures, statistics, tables, writing
 from hpc_maml.report.experiments import RunData, by_environment, find_runs, read_runs
 from hpc_maml.report.tables import quantities
 from hpc_maml.report.writing import write_report
@@ -684,6 +685,52 @@ def test_seeds_tested_after_different_iterations_have_no_curve_of_tests(folders)
     after, during = picture.figure.axes
     assert len(after.containers + after.lines) > 1
     assert {tuple(line.get_xdata()) for line in during.lines} == {(4, 5)}
+    assert statistics.tested_after(pair.experiments[0]) == [5, 4]
+    assert set(statistics.final_scores(pair.experiments[0])) == {"training"}
+    assert write_report([found["a"], found["b"]], Path("report")) == []
+    shown = Page(Path("report/report.html").read_text(encoding="utf-8")).shown
+    assert "Tested: 2 of 2 runs after 4, 5 iterations." in shown
+
+
+def test_of_seeds_the_last_tests_that_all_have_are_compared(folders):
+    """Not those of a seed that is ahead, and of all that were tested no interval if they are few.
+
+    Whether one is better is only said of tests of the same kind.
+    """
+    found = {}
+    for name, tested in (("one", [4, 5]), ("two", []), ("three", [4])):
+        found[name] = Path(shutil.copytree(folders[name], name))
+        for each in (found[name] / "evaluations").glob("*.h5"):
+            each.unlink()
+        for done in tested:
+            words = ("--checkpoint", str(done), "--tasks", "3", "--updates", "1")
+            run(HERE, "evaluate", name, *words)
+    runs = read_runs([*found.values(), folders["promp"], folders["rl2"]])
+    (environment,) = by_environment(runs)
+    maml, promp, rl2 = environment.experiments
+    assert statistics.tested_after(maml) == [4, 4]
+    assert not statistics.comparable(maml, promp, "unseen tasks")  # other numbers of tasks
+    assert not statistics.comparable(promp, rl2, "unseen tasks")  # an episode, a trial
+    assert statistics.comparable(promp, rl2, "training")
+    assert statistics.comparable(promp, promp, "unseen tasks")
+    assert write_report(list(found.values()), Path("report")) == []
+    shown = Page(Path("report/report.html").read_text(encoding="utf-8")).shown
+    assert "Tested: 2 of 3 runs after 4 iterations." in shown
+    means = [test.returns["run"][:, 1].mean() for test in map(last_test, ("one", "three"))]
+    low, high = (f"{value:,.2f}".replace("-", "−") for value in (min(means), max(means)))
+    assert f"({low} to {high})" in shown
+
+
+def last_test(name: str):
+    """Return the test of a run after four iterations."""
+    return next(test for test in open_run(name).evaluations if test.iteration == 4)
+
+
+def test_a_metric_that_some_updates_lack_has_a_median():
+    kl = np.array([0.03, np.nan, 0.01])
+    run_data = types.SimpleNamespace(column=lambda name: kl if name == "kl_after" else kl * np.nan)
+    assert tables._median("kl_after")(run_data) == 0.02
+    assert np.isnan(tables._median("other")(run_data))
 
 
 def test_a_folder_of_runs_of_which_some_have_not_begun(folders):
@@ -704,7 +751,7 @@ def test_a_folder_of_runs_of_which_some_have_not_begun(folders):
     finals = [each["post_update_return_mean"].iloc[3] for each in runs]  # which all have done
     assert (row["score"], row["seeds"]) == ("training", "3")
     assert float(row["interquartile_mean"]) == pytest.approx(np.mean(finals))
-    assert min(finals) <= float(row["low_95"]) < float(row["high_95"]) <= max(finals)
+    assert row["low_95"] == row["high_95"] == ""  # three seeds are too few for the bootstrap
     shown = Page(Path("report/report.html").read_text(encoding="utf-8")).shown
     assert "Aggregates over seeds" in shown
 

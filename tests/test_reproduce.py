@@ -16,6 +16,7 @@ from hpc_maml.config import load_config
 from hpc_maml.errors import InputError
 from hpc_maml.reproduce import experiment as experiments
 from hpc_maml.reproduce import published_navigation
+from hpc_maml.reproduce import runs as runs_module
 from hpc_maml.reproduce.command import Reproduction
 from hpc_maml.reproduce.experiment import Published
 from hpc_maml.reproduce.page import write_page
@@ -186,7 +187,11 @@ def test_training_ends_at_the_return_that_was_asked_for(made, monkeypatch):
         path = write(f"{ends}.yaml", iterations=6, stop_at=level)
         done = planned(experiments.read(str(path)), folder / "out/tiny", 1)[0]
         assert done.done == 4
-        assert done.is_trained() == ends
+        assert not done.is_trained()  # there is no mean of ten iterations yet
+        with monkeypatch.context() as shorter:
+            shorter.setattr(runs_module, "WINDOW", 4)
+            assert done.is_trained() == ends
+    monkeypatch.setattr(runs_module, "WINDOW", 2)
     path = write("odd.yaml", iterations=6, stop_at=-1000.0, chunk=3)  # not in the middle of one
     assert not planned(experiments.read(str(path)), folder / "out/tiny", 1)[0].is_trained()
 
@@ -199,6 +204,9 @@ def test_returns_in_training_are_means_of_some_iterations(made):
         mean = values[max(0, index + 1 - WINDOW) : index + 1].mean()
         assert first.returns[index] == pytest.approx(mean, rel=1e-12)
     assert first.first_at(-1e9) is None  # it is not so long yet
+    values = np.arange(30.0)
+    values[5] = np.nan  # an iteration whose update diverged
+    assert np.flatnonzero(np.isnan(runs_module.averaged(values))).tolist() == [*range(5, 15)]
 
 
 def test_of_trials_the_sum_of_the_episodes_counts():
@@ -303,11 +311,25 @@ class TestRefusals:
             ({"published": {"source": "x", "scores": {"after_3": 1}}}, "of 2 updates has no score"),
             ({"speed": 3}, "unknown key 'methods.maml.speed'."),
             ({"test": {"rule": "published_navigation"}}, "step_sizes that are numbers"),
+            (
+                {"published": {"source": "x", "scores": {"after_1": float("nan")}}},
+                "'methods.maml.published.scores' must be a finite number",
+            ),
+            (
+                {"published": {"source": "x", "scores": {}, "confidence_95": {"after_1": 1}}},
+                "confidence_95 is of after_1, which is not among the scores",
+            ),
         ],
     )
     def test_a_file_that_is_wrong(self, changes, said):
         write(**changes)
         assert said in run(HERE, "reproduce", "tiny.yaml", code=BAD_INPUT).stderr
+
+    def test_a_tolerance_of_nothing(self):
+        data = EXPERIMENT | {"methods": {"maml": METHOD}, "tolerance": {"afer_1": 1.0}}
+        Path("tiny.yaml").write_text(yaml.safe_dump(data))
+        said = run(HERE, "reproduce", "tiny.yaml", code=BAD_INPUT).stderr
+        assert "tolerance is of afer_1, which is not among the published scores" in said
 
     def test_a_number_that_there_is_not(self):
         write()

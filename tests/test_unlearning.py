@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+from hpc_maml.algorithms.algorithm import gradient_metrics
 from hpc_maml.report.experiments import by_environment, read_runs
 from hpc_maml.report.page import page
 from hpc_maml.report.unlearning import USED, WINDOW, Fall, Watch, falls, unlearning
@@ -178,3 +179,11 @@ def test_a_report_says_it(tmp_path):
 
     assert "the return after adaptation fell from 8.40" in written(np.repeat([5.0, 9.0, 1.0], 20))
     assert "the return after adaptation fell" not in written(np.repeat([5.0, 9.0, 9.0], 20))
+
+
+def test_a_single_task_has_no_signal_to_noise():
+    """What is left of its squares is rounding, of either sign."""
+    for gradient in np.random.default_rng(1).standard_normal((20, 1000)).astype(np.float32):
+        square = float((gradient * gradient).sum())
+        assert np.isnan(gradient_metrics(gradient.astype(np.float64), square, 1)["gradient_snr"])
+        assert gradient_metrics(gradient / 2, square, 2)["gradient_snr"] == pytest.approx(3**-0.5)

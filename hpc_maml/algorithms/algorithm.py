@@ -219,7 +219,7 @@ def gradient_metrics(mean: np.ndarray, mean_square: float, num_tasks: int) -> di
     """
     length = norm(mean)
     variance = (mean_square - length * length) / max(num_tasks - 1, 1)
-    ratio = length / np.sqrt(variance) if variance > 0 else np.nan
+    ratio = length / np.sqrt(variance) if num_tasks > 1 and variance > 0 else np.nan
     return {"gradient_norm": length, "gradient_snr": float(ratio)}
 
 

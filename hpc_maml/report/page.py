@@ -19,6 +19,7 @@ from hpc_maml.report.statistics import (
     optima,
     policies,
     test_returns,
+    tested_after,
     trial_returns,
 )
 from hpc_maml.report.tables import Quantity, aggregate_rows, quantities
@@ -149,7 +150,7 @@ def _aggregates(environment: Environment) -> str:
     body = []
     for row in rows:
         interval = ""
-        if row["seeds"] > 1:
+        if not np.isnan(row["low_95"]):
             interval = f"{row['low_95']:,.2f} to {row['high_95']:,.2f}"
         numbers = [f"{row[name]:,.2f}" for name in ("mean", "interquartile_mean")]
         cells = [row["score"], str(row["seeds"]), *numbers, interval]
@@ -161,8 +162,9 @@ def _aggregates(environment: Environment) -> str:
         '<p class="note">The score of a run is its mean return in the last phase: in training, '
         "over the last tenth of the iterations, and on the unseen tasks of its last meta-test, of "
         "RL² in a whole trial. The interquartile mean leaves out the lowest and the highest "
-        "quarter of the runs; its interval is that of the bootstrap (Agarwal et al. 2021). How "
-        "likely a run of one experiment is above one of another is in aggregates.csv.</p>"
+        "quarter of the runs; its interval is that of the bootstrap (Agarwal et al. 2021), for "
+        f"which there must be {FEW_SEEDS} seeds. How likely a run of one experiment is above one "
+        "of another is in aggregates.csv.</p>"
     )
 
 
@@ -173,21 +175,24 @@ def _unit(quantity: Quantity) -> str:
 def _tests(environment: Environment) -> list[str]:
     """Return what every policy gets on unseen tasks, a table for each kind of phases."""
     tested = [each for each in environment.experiments if policies(each)]
+    several = len(environment.experiments) > 1
     return [
-        _tests_of_kind(kind, [each for each in tested if each.phase == kind])
+        _tests_of_kind(kind, [each for each in tested if each.phase == kind], several=several)
         for kind in kinds(tested)
     ]
 
 
-def _tests_of_kind(kind: str, experiments: Sequence[Experiment]) -> str:
-    """Return a row for every policy, a column for every phase, and one for a whole trial."""
+def _tests_of_kind(kind: str, experiments: Sequence[Experiment], *, several: bool) -> str:
+    """Return a row for every policy, a column for every phase, and one for a whole trial.
+
+    With ``several`` experiments in the environment, they are named.
+    """
     rows = [(each, policy) for each in experiments for policy in policies(each)]
     bands = [test_returns(*row) for row in rows]
     most = max(len(band.middle) for band in bands)
-    several = len(experiments) > 1
     body = []
     for (experiment, policy), band in zip(rows, bands, strict=True):
-        few = 1 < len(experiment.runs) < FEW_SEEDS
+        few = 1 < len(tested_after(experiment)) < FEW_SEEDS
         cells = _around(band, few=few)
         cells += [""] * (most - len(cells))
         if kind == EPISODE:
@@ -205,10 +210,22 @@ def _tests_of_kind(kind: str, experiments: Sequence[Experiment]) -> str:
         heads.append("whole trial")
         words = "in each episode of a trial"
     head = "".join(f"<th>{each}</th>" for each in heads)
+    when = "; ".join(
+        (f"{escape(each.label)}: " if several else "") + _when_tested(each) for each in experiments
+    )
     return (
         f'<div class="wide"><table><thead><tr><th>return on unseen tasks {words}</th>'
         f"{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+        f'<p class="note">Tested: {when}.</p>'
     )
+
+
+def _when_tested(experiment: Experiment) -> str:
+    """Say which runs of an experiment were tested, and after which iterations."""
+    after = sorted(set(tested_after(experiment)))
+    tested, runs = len(tested_after(experiment)), len(experiment.runs)
+    which = "" if runs == 1 else f"{tested} of {runs} runs "
+    return f"{which}after {', '.join(map(str, after))} iterations"
 
 
 def _around(band: Band, *, few: bool) -> list[str]:

@@ -11,6 +11,7 @@ from hpc_maml.storage.meta_tests import RUN, MetaTest, half_width
 from hpc_maml.storage.metrics import CLASS_SUCCESS
 
 BOOTSTRAPS = 10_000  # samples
+UNSEEN = "unseen tasks"  # the score of meta-tests
 FEW_SEEDS = 5  # of fewer, an interval says little: their range is shown, or each of them
 
 
@@ -41,11 +42,13 @@ def over_seeds(values: np.ndarray) -> Band:
 def interquartile_mean(scores: np.ndarray) -> np.ndarray:
     """Return the mean of the middle half of scores ``[..., runs, tasks]``, all taken together.
 
-    A quarter, rounded down, is dropped at either end (Agarwal et al. 2021, section 4.3).
+    A quarter, rounded down, is dropped at either end (Agarwal et al. 2021, section 4.3). NaN where
+    a score is NaN.
     """
     flat = np.sort(scores.reshape(*scores.shape[:-2], -1), axis=-1)
     dropped = flat.shape[-1] // 4
-    return flat[..., dropped : flat.shape[-1] - dropped].mean(-1)
+    means = flat[..., dropped : flat.shape[-1] - dropped].mean(-1)
+    return np.where(np.isnan(flat).any(-1), np.nan, means)
 
 
 def bootstrapped(
@@ -74,16 +77,24 @@ def final_scores(experiment: Experiment) -> dict[str, np.ndarray]:
     """Return the scores of every run ``[runs]``, by what they are of.
 
     Mean return in the last phase of the last tenth of the iterations that all have done, and that
-    of the last meta-test, if all runs have one of the same settings.
+    of the last meta-test, if all runs have one after the same iteration with the same settings.
     """
     training = [
         run.per_task["post_update_return"][run.final].mean() for run in experiment.even_runs
     ]
     found = {"training": np.array(training)}
     tests = _last_tests(experiment)
-    if len(tests) == len(experiment.runs):
-        found["unseen tasks"] = np.array([test.score for test in tests])
+    if len(tests) == len(experiment.runs) and len({test.iteration for test in tests}) == 1:
+        found[UNSEEN] = np.array([test.score for test in tests])
     return found
+
+
+def comparable(ours: Experiment, theirs: Experiment, score: str) -> bool:
+    """Return whether a score of two experiments is of the same: phases and meta-tests alike."""
+    if score != UNSEEN:
+        return True
+    kinds = {(test.phase, test.settings) for each in (ours, theirs) for test in _last_tests(each)}
+    return len(kinds) == 1
 
 
 def metric(experiment: Experiment, name: str) -> np.ndarray:
@@ -170,6 +181,11 @@ def policies(experiment: Experiment) -> list[str]:
     ]
 
 
+def tested_after(experiment: Experiment) -> list[int]:
+    """Return the iteration after which each run was tested that was."""
+    return [test.iteration for test in _last_tests(experiment)]
+
+
 def test_returns(experiment: Experiment, policy: str) -> Band:
     """Return what a policy gets on unseen tasks in each phase, ``[phases]``."""
     return over_seeds_or_tasks(test_returns_of_runs(experiment, policy))
@@ -223,22 +239,26 @@ def optima(experiment: Experiment) -> dict[str, float]:
 
 
 def _last_tests(experiment: Experiment) -> list[MetaTest]:
-    """Return the meta-test of the last tested checkpoint of every run that has one.
+    """Return the last meta-test of every run that has one.
 
-    All are of the same settings: of those that all runs were tested with, of most policies.
+    All are of the same settings, and of the last iteration after which all of these runs were
+    tested; where there is none, of the last of each. Of several settings those with most policies.
     """
-    latest = [
-        {test.settings: test for test in run.evaluations if test.iteration == last}
-        for run in experiment.runs
-        if (last := max((test.iteration for test in run.evaluations), default=None)) is not None
+    tested = [run.evaluations for run in experiment.runs if run.evaluations]
+    if not tested:
+        return []
+    after = [{test.iteration for test in tests} for tests in tested]
+    last = set.intersection(*after)
+    iterations = [max(last or own) for own in after]
+    by_settings = [
+        {test.settings: test for test in tests if test.iteration == iteration}
+        for tests, iteration in zip(tested, iterations, strict=True)
     ]
-    common = (
-        [each for each in latest[0] if all(each in tests for tests in latest)] if latest else []
-    )
+    common = [each for each in by_settings[0] if all(each in tests for tests in by_settings)]
     if not common:
         return []
-    chosen = max(common, key=lambda each: min(len(tests[each].returns) for tests in latest))
-    return [tests[chosen] for tests in latest]
+    chosen = max(common, key=lambda each: min(len(tests[each].returns) for tests in by_settings))
+    return [tests[chosen] for tests in by_settings]
 
 
 def over_seeds_or_tasks(per_run: Sequence[np.ndarray]) -> Band:

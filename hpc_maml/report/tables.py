@@ -11,7 +11,9 @@ import numpy as np
 from hpc_maml.report.experiments import Environment, Experiment, RunData, declared, kinds
 from hpc_maml.report.phases import EPISODE, FIRST, ends
 from hpc_maml.report.statistics import (
+    FEW_SEEDS,
     bootstrapped,
+    comparable,
     final_scores,
     interquartile_mean,
     probability_of_improvement,
@@ -51,7 +53,12 @@ def _of_trial(run: RunData) -> float:
 
 
 def _median(name: str) -> Callable[[RunData], float]:
-    return lambda run: float(np.median(run.column(name)))
+    def median(run: RunData) -> float:
+        values = run.column(name)
+        known = values[~np.isnan(values)]  # some updates that are rejected have no KL
+        return float(np.median(known)) if len(known) else np.nan
+
+    return median
 
 
 def _sum(name: str) -> Callable[[RunData], float]:
@@ -157,15 +164,16 @@ def experiment_rows(environments: Iterable[Environment]) -> list[Row]:
 def aggregate_rows(environments: Iterable[Environment]) -> list[Row]:
     """Return a row for each score of an experiment: mean and interquartile mean of its runs.
 
-    The interval of the latter is at 95 %, by the bootstrap over seeds; one seed has none. Every
-    other experiment of the environment has a column: how likely a run of this one beats its.
+    The interval of the latter is at 95 %, by the bootstrap over seeds; fewer than FEW_SEEDS, of
+    which it would be too narrow, have none. Every other experiment of the environment with a score
+    of the same kind has a column: how likely a run of this one beats its.
     """
     rows = []
     for environment, experiment in _each(environments):
         for name, scores in final_scores(experiment).items():
             interval = (
                 bootstrapped(scores[:, None], interquartile_mean)
-                if len(scores) > 1
+                if len(scores) >= FEW_SEEDS
                 else (np.nan, np.nan)
             )
             row = {
@@ -179,7 +187,8 @@ def aggregate_rows(environments: Iterable[Environment]) -> list[Row]:
             }
             for other in environment.experiments:
                 theirs = final_scores(other).get(name)
-                if other is not experiment and theirs is not None:
+                alike = other is not experiment and comparable(experiment, other, name)
+                if theirs is not None and alike:
                     beats = probability_of_improvement(scores, theirs)
                     row[f"probability_above {other.label}"] = beats
             rows.append(row)
@@ -208,7 +217,7 @@ def test_rows(environments: Iterable[Environment]) -> list[Row]:
     """Return the means of all meta-tests, with their 95 % confidence over the tasks.
 
     A phase is a number of "updates" or of an "episode"; "trial" is the sum of its episodes. Optimal
-    returns have none.
+    returns have none. Each row has the settings of the "test".
     """
     return [
         {
@@ -216,6 +225,7 @@ def test_rows(environments: Iterable[Environment]) -> list[Row]:
             "run": run.name,
             "seed": run.config["seed"],
             "iteration": test.iteration,
+            "test": test.settings,
             "tasks": len(test.tasks),
             "policy": policy,
             "phase": phase,
@@ -241,11 +251,12 @@ def success_rows(environments: Iterable[Environment]) -> list[Row]:
             "run": run.name,
             "seed": run.config["seed"],
             "iteration": test.iteration,
+            "test": test.settings,
             "class": name,
             "tasks": len(values),
             "policy": policy,
-            "phase": test.phase,
-            "number": test.first + phase,
+            "phase": test.phase_of(policy),
+            "number": FIRST[test.phase_of(policy)] + phase,
             "success_mean": float(values[:, phase].mean()),
             "confidence_95": float(half_width(values[:, phase])),
         }

@@ -5,11 +5,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, FiniteFloat, ValidationError, model_validator
 
 from hpc_maml.config import MOST_TASKS, MOST_UPDATES, Config, load_config
 from hpc_maml.errors import InputError, nearest, reason_of, shown
-from hpc_maml.settings import Count, Positive, Section, broken_rule
+from hpc_maml.settings import Count, NonNegative, Positive, Section, broken_rule
 from hpc_maml.yaml_text import read_yaml
 
 CONFIGS = Path(str(files("hpc_maml"))) / "configs"
@@ -21,8 +21,8 @@ class Published(Section):
     """A row of a published table."""
 
     source: str
-    scores: dict[str, float]
-    confidence_95: dict[str, float] = Field({})  # half of the interval
+    scores: dict[str, FiniteFloat]
+    confidence_95: dict[str, NonNegative] = Field({})  # half of the interval
     environment_steps: Count | None = None  # of training, at most
 
     @model_validator(mode="after")
@@ -30,6 +30,9 @@ class Published(Section):
         for name in (*self.scores, *self.confidence_95):
             if not SCORE.fullmatch(name):
                 raise ValueError(f"there is no score {name}: {SCORE.pattern.replace('|', ', ')}")
+        for name in self.confidence_95:
+            if name not in self.scores:
+                raise ValueError(f"confidence_95 is of {name}, which is not among the scores")
         return self
 
 
@@ -92,7 +95,7 @@ class Experiment(Section):
     about: str
     seeds: Count = 3  # 1, 2, ...
     chunk: Count = 20  # iterations that a run makes before another may go on
-    tolerance: dict[str, float] = Field({})  # by score; where none is given, the published interval
+    tolerance: dict[str, NonNegative] = Field({})  # by score; otherwise the published interval
     methods: dict[str, Method] = Field({})
     benchmark: list[str] = Field([])  # instead of methods: of benchmarks/, with its options
     remarks: str = ""
@@ -101,6 +104,10 @@ class Experiment(Section):
     def _one_kind(self) -> Self:
         if bool(self.methods) == bool(self.benchmark):
             raise ValueError("an experiment has either methods or a benchmark")
+        published = {score for each in self.methods.values() for score in each.published.scores}
+        for name in self.tolerance:
+            if name not in published:
+                raise ValueError(f"tolerance is of {name}, which is not among the published scores")
         return self
 
     def tolerated(self, published: Published, score: str) -> float:

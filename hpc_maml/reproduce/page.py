@@ -91,7 +91,8 @@ def _page(name: str, experiment: Experiment, runs: Sequence[PlannedRun], how: st
         f"\n{drawn}, mean over the tasks of an iteration, after adaptation or of a trial, averaged "
         f"over {WINDOW} iterations: a line for each seed."
     )
-    if any(_drawn_level(method) is not None for method in experiment.methods.values()):
+    levels = [_drawn_level(each, _has_success(begun)) for each in experiment.methods.values()]
+    if any(level is not None for level in levels):
         yield "Dashed lines are published values on unseen tasks."
     yield "\n## Table\n"
     found = {run: scores(run) for run in begun}  # once: a test may end meanwhile
@@ -112,11 +113,14 @@ def _page(name: str, experiment: Experiment, runs: Sequence[PlannedRun], how: st
 
 
 def _score_names(experiment: Experiment, found: Scores) -> list[str]:
-    """Return the scores that were published, and success where there is success."""
+    """Return the scores that were published, and success where there is success.
+
+    All where that is none.
+    """
     published = {each for method in experiment.methods.values() for each in method.published.scores}
     names = dict.fromkeys(each for its in found.values() for each in its)
     kept = [each for each in names if each in published or "success" in each]
-    return kept + sorted(published - set(kept))
+    return kept + sorted(published - set(kept)) or list(names)
 
 
 def _table(experiment: Experiment, found: Scores) -> Iterator[str]:
@@ -129,7 +133,11 @@ def _table(experiment: Experiment, found: Scores) -> Iterator[str]:
             cells = [_number(its[each]) if each in its else "" for each in names]
             yield f"| {run.name} | {' | '.join(cells)} |"
         if len(mine) > 1:
-            cells = [_mean([its[each] for its in mine.values() if each in its]) for each in names]
+            cells = []
+            for each in names:
+                values = [its[each] for its in mine.values() if each in its]
+                some = 0 < len(values) < len(mine)
+                cells.append(_mean(values) + (f" ({len(values)} of them)" if some else ""))
             yield f"| **{label}, mean of {len(mine)} seeds** | {' | '.join(cells)} |"
         if method.published.scores:
             cells = [_published(method, each) for each in names]
@@ -202,14 +210,14 @@ def _costs(runs: Sequence[PlannedRun]) -> Iterator[str]:
 
 
 def trained_score(method: Method) -> float | None:
-    """Return the published score that training works for: after one update, or of a trial."""
+    """Return the published score that training works for: of a trial, or after one update."""
     published = method.published.scores
-    return published.get("after_1", published.get("trial"))
+    return published.get("trial", published.get("after_1"))
 
 
-def _drawn_level(method: Method) -> float | None:
-    """Return the published score that is drawn beside the curves."""
-    return method.published.scores.get("success", trained_score(method))
+def _drawn_level(method: Method, has_success: bool) -> float | None:
+    """Return the published score that is drawn beside the curves, which may be of success."""
+    return method.published.scores.get("success") if has_success else trained_score(method)
 
 
 def _has_published(experiment: Experiment) -> bool:
@@ -247,7 +255,7 @@ def _picture(experiment: Experiment, runs: Sequence[PlannedRun]) -> bytes:
                     alpha=0.8,
                     label=f"{label}, {len(mine)} seeds" if number == 0 else None,
                 )
-            level = _drawn_level(method)
+            level = _drawn_level(method, _has_success(runs))
             if mine and level is not None:
                 axis.axhline(level, color=colour, linestyle="--", linewidth=1)
         axis.set_xlabel("environment steps")

@@ -83,7 +83,7 @@ class PlannedRun:
         level = self.method.stop_at
         return (
             level is not None
-            and done > 0
+            and done >= WINDOW
             and done % self.experiment.chunk == 0
             and bool(self.returns[-1] >= level)
         )
@@ -126,10 +126,8 @@ class PlannedRun:
 
 def averaged(values: np.ndarray) -> np.ndarray:
     """Return the means ``[n]`` of each of the values ``[n]`` and those before, WINDOW at most."""
-    sums = np.concatenate([[0.0], values.cumsum()])
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(ends - WINDOW, 0)
-    return (sums[1:] - sums[starts]) / (ends - starts)
+    ends = range(1, len(values) + 1)
+    return np.array([values[max(0, end - WINDOW) : end].mean() for end in ends])
 
 
 def planned(experiment: Experiment, folder: Path, seeds: int) -> list[PlannedRun]:
@@ -187,5 +185,10 @@ def commands(run: PlannedRun) -> Iterator[str]:
     train = run.train_words()
     train[2] = f"configs/{run.method.config}.yaml"
     train[-1] = f"num_iterations={max(run.done, 1)}"
-    for words in (train, *(() if run.by_rule else (run.test_words(),))):
-        yield f"python -m hpc_maml {shlex.join(words)}"
+    yield f"python -m hpc_maml {shlex.join(train)}"
+    test = run.method.test
+    if run.by_rule:
+        words = [str(run.folder), "--step-sizes", *map(str, test.numbers)]
+        yield f"python -m hpc_maml.reproduce.{test.rule} {shlex.join(words)}"
+    else:
+        yield f"python -m hpc_maml {shlex.join(run.test_words())}"
