@@ -13,11 +13,11 @@ from conftest import HERE, SMALL, environment, run
 from hpc_maml.config import Config, check_config
 from hpc_maml.run.doctor import Facts, check_run_folder, examine
 
-LINE = re.compile(r"^(ok|warning|error) +(MPI|CUDA-aware MPI|run folder|\S+)  +\S")
+LINE = re.compile(r"^(ok|warning|error) +(MPI|CUDA-aware MPI|huge pages|run folder|\S+)  +\S")
 CPU = check_config({"device": "cpu", "meta_batch_size": 16})
 SPLIT = check_config({"device": "cpu", "topology": {"layout": "split"}})
 SUBJECTS = ["MPI", "launcher", "versions", "ranks", "cores", "tasks", "GPUs", "memory"]
-SUBJECTS += ["run folder", "HDF5", "MuJoCo", "torch", "Slurm"]
+SUBJECTS += ["huge pages", "run folder", "HDF5", "MuJoCo", "torch", "Slurm"]
 
 
 def ranks(host: str, number: int, cores: int, *, of: int = 8, **changes) -> list[Facts]:
@@ -77,6 +77,13 @@ def test_tasks_that_are_not_even_for_the_ranks():
 def test_cores_of_ranks_bound_one_by_one_are_added_up():
     apart = [replace(each, cores=frozenset([n])) for n, each in enumerate(ranks("a", 8, 1))]
     assert findings(apart)["cores"] == "ok: a: 8 ranks on 8 of 8 cores"
+
+
+def test_huge_pages():
+    found = findings(ranks("a", 2, 4, huge_pages="always") + ranks("b", 1, 4, huge_pages="madvise"))
+    assert found["huge pages"] == "ok: always, madvise"
+    found = findings(ranks("a", 2, 4) + ranks("b", 1, 4, huge_pages="never"))["huge pages"]
+    assert found.startswith("ok: never on b: roll-outs and outer steps may take half as long")
 
 
 def test_an_environment_that_differs_on_one_host():

@@ -57,6 +57,7 @@ class Facts:
     slurm_tasks: int | None  # of the job around it
     memory: int = 0  # bytes that the job may use on this host, 0 if that is not known
     memory_limit: str = ""  # who sets it
+    huge_pages: str = ""  # always, madvise or never; empty if that is not known
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,16 @@ def look(environment: Mapping[str, str] = os.environ) -> Facts:
         slurm_tasks=int(tasks) if tasks and "SLURM_HET_SIZE" not in environment else None,
         memory=bytes_available,
         memory_limit=limit,
+        huge_pages=_huge_pages(),
     )
+
+
+def _huge_pages() -> str:
+    try:
+        choices = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    except OSError:
+        return ""
+    return choices.partition("[")[2].partition("]")[0]
 
 
 def _mpi_library_file() -> str:
@@ -124,6 +134,7 @@ def examine(
         *_tasks(plan, config.meta_batch_size),
         *_gpus(hosts, ranks, plan.places, config.device),
         *(_memory(host, here, ranks, plan, needs) for host, here in hosts.items() if needs),
+        _pages(hosts, ranks),
     ]
 
 
@@ -156,6 +167,18 @@ def _memory(
         level, text = "error", f"{host}: at least {size_text(least)} of {of}"
     cure = "use more nodes or more memory, or smaller horizon, fast_batch_size, meta_batch_size"
     return Check(level, "memory", f"{text}: {cure}")
+
+
+def _pages(hosts: Mapping[str, list[int]], ranks: Sequence[Facts]) -> Check:
+    """Say when the kernels give huge pages; only an administrator can change it."""
+    when = {host: ranks[here[0]].huge_pages for host, here in hosts.items()}
+    without = [host for host, found in when.items() if found == "never"]
+    if without:
+        cost = "roll-outs and outer steps may take half as long again"
+        return Check("ok", "huge pages", f"never on {', '.join(without)}: {cost}")
+    return Check(
+        "ok", "huge pages", ", ".join(sorted({each or "unknown" for each in when.values()}))
+    )
 
 
 def _library(ranks: Sequence[Facts]) -> Check:
